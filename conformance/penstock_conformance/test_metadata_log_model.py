@@ -31,7 +31,8 @@ KIND = "metadata_log"
 _LIVES = 5
 _STEPS = 39
 _READ = ("get", "get", "list", "head")
-_ASKED = (*_READ, "put", "put_if_absent", "delete")
+_WRITE = ("put", "put_if_absent")
+_ASKED = (*_READ, *_WRITE, "delete")
 
 
 class _Owner:
@@ -61,6 +62,8 @@ class _Model:
         self._writers: dict[int, _Owner] = {}
         #: What may be the entry of an index, because an attempt was cut off or its outcome is unknown.
         self._maybe: defaultdict[int, list[bytes]] = defaultdict(list)
+        #: Where the newest attempt failed, and a read found nothing.
+        self._failed = 0
         self._snapshots: dict[int, bytes] = {}
         self._maybe_snapshots: dict[int, bytes] = {}
         self._owners: Sequence[_Owner] = ()
@@ -98,13 +101,14 @@ class _Model:
                 assert entry.data == copy, f"an entry changed after it was read: index={entry.index}"
 
     async def _begin(self, owner: _Owner, other: _Owner) -> None:
-        """A snapshot after a newer one, and an entry of another where an append failed."""
-        for _ in range(3):
+        """A snapshot after a newer one, one that fails, and an entry of another where an append failed."""
+        for _ in range(4):
             await self._append(owner)
-        for index in (self._end - 1, self._end - 2):
-            await self._write_snapshot(owner, index)
+        for index, fails in ((self._end - 2, ()), (self._end - 3, ()), (self._end - 1, _WRITE)):
+            await self._write_snapshot(owner, index, fails)
             self._check_figures()
-        await self._append(owner, fails=("put", "put_if_absent"))
+        await self._append(owner, fails=_WRITE)
+        self._check_figures()
         await self._plain_append(other)
         await self._take_a_taken_index(owner)
 
@@ -168,9 +172,12 @@ class _Model:
         if done:
             self._appended(owner, index, data)
         else:
-            owner.unknown += 1
             self._maybe[index].append(data)
             await self._check_read(owner, self._floor() + 1)
+            if self._end > index:
+                owner.unknown += 1
+            else:  # it isn't there, and no figure tells of it
+                self._failed = index
 
     def _appended(self, owner: _Owner, index: int, data: bytes) -> None:
         assert index == self._end, f"an entry {index} was appended where {self._end} was to come"
@@ -351,7 +358,9 @@ class _Model:
 
     # --- snapshots
 
-    async def _write_snapshot(self, owner: _Owner, index: int | None = None) -> None:
+    async def _write_snapshot(
+        self, owner: _Owner, index: int | None = None, fails: Sequence[str] = ()
+    ) -> None:
         """The newest one counts, whichever was written last."""
         if not self._entries:
             return
@@ -363,7 +372,8 @@ class _Model:
         data = self._data()
         self.steps.note(f"snapshot of {index}")
         self._maybe_snapshots[index] = data
-        if await self._or_unavailable(owner, owner.log.write_snapshot(MetadataSnapshot(index, data))):
+        writing = owner.log.write_snapshot(MetadataSnapshot(index, data))
+        if await self._or_unavailable(owner, writing, fails=fails):
             self._wrote(owner, index)
         for reader in self._owners:
             await self._check_snapshot(reader)
@@ -421,11 +431,10 @@ class _Model:
             assert owner.conflicts_with_others <= told.conflicts <= owner.conflicts, (
                 f"{owner.conflicts} indexes were taken by another: {told}"
             )
-            newest = max((*self._snapshots, *self._maybe_snapshots), default=0)
+            newest = max(self._snapshots, default=0)  # all were looked for since an attempt failed
             assert owner.known <= told.last_index, f"{owner.known} is known here: {told}"
-            assert told.last_index < self._end or self._maybe.get(self._end), (
-                f"{self._end} isn't there: {told}"
-            )
+            may_be = self._maybe.get(self._end) and self._failed != self._end
+            assert told.last_index < self._end or may_be, f"{self._end} isn't there: {told}"
             assert owner.snapshot <= told.snapshot_index <= newest, (
                 f"the newest snapshot, written here, is of {owner.snapshot}: {told}"
             )

@@ -7,6 +7,7 @@ __all__ = ()
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -235,6 +236,45 @@ class HasOneSnapshotOfFigures(PlainMetadataLog):
         for name in MetadataLogStatistics.__dataclass_fields__:
             object.__setattr__(self._told, name, getattr(now, name))
         return self._told
+
+
+@mutant(KIND, "tells_of_a_snapshot_that_failed", _OUTAGES, level=4)
+class TellsOfASnapshotThatFailed(PlainMetadataLog):
+    """Notes the index before it writes."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        self._snapshot_index = max(self._snapshot_index, snapshot.index)
+        await super().write_snapshot(snapshot)
+
+
+@mutant(KIND, "counts_an_append_that_failed", _OUTAGES, level=4)
+class CountsAnAppendThatFailed(PlainMetadataLog):
+    """Takes what it sent for what is there, in its figures only."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        try:
+            await super().append(index, data)
+        except UnavailableError:
+            self._appends += 1
+            raise
+
+
+@mutant(KIND, "knows_an_entry_that_failed", _OUTAGES, level=4)
+class KnowsAnEntryThatFailed(PlainMetadataLog):
+    """Tells the index that it tried last."""
+
+    _tried = 0
+
+    async def append(self, index: int, data: bytes) -> None:
+        try:
+            await super().append(index, data)
+        except UnavailableError:
+            self._tried = index
+            raise
+
+    def statistics(self) -> MetadataLogStatistics:
+        told = super().statistics()
+        return replace(told, last_index=max(told.last_index, self._tried))
 
 
 @mutant(KIND, "ends_a_read_at_an_outage", _OUTAGES, level=4)
