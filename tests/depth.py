@@ -30,6 +30,7 @@ NUMBERS = {
     "lake_records": (200, 500),  # of a log that is replayed against its table
     "native_batches": (2000, 20_000),  # wrong ones, read by native code under sanitizers
     "native_records": (400, 5000),  # of odd numbers
+    "portions": (1000, 2500),  # elements of the arrays of a long request
     "probe_writers": (2, 3),  # processes that a probe of a cloud races with each other
     "race_rounds": (5, 50),  # races of processes for one object, on each store
     "race_writers": (3, 8),  # the processes

@@ -34,7 +34,7 @@ _RUNS: list[tuple[str, ...]] = [
     # kills at each step, and its process of its own, are in its own tests: each process has to import its libraries
     (
         *("lake_compactor", "iceberg_compactor", "--set", "own_process=false"),
-        *("--level", "1", "--level", "2", "--level", "4"),
+        *("--level", "1", "--level", "4"),
     ),
     # what no plugin here claims, or only in its own tests
     ("object_store", "reference", *_REFERENCE, "-k", "swap or token"),
@@ -44,6 +44,7 @@ _RUNS: list[tuple[str, ...]] = [
 ]
 #: The same on other media, with other sizes, or at all levels; and what mutants are made of.
 _MORE: list[tuple[str, ...]] = [
+    ("lake_compactor", "iceberg_compactor", "--set", "own_process=false", "--level", "2"),
     ("object_store", "object_store_fsspec", "--set", "url=memory://conformance"),
     (
         *("wal", "wal_block", "--set", "capacity=4MiB", "--set", "group_bytes_max=64KiB"),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient
+from tests.depth import in_full
 from tests.integration.conftest import ServeProcess, free_port
 from tests.patience import HANG_S
 
@@ -186,7 +187,7 @@ def test_broker_that_dies_in_the_middle_ends_the_run(tmp_path: Path) -> None:
             run.run({})
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, *in_full(signal.SIGTERM)])
 def test_stopped_measurement_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     data = tmp_path / "data"
     data.mkdir()

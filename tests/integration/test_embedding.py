@@ -17,6 +17,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from confluent_kafka import Consumer, Producer
 from penstock_object_store_fsspec._store import FsspecObjectStore
+from tests.depth import in_full
 from tests.patience import HANG_S
 
 from penstock import Broker, SyncBroker
@@ -404,20 +405,22 @@ def test_fixture_delays_a_first_rebalance_only_when_asked_to(tmp_path: Path, ini
             "penstock_broker_scope is one of function, class, module, package, session",
         ),
         (
-            "penstock_broker_storage = disk",
-            "penstock_broker_storage is one of memory, directory: value='disk'",
-        ),
-        (
             "penstock_broker_set = topics.partitons=3",
             "penstock_broker_set: --set topics.partitons: topics.partitons is no configuration key, the nearest",
         ),
-        (
-            "penstock_broker_set = wal.capacity=1KiB",
-            "penstock_broker_set: --set wal.capacity: wal.capacity must be",
-        ),
-        (
-            "penstock_broker_set = wal.plugin=wal_blok",
-            "penstock_broker_set: no plugin of this kind has this name, the nearest is wal_block: kind=wal",
+        *in_full(
+            (
+                "penstock_broker_storage = disk",
+                "penstock_broker_storage is one of memory, directory: value='disk'",
+            ),
+            (
+                "penstock_broker_set = wal.capacity=1KiB",
+                "penstock_broker_set: --set wal.capacity: wal.capacity must be",
+            ),
+            (
+                "penstock_broker_set = wal.plugin=wal_blok",
+                "penstock_broker_set: no plugin of this kind has this name, the nearest is wal_block: kind=wal",
+            ),
         ),
     ],
 )
