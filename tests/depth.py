@@ -8,7 +8,7 @@ tries has the mark ``full``.
 
 from __future__ import annotations
 
-__all__ = ("FULL", "NUMBERS", "how_many", "in_full", "pairs", "seeds")
+__all__ = ("FULL", "NUMBERS", "examples", "how_many", "in_full", "pairs", "seeds")
 
 import itertools
 import os
@@ -21,7 +21,7 @@ from _pytest.mark import ParameterSet
 NUMBERS = {
     "broker_lives": (8, 100),  # random histories of a broker in simulated time
     "crowd_seeds": (2, 8),  # random crowds of clients in simulated time
-    "examples": (25, 200),  # of Hypothesis, for each property of decoders
+    "examples": (30, 100),  # of Hypothesis: percent of those that each property names
     "fuzz_cases": (250, 900),  # requests of each seed, and their connections
     "kills": (10, 50),  # of a broker that small batches are written to
     "lake_commits": (25, 100),  # of a table whose files are merged
@@ -29,7 +29,6 @@ NUMBERS = {
     "lake_kills_s3": (1, 3),  # the same, on S3
     "lake_records": (200, 500),  # of a log that is replayed against its table
     "native_batches": (2000, 20_000),  # wrong ones, read by native code under sanitizers
-    "native_records": (400, 5000),  # of odd numbers
     "portions": (1000, 2500),  # elements of the arrays of a long request
     "probe_writers": (2, 3),  # processes that a probe of a cloud races with each other
     "race_rounds": (5, 50),  # races of processes for one object, on each store
@@ -56,6 +55,11 @@ def how_many(name: str) -> int:
     """How many there are of this in this run."""
     default, full = NUMBERS[name]
     return int(_given.get(name, full if FULL else default))
+
+
+def examples(usual: int) -> int:
+    """How many examples Hypothesis tries in this run, of a property that is worth so many."""
+    return max(1, usual * how_many("examples") // 100)
 
 
 def seeds(name: str) -> range:

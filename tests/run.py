@@ -49,14 +49,6 @@ def pytest_configure(config: pytest.Config) -> None:
     interruption = Interruption()
     config.pluginmanager.register(interruption)
     config.add_cleanup(interruption.close)
-    hypothesis.configuration.set_hypothesis_home_dir(cache_dir() / "hypothesis")  # not in the checkout
-    hypothesis.settings.register_profile(
-        "busy",
-        deadline=None,
-        suppress_health_check=[hypothesis.HealthCheck.too_slow],
-        database=hypothesis.database.DirectoryBasedExampleDatabase(cache_dir() / "hypothesis"),
-    )
-    hypothesis.settings.load_profile("busy")
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False  # tests go out in the order below
         config.pluginmanager.register(_Scheduler())
@@ -83,6 +75,17 @@ def pytest_configure(config: pytest.Config) -> None:
             lend_compiled(bytecode, [place for place in sys.path if Path(place).name == "site-packages"])
             os.environ["PYTHONPYCACHEPREFIX"] = str(bytecode)
             os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    from tests.depth import examples  # as deep as the options said
+
+    hypothesis.configuration.set_hypothesis_home_dir(cache_dir() / "hypothesis")  # not in the checkout
+    hypothesis.settings.register_profile(
+        "busy",
+        deadline=None,
+        max_examples=examples(100),
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+        database=hypothesis.database.DirectoryBasedExampleDatabase(cache_dir() / "hypothesis"),
+    )
+    hypothesis.settings.load_profile("busy")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.depth import examples
 
 from penstock.direct_io import (
     BLOCK_BYTES,
@@ -47,7 +48,7 @@ def placed(size: int, offset: int, fill: int) -> memoryview:
     return view
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(PIECES, st.sampled_from([1, 2, 7, 64]), st.sampled_from([0, BLOCK_BYTES, 20 * BLOCK_BYTES]))
 def test_vectors_are_aligned_and_add_up(
     pieces: list[tuple[int, int, bool]], bounce_blocks: int, write_bytes: int
@@ -81,7 +82,7 @@ def test_vectors_are_aligned_and_add_up(
 
 
 @pytest.mark.parametrize("native", [True, False])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(pieces=PIECES, bounce_blocks=st.sampled_from([1, 2, 7, 64]), groups=st.integers(1, 4))
 def test_many_buffers_at_once_are_written_as_one_by_one(
     native: bool, pieces: list[tuple[int, int, bool]], bounce_blocks: int, groups: int

@@ -21,6 +21,7 @@ from penstock_allocator_sequential._allocator import (
     open_allocator,
 )
 from penstock_allocator_sequential._mapping import class_bytes
+from tests.depth import examples
 
 from penstock.errors import ClosedError, FullError, InvalidRequestError, InvariantError
 from penstock.spi import Services
@@ -524,4 +525,6 @@ class AllocatorMachine(RuleBasedStateMachine):
 
 
 TestAllocatorMachine = AllocatorMachine.TestCase
-TestAllocatorMachine.settings = hypothesis_settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestAllocatorMachine.settings = hypothesis_settings(
+    max_examples=examples(30), stateful_step_count=40, deadline=None
+)

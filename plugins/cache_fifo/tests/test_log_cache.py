@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from penstock_cache_fifo import penstock_register_log_cache
 from penstock_cache_fifo._cache import FifoLogCache, FifoLogCacheSettings
+from tests.depth import examples
 
 from penstock.errors import ClosedError, InvariantError
 from penstock.spi import Services
@@ -525,7 +526,9 @@ class LogCacheMachine(RuleBasedStateMachine):
 
 
 TestLogCacheMachine = LogCacheMachine.TestCase
-TestLogCacheMachine.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLogCacheMachine.settings = hypothesis_settings(
+    max_examples=examples(60), stateful_step_count=40, deadline=None
+)
 
 
 @given(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from penstock_iceberg_compactor.decode._avro import AvroCodec
 from penstock_iceberg_compactor.decode._decoder import Decoded
 from tests.arrow_text import visible
-from tests.depth import how_many
+from tests.depth import examples
 
 
 def _encode(schema: Any, *values: Any) -> list[bytes]:
@@ -278,7 +278,7 @@ _SCHEMAS = st.recursive(_LEAVES, _nested, max_leaves=5)
 
 
 @given(data=st.data())
-@settings(max_examples=how_many("examples"))
+@settings(max_examples=examples(100))
 def test_the_bulk_way_says_what_the_row_wise_way_says(data: st.DataObject) -> None:
     schema, values = data.draw(_SCHEMAS)
     physical = fastavro.parse_schema(_without_logical(schema))
@@ -303,7 +303,7 @@ def test_the_bulk_way_says_what_the_row_wise_way_says(data: st.DataObject) -> No
 
 
 @given(data=st.data())
-@settings(max_examples=how_many("examples"))
+@settings(max_examples=examples(100))
 def test_the_row_wise_way_reads_what_fastavro_reads(data: st.DataObject) -> None:
     schema, values = data.draw(_SCHEMAS)
     schema = _without_logical(schema)

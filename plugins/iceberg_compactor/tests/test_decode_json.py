@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock_iceberg_compactor.decode import Decoded, Fitter, JsonDecoder, Limits, conform
-from tests.depth import how_many
+from tests.depth import examples
 
 
 def _decode(*items: bytes | None, decoder: JsonDecoder | None = None) -> Decoded:
@@ -266,7 +266,7 @@ _KNOWN = pa.struct(
     nulls=st.booleans(),
     timestamps=st.booleans(),
 )
-@settings(max_examples=how_many("examples"))
+@settings(max_examples=examples(100))
 def test_the_bulk_way_says_what_the_row_wise_way_says(
     batches: list[list[bytes | None]], known: Any, grow: bool, nulls: bool, timestamps: bool
 ) -> None:
@@ -285,7 +285,7 @@ def test_the_bulk_way_says_what_the_row_wise_way_says(
 
 
 @given(items=_ITEMS, cut=st.integers(0, 40), nulls=st.booleans())
-@settings(max_examples=how_many("examples"))
+@settings(max_examples=examples(100))
 def test_columns_are_the_same_wherever_batches_end(items: list[bytes | None], cut: int, nulls: bool) -> None:
     whole, parts = JsonDecoder(Fitter(nulls=nulls)), JsonDecoder(Fitter(nulls=nulls))
     wanted = _decode(*items, decoder=whole)

@@ -21,7 +21,7 @@ from penstock_iceberg_compactor.decode._protobuf import (
     message_at,
 )
 from tests.arrow_text import visible
-from tests.depth import how_many
+from tests.depth import examples
 
 _TEXT = """
 syntax = "proto3";
@@ -293,7 +293,7 @@ def test_a_timestamp_that_is_there_twice_is_merged() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=how_many("examples"))
+@settings(max_examples=examples(100))
 def test_the_bulk_way_says_what_the_row_wise_way_says(data: st.DataObject) -> None:
     kind = message_factory.GetMessageClass(_message(_TEXT, 1))
     good = _MESSAGES.map(lambda values: kind(**values).SerializeToString(deterministic=True))

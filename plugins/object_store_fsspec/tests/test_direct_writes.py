@@ -20,6 +20,7 @@ from penstock_object_store_fsspec._direct import (
     read_direct,
 )
 from penstock_object_store_fsspec._files import FileTree
+from tests.depth import examples
 
 from penstock.checksum import checksum
 from penstock.spi import Buffer
@@ -39,7 +40,7 @@ SIZES = st.one_of(
 
 
 @settings(
-    max_examples=40,
+    max_examples=examples(40),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -98,7 +99,7 @@ def test_a_file_system_without_direct_writes_is_written_as_usual(
 
 
 @settings(
-    max_examples=60,
+    max_examples=examples(60),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -178,7 +179,7 @@ ENTRIES = st.tuples(
 
 
 @settings(
-    max_examples=60,
+    max_examples=examples(60),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from penstock_object_store_fsspec import Settings, penstock_register_object_store
 from penstock_object_store_fsspec._backend import check_key
 from penstock_object_store_fsspec._files import FileTree
+from tests.depth import examples
 
 from penstock.errors import (
     AlreadyExistsError,
@@ -244,7 +245,7 @@ async def test_listing_is_in_key_order_whatever_the_directories(store: ObjectSto
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_listing_equals_a_sorted_filter(data: st.DataObject) -> None:
     """Model: the walk over directories gives what sorting all keys gives."""
     part = st.text("ab-.0~ ", min_size=1, max_size=3).filter(lambda text: text not in {".", ".."})

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from penstock_partitioner import PartitionerSettings, penstock_register_partitioner
 from penstock_partitioner._murmur2 import murmur2
 from penstock_partitioner._partitioner import ConfiguredPartitioner
+from tests.depth import examples
 
 from penstock.errors import InvalidRequestError
 from penstock.spi import Services
@@ -116,7 +117,7 @@ def test_topics_have_states_of_their_own() -> None:
     assert len(set(one)) == 1
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(seed=st.integers(0, 2**32), count=st.integers(2, 6))
 def test_bytes_are_spread_evenly_whatever_the_record_sizes(seed: int, count: int) -> None:
     partitioner = make(seed=seed, batch_bytes=1000)

@@ -16,6 +16,7 @@ from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import BLOCK_BYTES
 from penstock_wal_block._headers import Owner
 from penstock_wal_block._log import BlockLog
+from tests.depth import examples
 
 from penstock.checksum import checksum
 from penstock.direct_io import LARGE_BYTES, filler_bytes
@@ -157,7 +158,7 @@ class Life:
 
 @pytest.mark.parametrize("sync", ["auto", "fdatasync", "dsync"])
 @pytest.mark.parametrize("io", ["direct", "buffered"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(operations=OPERATIONS)
 def test_what_is_written_comes_back(io: str, sync: Sync, operations: list[tuple[str, object]]) -> None:
     """Byte by byte, over any number of laps of the ring and openings."""
@@ -173,7 +174,7 @@ def test_what_is_written_comes_back(io: str, sync: Sync, operations: list[tuple[
         life.device.close()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.lists(ENTRIES, min_size=1, max_size=12),
     st.integers(0, RING_BYTES // BLOCK_BYTES - 1),

@@ -18,6 +18,7 @@ from penstock_wal_block._headers import Owner
 from penstock_wal_block._log import BlockLog, Flight
 from penstock_wal_block._place import find_header
 from penstock_wal_block._stripe import StripedDevice
+from tests.depth import examples
 
 from penstock.errors import CorruptError, FencedError, FullError, NewerVersionError
 from penstock.spi import Buffer
@@ -283,7 +284,7 @@ _OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(operations=_OPERATIONS, seed=st.integers(0, 2**32))
 def test_no_crash_loses_an_acked_entry_or_revives_a_lost_one(
     operations: list[tuple[str, ...]], seed: int
@@ -328,7 +329,7 @@ def _crash(run: Run, rng: random.Random, steps: int, size: int) -> None:
     run.device.crash_after(-1)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     lives=st.lists(st.tuples(st.integers(1, 40), _SIZES), min_size=1, max_size=8),
     syncs_all=st.booleans(),
@@ -457,7 +458,7 @@ def _end(run: Run, rng: random.Random) -> None:
     run.device.crash_after(-1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     sizes=st.lists(_SIZES.filter(lambda size: size < 9000), min_size=1, max_size=8),
     place=st.floats(0, 1, exclude_max=True),
@@ -632,7 +633,7 @@ class StripedSimulation(StripedDevice):
             pool.shutdown()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     lives=st.lists(
         st.tuples(st.integers(1, 40), _SIZES),

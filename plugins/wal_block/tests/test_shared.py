@@ -21,7 +21,7 @@ from penstock_wal_block._headers import Owner
 from penstock_wal_block._log import BlockLog, Flight
 from penstock_wal_block._place import find_header
 from penstock_wal_block._ring import RingMap, Section, Zone
-from tests.depth import seeds
+from tests.depth import examples, seeds
 from tests.patience import HANG_S
 
 from penstock.errors import FencedError, FullError
@@ -343,7 +343,7 @@ def test_two_takers_at_once_never_both_get_an_acknowledgement_that_the_next_one_
     model.check(Life(medium, 99).recover())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     steps=st.lists(st.tuples(st.sampled_from(("write", "trim", "take")), st.integers(1, 40)), max_size=40),
 )

@@ -12,6 +12,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.depth import examples
 from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, settle
 from tests.unit.coordinator.test_group_service import DAMAGED, OFFSET, REQUEST, SETTINGS, TP, Calls, stable
 
@@ -385,7 +386,7 @@ async def test_a_group_that_is_half_deleted_is_there_and_can_be_deleted_again(cl
 # -- memory and log -------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(deadline=None, derandomize=True, max_examples=examples(60))
 @given(
     st.lists(
         st.tuples(

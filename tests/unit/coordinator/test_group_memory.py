@@ -12,6 +12,7 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.depth import examples
 from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, entries, settle
 from tests.unit.coordinator.test_group_service import REQUEST, SETTINGS, Calls, stable
 
@@ -193,7 +194,7 @@ async def test_timers_of_members_that_left_are_forgotten(opened: Open, clock: Fa
 
 
 @settings(
-    max_examples=40,
+    max_examples=examples(40),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

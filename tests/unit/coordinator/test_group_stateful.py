@@ -8,6 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.depth import examples
 
 from penstock.coordinator.group_machine import Group
 from penstock.coordinator.group_types import (
@@ -305,7 +306,7 @@ class GroupProtocol(RuleBasedStateMachine):
 
 
 GroupProtocol.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=examples(60),
     stateful_step_count=40,
     deadline=None,
     derandomize=True,

@@ -10,6 +10,7 @@ import anyio.lowlevel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.depth import examples
 from tests.unit.coordinator.conftest import MemoryLog, settle
 
 from penstock.account import Ledger
@@ -303,7 +304,7 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(deadline=None, derandomize=True, max_examples=examples(150))
 @given(STEPS)
 def test_reloads_give_the_acknowledged_writes_after_any_history(steps: list[tuple[str, object]]) -> None:
     """Writes, checkpoints, failures, crashes at any point: each set is whole, and what was acknowledged is there.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.depth import examples
 
 from penstock.account import Ledger
 from penstock.errors import CorruptError, NewerVersionError
@@ -457,7 +458,7 @@ def _next_header(log: Log, step: Step, heads: dict[int, tuple[int, int]]) -> Bat
 
 @given(steps)
 @example([("next", 1, 1, 0, 0), ("epoch", 1, 1, 0, 0), ("fail", 1, 2, 0, 0), ("next", 1, 1, 0, 0)])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_behaves_like_the_whole_history(script: list[Step]) -> None:
     log, model, heads = Log(ProducerBook(expiration_ms=EXPIRATION_MS)), Model(), dict[int, tuple[int, int]]()
     durable = now_ms = 0
@@ -506,7 +507,7 @@ def test_behaves_like_the_whole_history(script: list[Step]) -> None:
 
 
 @given(steps, st.integers(0, 100))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_snapshot_and_replay_give_back_the_state(script: list[Step], percent: int) -> None:
     """Restoring at any durable point and replaying the rest of the log decides like the original."""
     log, heads = Log(), dict[int, tuple[int, int]]()
@@ -554,7 +555,7 @@ def _outcome(table: ProducerBook, header: BatchHeader) -> object:
 
 
 @given(st.lists(st.integers(0, 4), max_size=30), st.integers(1, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_retries_of_a_pipelining_producer_never_append_twice(lost: list[int], count: int) -> None:
     """Each batch goes out again as long as its answer is lost; the log holds each exactly once, in order."""
     log = Log()

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.depth import examples
 
 from penstock.errors import ConfigError, ConflictError, FencedError, PenstockError
 from penstock.metadata import owners
@@ -457,7 +458,7 @@ class HistoriesInACluster(Histories):
     door = False
 
 
-HISTORIES = settings(max_examples=50, stateful_step_count=30, deadline=None)
+HISTORIES = settings(max_examples=examples(50), stateful_step_count=30, deadline=None)
 TestHistories = Histories.TestCase
 TestHistories.settings = HISTORIES
 TestHistoriesInACluster = HistoriesInACluster.TestCase

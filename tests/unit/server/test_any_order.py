@@ -15,6 +15,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.depth import examples
 from tests.patience import HANG_S
 from tests.unit.api.fakes import FakeAllocator, FakeClock, FakeLogs, make_api, make_batch
 
@@ -350,7 +351,7 @@ def nothing_is_left(world: World) -> None:
 
 
 @pytest.mark.parametrize("end", ["settled", "lost", "half closed", "drained", "malformed"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(seed=st.integers(0, 1 << 32))
 def test_no_request_is_lost_answers_are_in_order_and_nothing_is_left(end: str, seed: int) -> None:
     anyio.run(history, seed, end)

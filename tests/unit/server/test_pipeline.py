@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.depth import examples
 
 from penstock.server import pipeline
 from penstock.server.pipeline import Phase, Pipeline, Wait
@@ -160,7 +161,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestAnyOrder.settings = settings(max_examples=examples(150), stateful_step_count=60, deadline=None)
 
 
 def test_the_bits_of_waits_are_apart() -> None:

@@ -10,6 +10,7 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.depth import examples
 from tests.patience import HANG_S
 from tests.unit.stream.harness import SETTINGS, World, leaves
 
@@ -377,7 +378,7 @@ async def test_lookups_by_time_find_the_first_entry_in_memory_and_in_objects(wor
 
 
 @settings(
-    max_examples=25,
+    max_examples=examples(25),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -7,6 +7,7 @@ import mmap
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from tests.depth import examples
 
 from penstock.checksum import checksum
 from penstock.direct_io import BLOCK_BYTES, LARGE_BYTES
@@ -75,7 +76,7 @@ def test_entries_come_back_unchanged_from_the_blocks_the_index_names(
         ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(
     st.lists(
         st.tuples(st.one_of(st.integers(1, 500), st.integers(LARGE_BYTES, 80_000)), st.integers(0, 4095)),

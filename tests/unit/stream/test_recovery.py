@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from penstock_allocator_sequential import SequentialAllocatorSettings, penstock_register_allocator
 from penstock_metadata_object import Settings as MetadataSettings
 from penstock_metadata_object import penstock_register_metadata_log
+from tests.depth import examples
 from tests.patience import HANG_S
 from tests.simulation.world import SimulatedStore, SimulatedWal
 from tests.unit.stream.harness import SETTINGS, FakeWal, World
@@ -282,7 +283,7 @@ async def test_a_recovery_beside_a_newer_life_marks_nothing_that_the_newer_one_b
         await place.recover(wal, newer)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**16),
     ends=st.lists(st.integers(1, 250), max_size=5),

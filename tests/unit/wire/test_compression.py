@@ -12,6 +12,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.depth import examples
 
 from penstock.errors import InvalidRequestError
 from penstock.wire.compression import (
@@ -41,7 +42,7 @@ def _zstd_streamed(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("codec", CODECS)
 @given(data=st.binary(max_size=2000), repeat=st.integers(1, 100), kind=st.sampled_from([bytes, bytearray]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_round_trip(codec: int, data: bytes, repeat: int, kind: type[bytes]) -> None:
     plain = data * repeat
     packed = memoryview(compress(codec, kind(plain)))
@@ -118,7 +119,7 @@ def test_cut_streamed_zstd_is_noticed() -> None:
 
 @pytest.mark.parametrize("codec", PACKING)
 @given(noise=st.binary(max_size=200), prefix=st.integers(0, 40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_noise_gives_only_compression_errors(codec: int, noise: bytes, prefix: int) -> None:
     packed = compress(codec, TEXT[:300])[:prefix] + noise
     try:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.depth import how_many
+from tests.depth import examples, how_many
 from tests.unit.wire.batches import NOW
 from tests.unit.wire.walk_mutants import compare, compare_columns, mutants, varint
 
@@ -188,7 +188,7 @@ FIELD = st.one_of(
 
 
 @given(fields=st.lists(FIELD, min_size=1, max_size=14), count=st.integers(-1, 3), slack=st.integers(-2, 2))
-@settings(max_examples=how_many("native_records"), deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 def test_records_of_odd_numbers_are_walked_as_the_reference_does(
     native: Any, fields: list[bytes], count: int, slack: int
 ) -> None:
@@ -203,7 +203,7 @@ def test_large_batches_are_walked_while_others_run(native: Any) -> None:
     assert native.walk(data, 0, 11_999) is None
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(seed=st.integers(0, 2**32), bytes_max=st.sampled_from((0, 60, 400, 2**62)), roomy=st.booleans())
 def test_columns_are_those_of_the_reference(native: Any, seed: int, bytes_max: int, roomy: bool) -> None:
     """Of records in order and of hostile bytes: what they take, every byte of each column, and what is refused."""

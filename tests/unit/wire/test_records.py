@@ -12,6 +12,7 @@ import pytest
 from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.depth import examples
 from tests.unit.wire.batches import NOW, sample, with_body, with_header
 
 from penstock.errors import InvalidRequestError
@@ -201,7 +202,7 @@ def test_iter_batches_refuses_old_formats() -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 @given(records=raw_records, base_offset=st.integers(0, 2**50))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_what_is_built_is_read_and_valid(codec: int, records: list[Raw], base_offset: int) -> None:
     batch = build_batch(records, codec=codec)
     header = read_header(batch)
@@ -216,7 +217,7 @@ def test_what_is_built_is_read_and_valid(codec: int, records: list[Raw], base_of
 @given(
     records=raw_records, target=st.integers(-1, 2**42 + 1), codec=st.integers(0, 4), skip=st.integers(0, 10)
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_time_lookups_agree_with_a_plain_walk(records: list[Raw], target: int, codec: int, skip: int) -> None:
     batch = memoryview(build_batch(records, codec=codec, base_offset=100))
     times = [(100 + index, record[3]) for index, record in enumerate(records)]
@@ -379,7 +380,7 @@ def test_every_cut_gives_only_batch_errors(codec: int) -> None:
     flips=st.lists(st.integers(0, 2**31), min_size=1, max_size=8),
     sealed=st.booleans(),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_bit_flips_give_only_batch_errors(codec: int, flips: list[int], sealed: bool) -> None:
     batch = build_batch([(b"k%d" % i, b"v" * i, [("h", b"x")], NOW + i) for i in range(40)], codec=codec)
     for flip in flips:
@@ -389,6 +390,6 @@ def test_bit_flips_give_only_batch_errors(codec: int, flips: list[int], sealed: 
 
 
 @given(body=st.binary(max_size=60), count=st.integers(1, 5), codec=st.integers(0, 4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_noise_as_records_gives_only_batch_errors(body: bytes, count: int, codec: int) -> None:
     only_batch_errors(with_body(body, count, codec))

@@ -9,6 +9,7 @@ import pytest
 from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.depth import examples
 from tests.unit.wire.batches import GOOD, NOW, sample, with_body, with_header
 
 from penstock.errors import InvalidRequestError
@@ -511,7 +512,7 @@ def test_many_small_records_are_not_looked_at_at_once_however_few_bytes_they_are
         max_size=2,
     ),
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 def test_what_gets_in_is_read_by_consumers_with_its_offsets_and_times(
     codec: int, flips: list[tuple[int, int]], fields: dict[str, int]
 ) -> None:
@@ -530,7 +531,7 @@ def test_what_gets_in_is_read_by_consumers_with_its_offsets_and_times(
 
 
 @given(body=st.binary(max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_noise_that_gets_in_is_read(body: bytes) -> None:
     batch = with_body(GOOD + body, 1 if not body else 2, max_timestamp=NOW)
     try:
