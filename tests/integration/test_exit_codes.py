@@ -150,7 +150,7 @@ def test_a_port_that_somebody_has_ends_with_1_for_it_may_be_free_again(tmp_path:
 
 def test_a_host_that_isnt_this_machines_ends_with_2(tmp_path: Path) -> None:
     for_documentation = "192.0.2.1"  # RFC 5737
-    code, output = run_serve(tmp_path / "data", f"listener.bind={for_documentation}:9092", executed=True)
+    code, output = run_serve(tmp_path / "data", f"listener.bind={for_documentation}:9092")
     assert code == RESTART_IS_FUTILE, output
     assert one_sentence(output)
 
@@ -162,17 +162,17 @@ def test_a_mistake_in_the_configuration_ends_with_2(tmp_path: Path) -> None:
         ["wal.plugin=none"],
         ["wal.capacity=1KiB"],
     ):
-        code, output = run_serve(tmp_path / "data", *sets, executed=True)
+        code, output = run_serve(tmp_path / "data", *sets)
         assert code == RESTART_IS_FUTILE, output
         assert one_sentence(output)
     (tmp_path / "file").write_bytes(b"")
-    code, output = run_serve(tmp_path / "file/data", executed=True)
+    code, output = run_serve(tmp_path / "file/data")
     assert code == RESTART_IS_FUTILE, output
     assert one_sentence(output)
 
 
 def test_a_second_broker_on_a_data_directory_ends_with_2(broker: ServeProcess) -> None:
-    code, output = run_serve(broker.data_dir, executed=True)
+    code, output = run_serve(broker.data_dir)
     assert code == RESTART_IS_FUTILE, output
     assert f"pid={broker.pid}" in output
 
@@ -197,7 +197,7 @@ def test_data_of_a_newer_version_end_with_2_before_anything_is_changed(
     data[at : at + 2] = (7).to_bytes(2, "big")
     path.write_bytes(data)
     before = (wal.read_bytes(), metadata_of(broker.data_dir))
-    code, output = run_serve(broker.data_dir, executed=True)
+    code, output = run_serve(broker.data_dir)
     assert code == RESTART_IS_FUTILE, output
     assert one_sentence(output)
     assert "was written by a newer penstock, upgrade this one: " in output

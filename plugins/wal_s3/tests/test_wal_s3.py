@@ -10,6 +10,7 @@ from functools import partial
 import anyio
 import pytest
 from penstock_wal_s3 import ObjectWal
+from tests.depth import seeds
 from tests.patience import HANG_S
 from tests.wal_bucket import Place, bodies, recovered
 
@@ -669,7 +670,7 @@ async def _pause(rng: random.Random) -> None:
         await anyio.lowlevel.checkpoint()
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds("wal_s3_histories"))
 async def test_any_history_keeps_what_was_acknowledged(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """I1, I3, I10 over owners that end anywhere or live on as zombies, and a store that is slow and loses replies."""
     monkeypatch.setattr("penstock_wal_s3._puts._DELAY_S", (0.0, 0.0))
