@@ -29,7 +29,6 @@ NUMBERS = {
     "lake_kills_s3": (1, 3),  # the same, on S3
     "lake_records": (200, 500),  # of a log that is replayed against its table
     "native_batches": (2000, 20_000),  # wrong ones, read by native code under sanitizers
-    "portions": (1000, 2500),  # elements of the arrays of a long request
     "probe_writers": (2, 3),  # processes that a probe of a cloud races with each other
     "race_rounds": (5, 50),  # races of processes for one object, on each store
     "race_writers": (3, 8),  # the processes

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from penstock_object_store_fsspec import Settings, penstock_register_object_store
 from tests.cloud_servers import CloudServer, serving_azure, serving_gcs
-from tests.depth import how_many, in_full
+from tests.depth import how_many
 from tests.s3_server import serving_s3
 
 from penstock.errors import AlreadyExistsError, ConfigError, InvalidRequestError, NotFoundError
@@ -194,24 +194,7 @@ async def test_a_missing_bucket_is_one_sentence(cloud: CloudServer) -> None:
 _OF_PROCESSES = ("conditional creation", "reads of other processes")
 
 
-#: Of several pages of a listing, and so of thousands of requests.
-_LONG = "many keys"
-
-
-@pytest.mark.parametrize(
-    ("cloud", "about"),
-    [
-        *(
-            (cloud, about)
-            for cloud in CLOUDS
-            for about in questions()
-            if about not in (*_OF_PROCESSES, _LONG)
-        ),
-        ("s3", _LONG),
-        *in_full(*((cloud, _LONG) for cloud in CLOUDS if cloud != "s3")),
-    ],
-    indirect=["cloud"],
-)
+@pytest.mark.parametrize("about", [each for each in questions() if each not in _OF_PROCESSES])
 async def test_the_probe_finds_nothing_broken(store: ObjectStore, about: str) -> None:
     findings = await questions()[about](Bench(store=store, writers=(), prefix="p/", rounds=4))
     assert [each for each in findings if each.verdict == "broken"] == []

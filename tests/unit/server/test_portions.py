@@ -15,7 +15,6 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 import pytest
-from tests.depth import how_many
 from tests.patience import HANG_S
 from tests.unit.api.fakes import FakeLogs, FakeTopic
 from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog
@@ -37,7 +36,7 @@ pytestmark = [
 
 #: Of one callback: two milliseconds, about.
 STEPS_MAX: Final = 50_000
-ELEMENTS: Final = how_many("portions")
+ELEMENTS: Final = 2_500
 TABLE: Final = apis()
 
 
