@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ("grows_nothing", "kept_with_each", "objects_by_type")
+__all__ = ("grows_nothing", "kept_bytes", "kept_with_each", "objects_by_type")
 
 import gc
+import tracemalloc
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from itertools import pairwise
 
 from penstock_conformance._leaks import counts
@@ -42,6 +44,26 @@ async def grows_nothing(cycle: Callable[[int], Awaitable[None]], held: Callable[
     grown = objects[-1].total() - objects[0].total()
     assert grown < _OBJECTS, f"{_CYCLES} cycles left {grown} objects in memory"
     assert held() - own < _SOME, f"what is held grew with {_CYCLES} cycles: before={own} now={held()}"
+
+
+@asynccontextmanager
+async def kept_bytes() -> AsyncIterator[Callable[[], int]]:
+    """What is called inside tells by how many bytes Python's own memory has grown since the beginning."""
+    traced = tracemalloc.is_tracing()
+    gc.collect()
+    if not traced:
+        tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+
+    def grown() -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - before
+
+    try:
+        yield grown
+    finally:
+        if not traced:
+            tracemalloc.stop()
 
 
 def kept_with_each(objects: Sequence[Counter[str]], cycles: int) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from penstock.errors import NotFoundError
+from penstock.errors import AlreadyExistsError, NotFoundError
 from penstock_conformance._body import make_body
 from penstock_conformance._clause import clause
-from penstock_conformance._env import Env
+from penstock_conformance._env import Env, raises
 from penstock_conformance._growth import grows_nothing
 
 KIND = "object_store"
@@ -15,7 +15,7 @@ KIND = "object_store"
 
 @clause(level=5)
 async def test_long_use_grows_nothing(env: Env) -> None:
-    """Hundreds of puts, reads, listings that are left early, misses and deletions: nothing stays of any of them."""
+    """Hundreds of puts, reads, listings left early, misses, refusals, aborts and deletions: nothing stays of them."""
     async with env.open() as store:
 
         async def cycle(number: int) -> None:
@@ -29,6 +29,13 @@ async def test_long_use_grows_nothing(env: Env) -> None:
             await listing.aclose()
             with suppress(NotFoundError):
                 await store.get(f"missing-{number}")
+            if store.capabilities.put_if_absent:
+                with raises(AlreadyExistsError):
+                    await store.put_if_absent(key, [b"another"])
+            if store.capabilities.multipart:
+                upload = await store.create_multipart(key)
+                await upload.write_part([b"given up"])
+                await upload.abort()
             await store.delete([key])
 
-        await grows_nothing(cycle)
+        await grows_nothing(cycle, lambda: sum(path.is_file() for path in env.data_dir.rglob("*")))

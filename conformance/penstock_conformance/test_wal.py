@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -395,6 +396,11 @@ async def test_log_made_anew_is_another_one(env: Env) -> None:
         second = await env.identify()
     assert first is not None, "there is a log, and it has no identity"
     assert second not in (None, first), f"a new log has the identity of the old one: {first}"
+    with suppress(PenstockError, FileNotFoundError):  # empty, it may be damaged to a log, or none
+        os.truncate(str(path), 0)
+        async with env.open(epoch=2):
+            third = await env.identify()
+        assert third not in (None, first, second), f"a log in a file that was emptied is the old one: {third}"
 
 
 @clause(claims="identity")

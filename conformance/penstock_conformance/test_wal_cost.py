@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import anyio
 
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env
-from penstock_conformance._growth import grows_nothing
+from penstock_conformance._growth import grows_nothing, kept_bytes
 from penstock_conformance._wal_medium import WalMedium, faulty_medium
-from penstock_conformance._wal_steps import append_all, make_bodies, recovered
+from penstock_conformance._wal_steps import append_all, make_bodies, recovered, room_of
 
 KIND = "wal"
 
 _LOOK_S = 0.3
 _LOOKS_MAX = 30
 _BURST = 2000
+_PIECE_BYTES = 4000
+_BYTES = 500 * _PIECE_BYTES
 
 
 def _accesses(medium: WalMedium) -> int:
@@ -53,6 +58,41 @@ async def test_entries_that_come_together_share_accesses(env: Env) -> None:
         await append_all(wal, make_bodies(_BURST, size=60))
         made = _accesses(medium) - before
         assert made <= _BURST // 10, f"{_BURST} entries that came together took {made} accesses"
+        count = room_of(wal, _BYTES) // _PIECE_BYTES
+        await append_all(wal, make_bodies(count, size=_PIECE_BYTES))
+        made = _accesses(medium) - before - made
+        assert made <= max(count // 2, 10), f"{count} entries of {_PIECE_BYTES} bytes took {made} accesses"
+
+
+@clause(level=5)
+async def test_durable_entries_take_no_memory(env: Env) -> None:
+    """The medium has them, trimmed or not: neither who appended keeps them in memory, nor who has recovered them."""
+    async with env.open(epoch=1) as wal:
+        if wal.capabilities.durability_domain == "process":
+            not_applicable("the log lives and dies with its process")
+        await recovered(wal)
+        count = room_of(wal, _BYTES) // _PIECE_BYTES // 2
+        await append_all(wal, make_bodies(count, size=_PIECE_BYTES))  # what is loaded once is there now
+        async with kept_bytes() as grown:
+            await append_all(wal, make_bodies(count, size=_PIECE_BYTES))
+            await append_all(wal, [b"last"])  # who answered the others is done with them
+            kept = await _settled(env, grown, count * _PIECE_BYTES // 2)
+        assert kept < count * _PIECE_BYTES // 2, (
+            f"{count} entries are durable, and {kept} bytes are in memory"
+        )
+    for epoch in (2, 3):
+        async with env.open(epoch=epoch) as wal, kept_bytes() as grown:
+            await recovered(wal)
+            kept = await _settled(env, grown, count * _PIECE_BYTES)
+    assert kept < count * _PIECE_BYTES, f"{2 * count} entries were let go, and {kept} bytes are in memory"
+
+
+async def _settled(env: Env, grown: Callable[[], int], some: int) -> int:
+    """What is still in memory when threads that answered have had their time to end."""
+    until = time.monotonic() + env.target.deadline_s / 20
+    while (kept := grown()) >= some and time.monotonic() < until:  # noqa: ASYNC110 - memory tells nobody
+        await anyio.sleep(0.01)
+    return kept
 
 
 @clause(level=5)

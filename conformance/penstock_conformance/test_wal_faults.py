@@ -62,6 +62,7 @@ async def _live(
         assert not any(isinstance(append.error, FencedError) for append in appends), (
             "nobody else opened the log, and its owner was told that it is fenced"
         )
+        _figures_fit(wal, appends)
         try:
             with suppress(FullError, UnavailableError):
                 appends += await append_all(wal, bodies[len(appends) :][:20])
@@ -79,6 +80,15 @@ def _state_is(wal: Any, *, goes_on: bool) -> None:
     state = wal.statistics().state
     told = "takes appends" if goes_on else "refuses every append with ClosedError"
     assert (state in ("open", "degraded")) is goes_on, f"the log {told}, and says of itself: state={state}"
+
+
+def _figures_fit(wal: Any, appends: list[WalAppend]) -> None:
+    """All were answered: none pends, and what was refused wasn't appended."""
+    told = wal.statistics()
+    pending = (told.pending_entries, told.pending_bytes)
+    assert pending == (0, 0), f"all appends were answered, and so many entries and bytes pend: {pending}"
+    appended = told.appended_entries
+    assert appended <= len(appends), f"{len(appends)} entries were appended, others refused: {appended} told"
 
 
 async def _ended(appends: list[WalAppend]) -> None:

@@ -371,6 +371,7 @@ async def test_sealed_log_stays_sealed(env: Env) -> None:
     async with env.open(epoch=1) as wal:
         await recovered(wal)
         await append_all(wal, make_bodies(4))
+        identity = await env.identify() if wal.capabilities.identity else None
         for _ in range(2):
             await wal.seal()
     for epoch in range(2, 6):
@@ -379,6 +380,8 @@ async def test_sealed_log_stays_sealed(env: Env) -> None:
             with raises(FencedError):
                 await wal.append([b"late"]).wait_durable()
             await wal.seal()
+            now = await env.identify() if wal.capabilities.identity else None
+            assert now == identity, f"a sealed log is another one: identity={now} before={identity}"
 
 
 async def test_looking_and_being_refused_leaves_nothing(env: Env) -> None:

@@ -66,6 +66,31 @@ async def test_trim_of_a_fenced_owner_takes_nothing_of_its_successor(env: Env) -
 
 
 @clause(claims="fencing")
+async def test_fence_outlasts_what_the_successor_does(env: Env) -> None:
+    """Fenced is fenced: also when the newer owner has recovered, trimmed all or a part, or closed the log."""
+    for number, does in enumerate(("", "trim", "trim all", "close")):
+        epoch, bodies = 10 * number, make_bodies(6, owner=number)
+        async with AsyncExitStack() as stack:
+            old = await stack.enter_async_context(env.open(epoch=epoch + 1))
+            await recovered(old)
+            await append_all(old, make_bodies(1, owner=number + 100))
+            async with env.open(epoch=epoch + 2) as new:
+                await recovered(new)
+                appends = await append_all(new, bodies) if does else []
+                if "trim" in does:
+                    await new.trim(appends[-1 if does == "trim all" else 2].next_position)
+                if does != "close":
+                    with raises(FencedError, ClosedError):
+                        await old.append([b"late"]).wait_durable()
+            with raises(FencedError, ClosedError):
+                await old.append([b"late"]).wait_durable()
+        found = await read(env, epoch + 3)
+        wanted = bodies[{"trim": 3, "trim all": 6}.get(does, 0) :] if does else []
+        check_same(found[len(found) - len(wanted) :], wanted, f"of a successor that did this: {does}")
+        assert b"late" not in found, f"an entry of a fenced owner is there, whose successor did this: {does}"
+
+
+@clause(claims="fencing")
 async def test_recovery_and_end_of_a_fenced_owner_change_nothing(env: Env) -> None:
     """Fenced before its recovery, in it or behind it: what it does then, to its end, is nothing to its successor."""
     wanted: list[bytes] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
 from anyio.lowlevel import checkpoint
 
@@ -9,10 +11,10 @@ from penstock.errors import CorruptError, FencedError, PenstockError
 from penstock_conformance._body import check_body
 from penstock_conformance._child import Child, killed
 from penstock_conformance._clause import clause
-from penstock_conformance._env import EPOCHS_APART, Env, raises
+from penstock_conformance._env import EPOCHS_APART, Env, raises, together
 from penstock_conformance._leaks import counts
 from penstock_conformance._medium import medium_of
-from penstock_conformance._wal_steps import append_all, make_bodies, read, recovered, surviving
+from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered, surviving
 
 KIND = "wal"
 
@@ -57,6 +59,24 @@ async def test_cancelled_trim_loses_nothing(env: Env) -> None:
         assert found[-6:] == bodies[6:], (
             f"an entry above a trim that was cancelled is gone: {len(found)} are left"
         )
+
+
+@clause(claims="bounded")
+async def test_trims_beside_each_other_free_what_the_furthest_frees(env: Env) -> None:
+    """Room is there again when ``trim`` returns, and stays, whichever of several at once ends last."""
+    async with env.open() as wal:
+        await recovered(wal)
+        for number, places in enumerate(((2, 5), (5, 2), (1, 7, 3), (7, 7, 0))):
+            appends = await append_all(wal, make_bodies(9, owner=number))
+            furthest = appends[max(places)].next_position
+            await together([partial(wal.trim, appends[place].next_position) for place in places])
+            told = wal.statistics()
+            assert told.trimmed_position >= furthest, (
+                f"trimmed up to {furthest} and less at once, and then up to {told.trimmed_position}"
+            )
+            await wal.trim(furthest)
+            assert wal.statistics().used_bytes == told.used_bytes, "a trim beside another one gave less room"
+    check_same((await read(env))[-1:], make_bodies(9, owner=3)[8:], "above trims at once")
 
 
 # --- 3: crashes

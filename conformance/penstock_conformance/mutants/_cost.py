@@ -6,12 +6,13 @@ __all__ = ()
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+from penstock.errors import AlreadyExistsError
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
-from penstock.spi.wal import WalAppend
+from penstock.spi.wal import WalAppend, WalEntry
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.mutants._wal_in_store import StoreWal
 from penstock_conformance.reference._object_store import DirectoryStore
@@ -110,3 +111,62 @@ class OpensWhatItLooksAt(DirectoryStore):
     async def head(self, key: str) -> ObjectInfo:
         os.open(self._path(key), os.O_RDONLY)
         return await super().head(key)
+
+
+@mutant(WAL, "writes_little_at_a_time", "entries_that_come_together_share_accesses", level=5)
+class WritesLittleAtATime(FileWal):
+    """A write and a sync for each few thousand bytes: a quarter of a million of them for a gibibyte."""
+
+    def _write(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
+        part: list[tuple[WalAppend, list[Buffer]]] = []
+        size = 0
+        for item in group:
+            part.append(item)
+            size += sum(map(len, item[1]))
+            if size >= 4000:
+                super()._write(part)
+                part, size = [], 0
+        if part:
+            super()._write(part)
+
+
+@mutant(WAL, "keeps_what_it_has_written", "durable_entries_take_no_memory", level=5)
+class KeepsWhatItHasWritten(FileWal):
+    """For whoever recovers it, until it is trimmed."""
+
+    def __init__(self, path: Path, epoch: int, capacity: int) -> None:
+        super().__init__(path, epoch, capacity)
+        self._written: list[bytes] = []
+
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
+        append = super().append(data, checksum)
+        self._written.append(b"".join(data))
+        return append
+
+    async def trim(self, position: int) -> None:
+        await super().trim(position)
+        self._written = self._written[len(self._written) - len(self._ends) :]
+
+
+@mutant(WAL, "keeps_what_it_has_recovered", "durable_entries_take_no_memory", level=5)
+class KeepsWhatItHasRecovered(FileWal):
+    """Has all of them in a list first."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        self._entries_found = [entry async for entry in super().recover()]
+        self._recovered = False
+        for entry in self._entries_found:
+            yield entry
+        self._recovered = True
+
+
+@mutant(STORE, "keeps_files_of_what_it_refused", "long_use_grows_nothing", level=5)
+class KeepsFilesOfWhatItRefused(DirectoryStore):
+    """Writes a file first, and removes it if it could be named."""
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        try:
+            return await super().put_if_absent(key, body)
+        except AlreadyExistsError:
+            (self._temporary / os.urandom(8).hex()).write_bytes(b"".join(body))
+            raise

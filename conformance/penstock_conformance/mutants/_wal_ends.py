@@ -5,20 +5,22 @@ from __future__ import annotations
 __all__ = ()
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from penstock.errors import CorruptError, UnavailableError
-from penstock.spi.wal import WalEntry, WalStatistics
+from penstock.errors import ClosedError, CorruptError, UnavailableError
+from penstock.spi.plugin import Buffer
+from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference._wal import FileWal
+from penstock_conformance.reference._wal import _HEADER_BYTES, FileWal
 
 KIND = "wal"
 
 _FENCED = "recovery_and_end_of_a_fenced_owner_change_nothing"
 _VAIN = "failed_opening_leaves_nothing"
+_Group = list[tuple[WalAppend, list[Buffer]]]
 _LOOK = "looks_in_an_outage_find_no_other_log"
 
 
@@ -177,3 +179,91 @@ class ShowsLessInAnOutage(FileWal):
                     _seen(path)
                 except OSError:
                     return
+
+
+# --- what is told and kept
+
+
+@mutant(KIND, "has_its_last_entries_pend_for_ever", "failed_writes_are_told_and_leave_no_hole", level=4)
+class HasItsLastEntriesPendForEver(FileWal):
+    """Takes what failed for what waits."""
+
+    _lost = 0
+
+    def _fail(self, state: str, group: _Group, error: Exception) -> None:
+        self._lost = len(group) if state == "failed" else 0
+        super()._fail(state, group, error)
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        return replace(told, pending_entries=told.pending_entries + self._lost)
+
+
+@mutant(KIND, "counts_what_it_refuses", "failed_writes_are_told_and_leave_no_hole", level=4)
+class CountsWhatItRefuses(FileWal):
+    """Counts calls."""
+
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
+        try:
+            return super().append(data, checksum)
+        except ClosedError:
+            self._entries += 1
+            raise
+
+
+@mutant(KIND, "is_another_log_when_it_is_sealed", "sealed_log_stays_sealed")
+class IsAnotherLogWhenItIsSealed(FileWal):
+    """Writes its header as if it were the first."""
+
+    async def seal(self) -> None:
+        await super().seal()
+        with self._locked():
+            self._header = self._header._replace(sealed=True, identity=os.urandom(8))
+            self._write_header()
+
+
+@mutant(KIND, "is_known_by_its_file", "log_made_anew_is_another_one")
+class IsKnownByItsFile(FileWal):
+    """Takes the number of the file for the identity of what is in it."""
+
+    @classmethod
+    def identify(cls, path: Path, epoch: int) -> str | None:
+        return None if super().identify(path, epoch) is None else f"inode-{path.stat().st_ino}"
+
+
+@mutant(KIND, "is_unfenced_by_a_trim", "fence_outlasts_what_the_successor_does")
+class IsUnfencedByATrim(FileWal):
+    """Writes no epoch with its start, and takes a log without one for its own."""
+
+    def _is_owner(self) -> bool:
+        header = self._read_header()
+        return header.epoch in (0, self._epoch) and not header.sealed
+
+    def _drop(self, position: int) -> None:
+        super()._drop(position)
+        if self._state == "open" and self._header.start > _HEADER_BYTES:
+            header = self._header
+            with self._locked():
+                self._header = header._replace(epoch=0)
+                self._write_header()
+            self._header = header
+
+
+@mutant(KIND, "has_the_last_of_several_trims_win", "trims_beside_each_other_free_what_the_furthest_frees")
+class HasTheLastOfSeveralTrimsWin(FileWal):
+    """Tells, and counts the room of, the trim that ended last."""
+
+    _told = 0
+    _trims = 0
+
+    async def trim(self, position: int) -> None:
+        alone = not self._trims
+        self._trims += 1
+        try:
+            await super().trim(position)
+            self._told = max(self._told, self._header.start) if alone else min(position, self._header.start)
+        finally:
+            self._trims -= 1
+
+    def statistics(self) -> WalStatistics:
+        return replace(super().statistics(), trimmed_position=self._told, used_bytes=self._end - self._told)
