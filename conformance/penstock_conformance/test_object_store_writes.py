@@ -22,6 +22,9 @@ from penstock_conformance._listings import check_listings_beside_each_other
 
 KIND = "object_store"
 
+#: Clocks of file systems move on by then.
+_TICK_S = 0.03
+
 _MIB: Final = 2**20
 _PROCESSES: Final = 3
 #: Clocks of stores may be wrong by so much; units and time zones are wrong by more.
@@ -147,6 +150,23 @@ async def test_what_was_written_is_told_alike(env: Env) -> None:
         for way in _ways(store):
             for name, body in bodies.items():
                 await _check_told(store, way, f"told/{way}-{name}", body)
+
+
+async def test_time_of_an_object_is_that_of_its_newest_put(env: Env) -> None:
+    """``modified_ms`` stays as long as nobody writes the object, and moves on when somebody does; 0 if unknown."""
+    async with env.open() as store:
+        told = []
+        for _ in range(2):
+            await store.put("key", [b"x"])
+            told.append(await store.head("key"))
+            await anyio.sleep(_TICK_S)
+            now = await store.head("key")
+            listed = [each async for each in store.list("key")]
+            times = {told[-1].modified_ms, now.modified_ms, *(each.modified_ms for each in listed)} - {0}
+            assert len(times) <= 1, f"the time moves on though nobody writes: {sorted(times)}"
+        first, second = (each.modified_ms for each in told)
+        if first % 1000 or second % 1000:  # a store that counts seconds would have to be waited for
+            assert first < second, f"written again, and the time is that of the first put: {first}"
 
 
 async def _check_told(store: Any, way: str, key: str, body: list[Buffer]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from penstock.errors import UnavailableError
-from penstock.spi.log_cache import LogCacheStatistics, StreamEntry
+from penstock.spi.log_cache import LogCacheBlock, LogCacheStatistics, StreamEntry
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference._log_cache import Block, PlainLogCache
 
@@ -201,3 +201,24 @@ class IsActiveAfterItsOnlyStreamWent(PlainLogCache):
         super().drop_stream(stream_id)
         if not self._active.streams:
             self._active.size_bytes = before
+
+
+@mutant(KIND, "evicts_in_the_order_of_uploads", "only_uploaded_blocks_are_evicted")
+class EvictsInTheOrderOfUploads(PlainLogCache):
+    """Has a queue of what may go, so that what is left of a stream may have a hole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._queue: list[LogCacheBlock] = []
+
+    def mark_uploaded(self, block: LogCacheBlock) -> None:
+        super().mark_uploaded(block)
+        self._queue.append(block)
+
+    def evict(self, bytes_wanted: int) -> int:
+        kept = self._frozen
+        self._frozen = sorted(kept, key=lambda block: self._queue.index(block) if block.uploaded else -1)
+        freed = super().evict(bytes_wanted)
+        left = {id(block) for block in self._frozen}
+        self._frozen = [block for block in kept if id(block) in left]
+        return freed

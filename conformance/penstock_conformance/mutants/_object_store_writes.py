@@ -6,6 +6,7 @@ __all__ = ()
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -367,3 +368,24 @@ class ForgetsWhatItCreated(DirectoryStore):
 
     def _read(self, key: str) -> bytes:
         return bytes(_TOKEN_BYTES) + self._kept[key] if key in self._kept else super()._read(key)
+
+
+@mutant(KIND, "tells_the_time_of_the_look", "time_of_an_object_is_that_of_its_newest_put")
+class TellsTheTimeOfTheLook(DirectoryStore):
+    """No object ever gets old, so what nobody needs is never removed."""
+
+    def _info(self, key: str) -> ObjectInfo:
+        return replace(super()._info(key), modified_ms=time.time_ns() // 1_000_000)
+
+
+@mutant(KIND, "tells_the_time_of_the_first_put", "time_of_an_object_is_that_of_its_newest_put")
+class TellsTheTimeOfTheFirstPut(DirectoryStore):
+    """What was put again is as old as before, and is removed as if nobody needed it."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        self._first: dict[str, int] = {}
+
+    def _info(self, key: str) -> ObjectInfo:
+        info = super()._info(key)
+        return replace(info, modified_ms=self._first.setdefault(key, info.modified_ms))

@@ -6,6 +6,7 @@ __all__ = ()
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 from penstock.hookspecs import hookimpl
 from penstock.spi.partitioner import PartitionerCapabilities, PartitionerSpec, PartitionLoad
@@ -130,3 +131,17 @@ class TakesMinusTwoForACount(PlainPartitioner):
     def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
         count = partition_count if partition_count >= -1 else 1
         return super().choose(topic, key, size_bytes, count)
+
+
+@mutant(KIND, "hashes_as_python_does", "equal_keys_go_together")
+class HashesAsPythonDoes(PlainPartitioner):
+    """Each process has a seed of its own for that."""
+
+    @property
+    def capabilities(self) -> PartitionerCapabilities:
+        return replace(super().capabilities, java_hash=False)
+
+    def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
+        if key is not None and partition_count > 0:
+            return self._of_hash(hash(key), partition_count)
+        return super().choose(topic, key, size_bytes, partition_count)
