@@ -18,6 +18,7 @@ import anyio
 from penstock.api.client import Client, Endpoint
 from penstock.errors import InvariantError
 from penstock.server.core import ServerCore
+from penstock.server.large_frame import HeldFrame
 from penstock.server.outbox import Outbox
 from penstock.server.pipeline import Phase, Pipeline, Wait
 from penstock.server.registry import Connections, Peer
@@ -41,6 +42,7 @@ class Channel:
         "core",
         "flush_scheduled",
         "handling",
+        "held",
         "incoming",
         "outbox",
         "pipeline",
@@ -80,6 +82,8 @@ class Channel:
         #: The request that runs alone, if any; and a Produce that was told to wait.
         self.running: Slot | None = None
         self.waiting: Waiting | None = None
+        #: The frame of the request that runs alone, until it's decoded.
+        self.held: HeldFrame | None = None
         #: What waits on behalf of this client, and ends with it.
         self.scopes: set[anyio.CancelScope] = set()
         self.flush_scheduled = False

@@ -365,6 +365,8 @@ class Connection(asyncio.BufferedProtocol):
         if channel.waiting is not None:
             carried += channel.waiting.carried_bytes
             size += channel.waiting.carried_bytes
+        if channel.held is not None:
+            size += channel.held.allocated_bytes
         if carried != self._carried:
             self._carried = carried
             core.carried.set(member, carried)
@@ -383,7 +385,8 @@ class Connection(asyncio.BufferedProtocol):
     def _mark_busy(self) -> None:
         """Say whether what it holds waits for us: then it isn't closed for others as one that doesn't move."""
         channel = self.channel
-        is_ours = self._is_paused or channel.waiting is not None
+        waits = channel.waiting is not None or (channel.held is not None and channel.held.allocated_bytes)
+        is_ours = self._is_paused or bool(waits)
         channel.incoming.busy = is_ours and not channel.pipeline.is_waiting(Wait.PEER)
 
     # -- pausing --------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""A frame that is received into memory of its own, which it gets as its bytes come."""
+"""A frame that is received into memory of its own, which it gets as its bytes come, and keeps until it is decoded."""
 
 from __future__ import annotations
 
-__all__ = ("LargeFrame", "length_fault")
+__all__ = ("HeldFrame", "LargeFrame", "length_fault")
 
 from collections.abc import Mapping
 from typing import Final
@@ -136,6 +136,47 @@ class LargeFrame:
         self.granted = 0
         if memory is not None:
             memory.release()
+
+
+class HeldFrame:
+    """A long request while it waits for its share: in the accounted memory that it was received into, if any.
+
+    Its ``with`` block gives that memory back, whatever comes. A copy outside of the account for each request that
+    waits would add up: 250 of a megabyte each did.
+    """
+
+    __slots__ = ("_allocation", "_frame", "body_pos")
+
+    def __init__(self, frame: memoryview, allocation: Allocation | None, body_pos: int) -> None:
+        self.body_pos = body_pos
+        self._allocation = allocation
+        self._frame: memoryview | bytes | None = frame if allocation is not None else bytes(frame)
+
+    def __len__(self) -> int:
+        return len(self._frame or b"")
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of accounted memory that it keeps."""
+        return 0 if self._allocation is None else len(self)
+
+    def take(self) -> bytes:
+        """The request in memory of its own, of which handlers may keep views; once."""
+        assert self._frame is not None
+        frame = bytes(self._frame)
+        self._drop()
+        return frame
+
+    def __enter__(self) -> HeldFrame:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
+        allocation, self._allocation, self._frame = self._allocation, None, None
+        if allocation is not None:
+            allocation.release()
 
 
 def length_fault(

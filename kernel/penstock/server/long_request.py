@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ("COUNTED_BYTES", "HeldFrame", "admit_and_decode", "admit_nowait", "encode")
+__all__ = ("COUNTED_BYTES", "admit_and_decode", "admit_nowait", "encode")
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from penstock.api.context import Client, RequestContext
 from penstock.errors import FullError, PenstockError
 from penstock.server.core import ServerCore
+from penstock.server.large_frame import HeldFrame
 from penstock.server.slots import Slot
 from penstock.shares import Member
-from penstock.spi.allocator import Allocation
 from penstock.wire.registry import Message, decode_request, encode_response
 
 #: A request is counted from this size on while it's handled, as so many times its size: what lists of short strings
@@ -36,50 +37,24 @@ def admit_nowait(core: ServerCore, member: Member, context: RequestContext, size
     return True
 
 
-class HeldFrame:
-    """A long request while it waits for its share: in the accounted memory that it was received into, if any.
-
-    Its ``with`` block gives that memory back, whatever comes. A copy outside of the account for each request that
-    waits would add up: 250 of a megabyte each did.
-    """
-
-    __slots__ = ("_allocation", "_frame", "body_pos")
-
-    def __init__(self, frame: memoryview, allocation: Allocation | None, body_pos: int) -> None:
-        self.body_pos = body_pos
-        self._allocation = allocation
-        self._frame: memoryview | bytes | None = frame if allocation is not None else bytes(frame)
-
-    def __len__(self) -> int:
-        return len(self._frame or b"")
-
-    def take(self) -> bytes:
-        """The request in memory of its own, of which handlers may keep views; once."""
-        assert self._frame is not None
-        frame = bytes(self._frame)
-        self._drop()
-        return frame
-
-    def __enter__(self) -> HeldFrame:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._drop()
-
-    def _drop(self) -> None:
-        allocation, self._allocation, self._frame = self._allocation, None, None
-        if allocation is not None:
-            allocation.release()
-
-
 async def admit_and_decode(
-    core: ServerCore, member: Member, context: RequestContext, api_key: int, frame: HeldFrame
+    core: ServerCore,
+    member: Member,
+    context: RequestContext,
+    api_key: int,
+    frame: HeldFrame,
+    moved: Callable[[], None],
 ) -> Message:
-    """Count a request as soon as there is a share for it, then decode it. Raises PenstockError if it's malformed."""
+    """Count a request as soon as there is a share for it, then decode it; ``moved`` is called in between, when
+    ``frame`` keeps nothing any more.
+
+    Raises PenstockError if it's malformed.
+    """
     weight = len(frame) * _DECODED_PARTS
     context.charges.append(await core.handling.charge(weight, member))
     context.charges.append(core.allocator.charge_anyway(weight, "requests"))
     decode = partial(decode_request, api_key, context.version, frame.take(), frame.body_pos, lenient=True)
+    moved()
     return await core.turns.run_in_thread(decode, core.long_requests)
 
 

@@ -19,7 +19,8 @@ from penstock.api.gate import UnidentifiedError
 from penstock.errors import PenstockError
 from penstock.server.admission import admit, rest, throttled
 from penstock.server.channel import Channel
-from penstock.server.long_request import COUNTED_BYTES, HeldFrame, admit_and_decode, admit_nowait, encode
+from penstock.server.large_frame import HeldFrame
+from penstock.server.long_request import COUNTED_BYTES, admit_and_decode, admit_nowait, encode
 from penstock.server.responses import count_response, encode_in_turn
 from penstock.server.slots import Slot
 from penstock.spi.allocator import Allocation
@@ -55,7 +56,7 @@ def start(
     core.requests_by_api[api_key] += 1
     channel.pipeline.take(slot)
     if message is None:
-        held = HeldFrame(frame, allocation, header.body_pos)
+        held = channel.held = HeldFrame(frame, allocation, header.body_pos)
         channel.run_alone(slot, _run_long, channel, slot, api, held, context)
         return allocation is not None
     try:
@@ -87,14 +88,18 @@ async def _run_long(
     channel: Channel, slot: Slot, api: Api, frame: HeldFrame, context: RequestContext
 ) -> None:
     message: Message | None = None
+    core = channel.core
     with frame, anyio.CancelScope() as scope:
         channel.scopes.add(scope)
         if not channel.is_lost:
             try:
-                message = await admit_and_decode(channel.core, channel.handling, context, api.key, frame)
+                message = await admit_and_decode(
+                    core, channel.handling, context, api.key, frame, channel.go_on
+                )
             except PenstockError as error:
                 channel.fault(f"request is malformed: api_key={api.key} version={slot.version}: {error}")
     channel.scopes.discard(scope)
+    channel.held = None
     slot.message = message
     if message is None or channel.is_lost:
         return

@@ -315,6 +315,30 @@ async def test_long_requests_wait_for_their_share_and_short_ones_dont(logs: Fake
         await until(lambda: harness.server.core.handling.used == 0)
 
 
+async def test_a_large_request_counts_as_its_addresss_until_it_is_decoded(logs: FakeLogs) -> None:
+    """What waits for its turn to be decoded is as much memory as what isn't whole."""
+    async with serving(logs, receive_bytes_max=4 * MIB) as harness:
+        core = harness.server.core
+        taken = core.handling.join("other", None)
+        core.handling.take(taken, core.handling.limit)
+        topics = [FetchTopic(topic="t", partitions=[FetchPartition(partition=0)] * 1500)]
+        bad = [await harness.connect() for _ in range(3)]
+        for count, client in enumerate(bad, 1):
+            frame = client.frame(ApiKey.FETCH, 11, FetchRequest(max_wait_ms=0, min_bytes=0, topics=topics))
+            before = core.received_bytes
+            await client.send_raw(frame[:20])
+            await until(lambda before=before: core.received_bytes == before + 20)
+            await client.send_raw(frame[20:])  # comes into memory of its own, as more than a read has
+            await until(lambda count=count: core.handling.waiting == count)
+        assert core.incoming.used == len(bad) * (len(frame) - 4)
+        assert not core.incoming.shares.victims(math.inf), "it's our turn"
+        core.handling.leave(taken)
+        for client in bad:
+            await client.receive()
+        assert core.incoming.used == 0
+        await leave(bad)
+
+
 async def test_one_address_leaves_connections_for_others(logs: FakeLogs) -> None:
     async with serving(logs, connections_per_address_max=2) as harness:
         async with await harness.connect() as one, await harness.connect() as two:
