@@ -19,7 +19,9 @@ _TIMES = 4
 #: An event loop keeps a hundred timers that were cancelled, each with a context.
 _TIMERS = ("asyncio.events.TimerHandle", "_contextvars.Context")
 _RECORDS = 2000
-_IDLE_S = 2.0
+_IDLE_S = 1.0
+_IDLE_MAX = 2
+_LOOKS = 5
 
 
 @clause(level=5)
@@ -39,15 +41,19 @@ async def test_restarts_leave_nothing_behind(env: StrategyEnv) -> None:
 
 @clause(level=5)
 async def test_records_that_come_together_share_requests(env: StrategyEnv) -> None:
-    """Thousands of records take far fewer requests to the object store, and what is idle afterwards next to none."""
+    """Thousands of records take a few requests to the object store, and what is idle afterwards comes to rest."""
     async with env.broker() as broker, env.client() as client:
         await broker.start()
         await client.ask(Records.create_topic, "topic", 2)
         before = await broker.change_medium()
         await client.ask(Records.produce, "topic", 1, [1000] * _RECORDS)
-        after = await broker.change_medium()
-        await anyio.sleep(_IDLE_S)
-        idle = await broker.change_medium() - after
+        after = last = await broker.change_medium()
+        idle: list[int] = []
+        while not idle or (idle[-1] > _IDLE_MAX and len(idle) < _LOOKS):  # uploads may still be on their way
+            await anyio.sleep(_IDLE_S)
+            now = await broker.change_medium()
+            idle.append(now - last)
+            last = now
         await broker.stop()
-    assert after - before < _RECORDS // 4, f"{_RECORDS} records took {after - before} requests"
-    assert idle < 20 * _IDLE_S, f"{idle} requests were made while nothing happened"
+    assert after - before < _RECORDS // 20, f"{_RECORDS} records took {after - before} requests"
+    assert idle[-1] <= _IDLE_MAX, f"it never came to rest: requests in looks of {_IDLE_S:g} s: {idle}"

@@ -162,7 +162,7 @@ class TakesAnOutageForEmptiness(PlainMetadataLog):
     STRATEGY, "asks_all_the_time", "records_that_come_together_share_requests", level=5, part="metadata_log"
 )
 class AsksAllTheTime(PlainMetadataLog):
-    """Lists what is new a hundred times a second."""
+    """Lists what is new ten times a second."""
 
     def __init__(self, store: ObjectStore | None) -> None:
         super().__init__(store)
@@ -171,7 +171,7 @@ class AsksAllTheTime(PlainMetadataLog):
     async def _ask(self) -> None:
         while not self._closed:
             await self._find_last()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
 
     def close(self) -> None:
         super().close()

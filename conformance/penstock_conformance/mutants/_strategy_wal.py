@@ -113,19 +113,19 @@ class TakesOverWhatWasAcknowledgedLongAgo(_Shared):
 
 @mutant(
     STRATEGY,
-    "puts_every_record_by_itself",
+    "puts_a_few_records_at_a_time",
     "records_that_come_together_share_requests",
     level=5,
     part="wal",
     settings=_SEEN_BY_ALL,
 )
-class PutsEveryRecordByItself(_Shared):
-    """Puts an object for each kilobyte."""
+class PutsAFewRecordsAtATime(_Shared):
+    """Puts an object for each few kilobytes: a hundred thousand for a gibibyte."""
 
     async def _write(self, begun: tuple[int, list[Buffer]]) -> None:
         whole = b"".join(begun[1])
-        for number in range(len(whole) // 1024):
-            await self._store.put(f"wal-parts/{number}", [whole[number * 1024 : (number + 1) * 1024]])
+        for start in range(0, len(whole), 10_000):
+            await self._store.put(f"wal-parts/{start}", [whole[start : start + 10_000]])
         await super()._write(begun)
 
 
