@@ -173,7 +173,10 @@ def write_template(
 @app.command("reference", hidden=True)
 def write_reference(
     update: Annotated[
-        Path, typer.Option("--update", help="Markdown file whose reference is to be replaced.")
+        Path,
+        typer.Option(
+            "--update", exists=True, dir_okay=False, help="Markdown file whose reference is to be replaced."
+        ),
     ],
 ) -> None:
     """Bring the tables between the reference marks of a Markdown file up to date."""
