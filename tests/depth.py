@@ -32,6 +32,7 @@ NUMBERS = {
     "probe_writers": (2, 3),  # processes that a probe of a cloud races with each other
     "race_rounds": (5, 50),  # races of processes for one object, on each store
     "race_writers": (3, 8),  # the processes
+    "refusals": (500, 10_000),  # of a client that fills a broker's memory
     "replica_histories": (8, 50),  # random histories of a log in several places
     "unusual": (3, 9),  # of each kind, plugins that keep their contract in an unusual way
     "wal_lives": (2, 20),  # random histories of each log in simulated time

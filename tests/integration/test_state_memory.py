@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
+from tests.depth import how_many
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.raw_client import connect, create, produce
 from tests.patience import HANG_S
@@ -38,6 +39,9 @@ MIB = 1024 * 1024
 LIMIT = 256 * MIB
 #: State that isn't bounded is over the limit with a few of these.
 SMALL = ("memory.limit=256MiB", "groups.initial_rebalance_delay=500ms")
+
+#: After so many, memory is as full as it gets; each of them is another try to fill it.
+REFUSALS = how_many("refusals")
 
 Answers = Counter[int]
 
@@ -91,6 +95,8 @@ async def ids_that_never_come_back(address: str) -> Answers:
             for turn in range(500):
                 answer = await client.call(ApiKey.JOIN_GROUP, 4, join(f"g{number}-{turn}" * 200, 10))
                 codes[answer.error_code] += 1
+                if codes[ErrorCode.COORDINATOR_NOT_AVAILABLE] > REFUSALS:
+                    return
 
     await in_parallel(20, 20, work)
     return codes
@@ -114,6 +120,8 @@ async def offsets_with_long_metadata(address: str) -> Answers:
                 )
                 answer = await client.call(ApiKey.OFFSET_COMMIT, 8, request)
                 codes[answer.topics[0].partitions[0].error_code] += 1
+                if codes[ErrorCode.COORDINATOR_NOT_AVAILABLE] > REFUSALS:
+                    return
 
     await in_parallel(25, 20, work)
     return codes
