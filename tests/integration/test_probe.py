@@ -72,6 +72,7 @@ def test_what_it_prints_begins_a_configuration(tmp_path: Path, capsys: pytest.Ca
     assert main(["config", "check", "-c", str(path)]) == 0
 
 
+@pytest.mark.full  # the plugin's own tests have each question asked of each cloud
 def test_s3_is_raced_with_a_writer_that_stalls_on_its_last_byte(
     server: S3Server, credentials: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
