@@ -348,7 +348,8 @@ class GroupService:
 
         async with anyio.create_task_group() as tasks:
             for coordinator in self._coordinators.active():
-                tasks.start_soon(forget, coordinator)
+                if coordinator.entries:
+                    tasks.start_soon(forget, coordinator)
         failed = sum(failures)
         if failed:
             raise UnavailableError(

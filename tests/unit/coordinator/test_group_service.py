@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
@@ -15,6 +15,7 @@ import pytest
 from tests.patience import HANG_S
 from tests.unit.coordinator.conftest import LedService
 
+from penstock.coordinator.group_coordinator import GroupCoordinator
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import (
     CommittedOffset,
@@ -379,6 +380,26 @@ async def test_offsets_of_deleted_topics_go(opened: Open, log: Log) -> None:
         log.error = None
     async with opened() as service:
         assert set((await service.fetch_offsets("a"))[1]) == {("keep", 0)}
+
+
+async def test_the_end_of_a_topic_concerns_only_coordinators_with_groups(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[GroupCoordinator] = []
+    forget_topics = GroupCoordinator.forget_topics
+
+    async def ask(coordinator: GroupCoordinator, topics: Collection[str]) -> int:
+        asked.append(coordinator)
+        return await forget_topics(coordinator, topics)
+
+    monkeypatch.setattr(GroupCoordinator, "forget_topics", ask)
+    async with opened() as service:
+        await service.on_topics_deleted(["t"])
+        assert not asked
+        await service.commit_offsets("g", {TP: OFFSET})
+        await service.on_topics_deleted(["t"])
+        assert len(asked) == 1
+        assert (await service.fetch_offsets("g"))[1] == {}
 
 
 async def test_offsets_and_then_their_group_expire(opened: Open, clock: Clock, log: Log) -> None:
