@@ -22,6 +22,7 @@ from penstock_conformance._child import Child
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, raises, together
 from penstock_conformance._lake import check_table, columns, look_at, made, row, spec_of, topic_of
+from penstock_conformance._leaks import looks_leave_nothing
 
 KIND = "lake_compactor"
 
@@ -74,8 +75,27 @@ async def test_nothing_is_visible_before_a_commit(env: Env) -> None:
             await table.write(made(0, 10, 20))
             await table.write(made(1, 0, 5))
             await check_table(reader, topic, {0: 10})
+            told = await table.positions()
+            assert told == {0: 10}, (
+                f"positions are those of the newest commit, not of what was written: {told}"
+            )
             await table.commit({0: 20, 1: 5})
             await check_table(reader, topic, {0: 20, 1: 5})
+
+
+async def test_commits_and_looks_leave_nothing_open(env: Env) -> None:
+    """However often a table is written to, committed and looked at, no descriptor, task or thread stays of it."""
+    async with env.open() as compactor, compactor.open_table(topic_of(env), 1) as table:
+        offset = 0
+
+        async def commit() -> None:
+            nonlocal offset
+            await _commit(table, 0, offset, offset + 3)
+            offset += 3
+            await table.positions()
+            await table.describe()
+
+        await looks_leave_nothing(commit)
 
 
 async def test_a_table_goes_on_where_its_last_commit_ended(env: Env) -> None:

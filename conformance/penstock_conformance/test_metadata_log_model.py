@@ -30,6 +30,11 @@ KIND = "metadata_log"
 
 _LIVES = 5
 _STEPS = 39
+_APPENDS = 30
+_REQUESTS = 6
+_WAIT_S = 0.5
+#: A look each twentieth of a second, of two requests.
+_WAIT_REQUESTS = 20
 _READ = ("get", "get", "list", "head")
 _WRITE = ("put", "put_if_absent")
 _ASKED = (*_READ, *_WRITE, "delete")
@@ -561,6 +566,29 @@ async def test_damage_of_a_large_snapshot_is_reported(env: Env) -> None:
     async with env.open(epoch=2) as log:
         with raises(CorruptError):
             await log.read_snapshot()
+
+
+@clause(level=5)
+async def test_appends_and_waits_ask_the_store_little(env: Env) -> None:
+    """An append takes a few requests, however long the log is; who waits for news takes next to none."""
+    store = FaultyStore(env.plain_store())
+    async with env.open(object_store=store) as log:
+
+        async def append(start: int) -> int:
+            before = store.calls.total()
+            for index in range(start, start + _APPENDS):
+                await log.append(index, b"x")
+            return store.calls.total() - before
+
+        few = [await append(1), await append(1 + _APPENDS)]
+        if not store.calls:
+            not_applicable("the plugin doesn't ask its object store")
+        assert max(few) <= _REQUESTS * _APPENDS, f"{_APPENDS} entries took {few} requests to append"
+        before = store.calls.total()
+        with anyio.move_on_after(_WAIT_S):
+            await log.wait_for_news(1000)
+        waited = store.calls.total() - before
+        assert waited <= _WAIT_REQUESTS, f"who waited for {_WAIT_S:g} s made {waited} requests"
 
 
 @clause(level=5)

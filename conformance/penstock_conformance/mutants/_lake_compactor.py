@@ -6,6 +6,7 @@ __all__ = ()
 
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -94,6 +95,27 @@ class ShowsWhatIsWritten(JsonLinesTable):
             files, self._files = self._files, []
             self._replace({**manifest, "files": manifest["files"] + files})
         return written
+
+
+@_broken("goes_on_from_what_is_written", "nothing_is_visible_before_a_commit")
+class GoesOnFromWhatIsWritten(JsonLinesTable):
+    """Tells its owner the positions that it has, committed or not."""
+
+    def _write(self, records: LakeRecords) -> LakeWritten:
+        self._written = {records.partition: records.next_offset}
+        return super()._write(records)
+
+    async def positions(self) -> Mapping[int, int]:
+        return {**await super().positions(), **getattr(self, "_written", {})}
+
+
+@_broken("opens_its_manifest_with_each_commit", "commits_and_looks_leave_nothing_open")
+class OpensItsManifestWithEachCommit(JsonLinesTable):
+    """And never closes it."""
+
+    def _commit(self, positions: Mapping[int, int]) -> LakeCommit:
+        os.open(self._folder / "manifest.json", os.O_RDONLY)
+        return super()._commit(positions)
 
 
 @_broken("forgets_other_partitions", "positions_of_other_partitions_stay")

@@ -28,6 +28,7 @@ KIND = "metadata_log"
 _MODEL = "random_histories_agree_with_a_model"
 _OUTAGES = "random_histories_with_outages_agree_with_a_model"
 _DAMAGE = "damage_of_any_entry_is_reported"
+_COST = "appends_and_waits_ask_the_store_little"
 _GROWTH = "long_use_grows_nothing"
 
 
@@ -397,3 +398,23 @@ class KeepsATaskOfEachWait(PlainMetadataLog):
 
     async def wait_for_news(self, after_index: int) -> None:
         await asyncio.shield(asyncio.get_running_loop().create_task(super().wait_for_news(after_index)))
+
+
+@mutant(KIND, "lists_all_with_each_append", _COST, level=5)
+class ListsAllWithEachAppend(PlainMetadataLog):
+    """Looks at each entry that there is."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        await super().append(index, data)
+        for each in range(1, index):
+            await self._store.get(self._key(each))
+
+
+@mutant(KIND, "looks_all_the_time", _COST, level=5)
+class LooksAllTheTime(PlainMetadataLog):
+    """Hears of news at once, for as many requests as go."""
+
+    async def wait_for_news(self, after_index: int) -> None:
+        while self._last_index <= after_index:
+            self._check_open()
+            await self._find_last()
