@@ -34,7 +34,7 @@ NUMBERS = {
     "race_writers": (3, 8),  # the processes
     "refusals": (500, 10_000),  # of a client that fills a broker's memory
     "replica_histories": (8, 50),  # random histories of a log in several places
-    "unusual": (3, 9),  # of each kind, plugins that keep their contract in an unusual way
+    "unusual": (2, 9),  # of each kind, plugins that keep their contract in an unusual way
     "wal_lives": (2, 20),  # random histories of each log in simulated time
     "wal_s3_histories": (12, 100),  # random histories of a log in a store
     "zombie_rounds": (1, 4),  # stopped brokers that wake up, on a real device

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.depth import in_full
+from tests.depth import FULL, in_full
 from tests.patience import HANG_S
 from tests.s3_server import S3Server, serving_s3
 from tests.store_proxy import proxied
@@ -36,6 +36,14 @@ def probe(
 
 def broken(findings: dict[str, dict[str, str]]) -> list[str]:
     return [name for name, finding in findings.items() if finding["verdict"] == "broken"]
+
+
+@pytest.fixture(autouse=True)
+def few_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a page of a listing has are asked for in the plugin's own tests, of each cloud."""
+    if not FULL:
+        monkeypatch.setattr("penstock_tools.probe.checks._MANY_KEYS", 20)
+        monkeypatch.setattr("penstock_tools.probe.checks._PAGE_KEYS", 10)
 
 
 @pytest.fixture(scope="module")
