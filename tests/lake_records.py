@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-__all__ = ("lake_records", "of_rows")
+__all__ = ("avro", "lake_records", "of_rows")
 
+import io
+import json
 from array import array
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import fastavro
 
 from penstock.spi.lake import BinaryColumn, HeaderColumn, LakeRecord, LakeRecords
+
+
+def avro(schema: Any, values: Iterable[Any]) -> list[bytes]:
+    """Each value in Avro, without a header."""
+    parsed = fastavro.parse_schema(json.loads(json.dumps(schema)))  # it changes what it is given
+    items = []
+    for value in values:
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, parsed, value)
+        items.append(out.getvalue())
+    return items
 
 
 def lake_records(

@@ -18,16 +18,11 @@ from penstock_iceberg_compactor.decode._avro import AvroCodec
 from penstock_iceberg_compactor.decode._decoder import Decoded
 from tests.arrow_text import visible
 from tests.depth import examples
+from tests.lake_records import avro
 
 
 def _encode(schema: Any, *values: Any) -> list[bytes]:
-    parsed = fastavro.parse_schema(json.loads(json.dumps(schema)))
-    items = []
-    for value in values:
-        out = io.BytesIO()
-        fastavro.schemaless_writer(out, parsed, value)
-        items.append(out.getvalue())
-    return items
+    return avro(schema, values)
 
 
 def _decode(schema: Any, *items: bytes, row_wise: bool = False) -> Decoded:

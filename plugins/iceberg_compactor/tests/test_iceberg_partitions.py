@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import io
 import json
 import uuid
-from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import fastavro
 import pytest
 from tests.iceberg_place import load, opened, topic
 from tests.iceberg_readers import duckdb_with_iceberg
-from tests.lake_records import lake_records
+from tests.lake_records import avro, lake_records
 
 pytestmark = pytest.mark.anyio
 
@@ -77,16 +74,6 @@ SCHEMA = {
 }
 
 
-def _items(rows: Iterable[dict[str, Any]]) -> list[bytes]:
-    parsed = fastavro.parse_schema(json.loads(json.dumps(SCHEMA)))
-    items = []
-    for one in rows:
-        out = io.BytesIO()
-        fastavro.schemaless_writer(out, parsed, one)
-        items.append(out.getvalue())
-    return items
-
-
 def _wanted(place: Path, **configs: str) -> Any:
     schemas = place / "lake" / "schemas"
     schemas.mkdir(parents=True, exist_ok=True)
@@ -105,7 +92,7 @@ def _wanted(place: Path, **configs: str) -> Any:
 )
 async def test_each_row_of_a_divided_table_is_found_by_its_values(tmp_path: Path, by: str) -> None:
     """Manifests are written again, and files, and both keep the values of partitions."""
-    items = _items(map(row, range(ROWS)))
+    items = avro(SCHEMA, map(row, range(ROWS)))
     async with opened(tmp_path) as compactor:
         wanted = _wanted(tmp_path, partition_by=by, sort_by="uuid desc, double")
         async with compactor.open_table(wanted, 1) as table:
@@ -132,7 +119,7 @@ async def test_values_that_no_partition_can_have_are_in_files_that_are_not_divid
     rows = [row(0) | {"double": value} for value in (float("nan"), 0.1, float("nan"), None)]
     async with opened(tmp_path) as compactor:
         async with compactor.open_table(_wanted(tmp_path, partition_by="double"), 1) as table:
-            await table.write(lake_records(_items(rows)))
+            await table.write(lake_records(avro(SCHEMA, rows)))
             await table.commit({0: 4})
         files = [task.file for task in load(compactor).scan().plan_files()]
         assert sorted((one.record_count, one.spec_id) for one in files) == [(1, 1), (1, 1), (2, 0)]
@@ -147,7 +134,7 @@ async def test_rows_are_told_apart_by_keys_of_each_type(tmp_path: Path, keys: st
     async with opened(tmp_path) as compactor:
         async with compactor.open_table(_wanted(tmp_path, mode="upsert", key_columns=keys), 1) as table:
             for start in (0, count):
-                await table.write(lake_records(_items(map(row, range(count))), start=start))
+                await table.write(lake_records(avro(SCHEMA, map(row, range(count))), start=start))
                 await table.commit({0: start + count})
         rows = load(compactor).scan().to_arrow().to_pylist()
         assert sorted(one["_kafka"]["offset"] for one in rows) == sorted(last.values())
