@@ -6,8 +6,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 REPOSITORY = Path(__file__).parents[2]
 ROOTS = [REPOSITORY / "kernel", REPOSITORY / "conformance", *sorted((REPOSITORY / "plugins").glob("*"))]
 #: Generated, one class per message version; the registry next to them is the interface.
@@ -16,32 +14,25 @@ GENERATED = "wire/messages/"
 PYTEST_FILES = re.compile(r"test_\w+\.py|conftest\.py|pytest_plugin\.py")
 
 
-def public_modules() -> list[str]:
-    """Modules whose path has no private part and which define anything."""
-    found = []
+def public_modules() -> dict[str, list[ast.stmt]]:
+    """By path, what is in modules whose path has no private part and which define anything."""
+    found = {}
     for root in ROOTS:
         for path in sorted(root.glob("penstock*/**/*.py")):
             relative = path.relative_to(root)
             private = any(part.startswith("_") and part != "__init__.py" for part in relative.parts)
-            if (
-                not private
-                and not PYTEST_FILES.fullmatch(path.name)
-                and GENERATED not in relative.as_posix()
-                and _defines(path)
-            ):
-                found.append(path.relative_to(REPOSITORY).as_posix())
+            if not private and not PYTEST_FILES.fullmatch(path.name) and GENERATED not in relative.as_posix():
+                body = ast.parse(path.read_text()).body
+                if _defines(body):
+                    found[path.relative_to(REPOSITORY).as_posix()] = body
     return found
 
 
-def _body(path: Path) -> list[ast.stmt]:
-    return ast.parse(path.read_text()).body
-
-
-def _defines(path: Path) -> bool:
+def _defines(body: list[ast.stmt]) -> bool:
     """Whether there is more than a docstring and ``from __future__``."""
     return any(
         not (isinstance(node, ast.Expr) or (isinstance(node, ast.ImportFrom) and node.module == "__future__"))
-        for node in _body(path)
+        for node in body
     )
 
 
@@ -65,22 +56,20 @@ def names_bound(nodes: list[ast.stmt]) -> set[str]:
     return names
 
 
-def test_there_are_modules_to_look_at() -> None:
-    assert "kernel/penstock/errors.py" in public_modules()
-    assert "plugins/allocator_sequential/penstock_allocator_sequential/__init__.py" in public_modules()
-
-
-@pytest.mark.parametrize("module", public_modules())
-def test_all_is_a_tuple_of_names_that_are_there(module: str) -> None:
-    body = _body(REPOSITORY / module)
-    found = [
-        node.value
-        for node in body
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]
-    ]
-    assert len(found) == 1, "a public module has one __all__"
-    assert isinstance(found[0], ast.Tuple)
-    names = ast.literal_eval(found[0])
-    assert len(set(names)) == len(names)
-    assert set(names) <= names_bound(body)
-    assert not [name for name in names if name.startswith("_") and name != "__version__"]
+def test_all_is_a_tuple_of_names_that_are_there() -> None:
+    modules = public_modules()
+    assert "kernel/penstock/errors.py" in modules
+    assert "plugins/allocator_sequential/penstock_allocator_sequential/__init__.py" in modules
+    for module, body in modules.items():
+        found = [
+            node.value
+            for node in body
+            if isinstance(node, ast.Assign)
+            and [ast.unparse(target) for target in node.targets] == ["__all__"]
+        ]
+        assert len(found) == 1, f"{module}: a public module has one __all__"
+        assert isinstance(found[0], ast.Tuple), module
+        names = ast.literal_eval(found[0])
+        assert len(set(names)) == len(names), module
+        assert set(names) <= names_bound(body), module
+        assert not [name for name in names if name.startswith("_") and name != "__version__"], module

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from penstock import hookspecs
 from penstock.spi import events
 from penstock.spi.plugin import PluginSpec
@@ -69,14 +67,14 @@ def test_every_hook_argument_and_field_is_documented() -> None:
     assert list(problems(DOCUMENT)) == []
 
 
-@pytest.mark.parametrize(
-    "line", [line for line in DOCUMENT.splitlines() if line.startswith("### ") or _ROW.match(line)]
-)
-def test_each_documented_line_is_missed_when_it_is_gone(line: str) -> None:
+def test_each_documented_line_is_missed_when_it_is_gone() -> None:
     """The comparison itself works: no heading and no row can be dropped or renamed unseen."""
-    head, _, tail = DOCUMENT.rpartition(line + "\n")
-    assert list(problems(head + tail))
-    assert list(problems(head + line.replace("`", "`x_", 1) + "\n" + tail))
+    lines = [line for line in DOCUMENT.splitlines() if line.startswith("### ") or _ROW.match(line)]
+    assert len(lines) > len(HOOKS)
+    for line in lines:
+        head, _, tail = DOCUMENT.rpartition(line + "\n")
+        assert next(problems(head + tail), None), line
+        assert next(problems(head + line.replace("`", "`x_", 1) + "\n" + tail), None), line
 
 
 def test_every_hook_has_one_sentence_of_its_own() -> None:

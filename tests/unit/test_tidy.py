@@ -122,10 +122,9 @@ def test_no_lock_files_and_no_big_files() -> None:
     assert [name for name in FILES if (REPOSITORY / name).stat().st_size > 2**20] == []
 
 
-@pytest.mark.parametrize("suffix", [".py", ".md", ".toml", ".yaml"])
-def test_text_is_clean(suffix: str) -> None:
+def test_text_is_clean() -> None:
     for name in FILES:
-        if name.endswith(suffix):
+        if name.endswith((".py", ".md", ".toml", ".yaml")):
             text = (REPOSITORY / name).read_bytes()
             assert b"\r" not in text, name
             assert not text or (text.endswith(b"\n") and not text.endswith(b"\n\n")), name
@@ -337,15 +336,16 @@ def test_docstrings_begin_with_a_subject() -> None:
 RFCS = [name for name in FILES if re.fullmatch(r"docs/rfcs/\d{4}-.*\.md", name)]
 
 
-@pytest.mark.parametrize("name", RFCS)
-def test_an_rfc_has_the_parts_of_the_template_and_a_row_in_the_index(name: str) -> None:
-    text = (REPOSITORY / name).read_text()
-    number = Path(name).name[:4]
-    assert re.match(rf"# RFC {number if number != '0000' else 'NNNN'}: [a-z]", text)
-    parts = re.findall(r"^## (.*)$", text, re.MULTILINE)
+def test_an_rfc_has_the_parts_of_the_template_and_a_row_in_the_index() -> None:
+    index = (REPOSITORY / "docs/rfcs/README.md").read_text()
     wanted = ["Motivation", "Alternatives", "Choice", "Impact"]
-    assert [part for part in parts if part in wanted] == wanted
-    assert f"]({Path(name).name})" in (REPOSITORY / "docs/rfcs/README.md").read_text(), "add its row"
+    for name in RFCS:
+        text = (REPOSITORY / name).read_text()
+        number = Path(name).name[:4]
+        assert re.match(rf"# RFC {number if number != '0000' else 'NNNN'}: [a-z]", text), name
+        parts = re.findall(r"^## (.*)$", text, re.MULTILINE)
+        assert [part for part in parts if part in wanted] == wanted, name
+        assert f"]({Path(name).name})" in index, f"add the row of {name}"
 
 
 def test_numbers_of_rfcs_are_unique() -> None:
@@ -421,24 +421,20 @@ def _forgets(node: ast.AST, name: str, parents: dict[ast.AST, ast.AST]) -> bool:
 _KEEPS_ERRORS = ("tools/penstock_tools/", "conformance/")
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith(_KEEPS_ERRORS)])
-def test_errors_that_are_stored_are_kept_and_raised_again(name: str) -> None:
-    """``penstock.errors.kept`` and ``again``: others make cycles, or hold the payload of the frames they left."""
-    nodes = _nodes(name)
+def _stored_errors(nodes: Sequence[ast.AST]) -> Iterator[tuple[int, str]]:
+    """Where an error is stored, or a stored one raised, and how it ought to be."""
     deleted = {ast.unparse(one) for node in nodes if isinstance(node, ast.Delete) for one in node.targets}
     parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
-    found = []
     for node in nodes:
-        if isinstance(node, ast.Raise) and node.exc is not None:
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Name | ast.Attribute | ast.Subscript):
             what = ast.unparse(node.exc)
             is_class = what.rpartition(".")[2].lstrip("_")[:1].isupper()
-            is_stored = isinstance(node.exc, ast.Name | ast.Attribute | ast.Subscript) and not is_class
             if (
-                is_stored
+                not is_class
                 and what not in _names_of_handlers(node, parents)
                 and not _forgets(node, what, parents)
             ):
-                found.append(f"{name}:{node.lineno}: raise again({what})")
+                yield node.lineno, f"raise again({what})"
         elif isinstance(node, ast.ExceptHandler) and node.name:
             for step in ast.walk(node):
                 stored: ast.expr | None = None
@@ -447,15 +443,25 @@ def test_errors_that_are_stored_are_kept_and_raised_again(name: str) -> None:
                 elif isinstance(step, ast.Call) and _dotted(step.func).endswith((".append", ".put", ".set")):
                     stored = next(iter(step.args), None)
                 if isinstance(stored, ast.Name) and stored.id == node.name:
-                    found.append(f"{name}:{stored.lineno}: kept({node.name})")
+                    yield stored.lineno, f"kept({node.name})"
+
+
+def test_errors_that_are_stored_are_kept_and_raised_again() -> None:
+    """``penstock.errors.kept`` and ``again``: others make cycles, or hold the payload of the frames they left."""
+    found = [
+        f"{name}:{line}: {wanted}"
+        for name in SHIPPED
+        if not name.startswith(_KEEPS_ERRORS)
+        for line, wanted in _stored_errors(_nodes(name))
+    ]
     assert found == []
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if "to_thread" in (REPOSITORY / name).read_text()])
-def test_work_runs_in_threads_through_the_one_door(name: str) -> None:
+def test_work_runs_in_threads_through_the_one_door() -> None:
     """``penstock.threads.run_in_thread``: with anyio's, each error is a reference cycle."""
     allowed = ("kernel/penstock/threads.py", *_KEEPS_ERRORS)
-    assert name.startswith(allowed)
+    others = [name for name in SHIPPED if not name.startswith(allowed)]
+    assert [name for name in others if "to_thread" in (REPOSITORY / name).read_text()] == []
 
 
 TESTS = [name for name in PYTHON if re.match(r"tests/|plugins/\w+/tests/", name)]
@@ -489,9 +495,9 @@ def _number(node: ast.expr | None) -> float:
     return value if isinstance(value, int | float) else 0
 
 
-def _deadlines(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def _deadlines(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
     """Each wait with a number of seconds: arguments of what waits, defaults and constants."""
-    for node in ast.walk(tree):
+    for node in nodes:
         found: list[tuple[str, ast.expr | None]] = []
         if isinstance(node, ast.Call):
             found += [(word.arg, word.value) for word in node.keywords if word.arg is not None]
@@ -514,13 +520,13 @@ def _deadlines(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield value.lineno, ast.unparse(value)
 
 
-@pytest.mark.parametrize("name", TESTS)
-def test_deadlines_of_tests_are_the_one_that_only_what_hangs_reaches(name: str) -> None:
+def test_deadlines_of_tests_are_the_one_that_only_what_hangs_reaches() -> None:
     """``tests.patience.HANG_S``: any other was measured on somebody's idle machine."""
-    found = [
-        f"{name}:{line}: {text} s" for line, text in _deadlines(ast.parse((REPOSITORY / name).read_text()))
-    ]
-    assert bool(found) is (name in _NO_DEADLINES), found
+    found = {name: [f"{line}: {text} s" for line, text in _deadlines(_nodes(name))] for name in TESTS}
+    assert {
+        name: deadlines for name, deadlines in found.items() if deadlines and name not in _NO_DEADLINES
+    } == {}
+    assert [name for name in _NO_DEADLINES if not found[name]] == []
 
 
 def test_a_guessed_deadline_is_found_wherever_it_stands() -> None:
@@ -534,8 +540,8 @@ READY_S: Final = 60
 deadline = 90
 def read(timeout_s: float = 7, *, deadline_s=8): ...
 """
-    assert [text for _, text in sorted(_deadlines(ast.parse(guesses)))] == [
+    assert [text for _, text in sorted(_deadlines(ast.walk(ast.parse(guesses))))] == [
         "10", "30", "2 * 60", "20.0", "600", "60", "90", "7", "8",
     ]  # fmt: skip
     fine = "anyio.fail_after(HANG_S)\nanyio.move_on_after(0.05)\nPACE_PER_S = 400\nconsumer.poll(1)\n"
-    assert list(_deadlines(ast.parse(fine))) == []
+    assert list(_deadlines(ast.walk(ast.parse(fine)))) == []
