@@ -228,6 +228,15 @@ MEANT: Final = (
         request="length (14|38), and no more, .*",
     ),
     Meant(
+        name="lz4 that Java can't read",
+        reason="Kafka fails on records that aren't what their codec says; here they are refused",
+        where=("lz4 frames",),
+        request="linked blocks|a frame to skip",
+        path=r"responses\[.*error_code",
+        kafka=-1,
+        penstock=87,
+    ),
+    Meant(
         name="counts below zero",
         reason="Kafka takes a count of tagged fields of 2^31 and more for none; here it is more than any frame holds",
         where=("tags",),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.depth import FULL
+from tests.differential.codec_cases import CODEC_CASES
 from tests.differential.compare import Pair, Report, grouped
 from tests.differential.corner_cases import CORNER_CASES
 from tests.differential.first_faults import FIRST_FAULTS
@@ -27,7 +28,7 @@ from penstock.wire import ApiKey
 pytestmark = pytest.mark.slow
 
 REQUESTS_PER_VERSION_MIN = 10
-SCRIPTS = {**SCENARIOS, **CORNER_CASES, **FURTHER_CASES, **FIRST_FAULTS, **GROUP_CASES}
+SCRIPTS = {**SCENARIOS, **CORNER_CASES, **FURTHER_CASES, **FIRST_FAULTS, **GROUP_CASES, **CODEC_CASES}
 SETTINGS = ("broker.node_id=1", "groups.initial_rebalance_delay=0ms", "groups.offsets_partitions=1")
 
 

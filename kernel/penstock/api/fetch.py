@@ -37,7 +37,6 @@ from penstock.wire.messages.fetch import (
 
 _SESSIONS_VERSION: Final = 7
 _TOPIC_IDS_VERSION: Final = 13
-_ZSTD_VERSION: Final = 10
 _READ_COMMITTED: Final = 1
 _NOT_FOUND: Final = frozenset({ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, ErrorCode.UNKNOWN_TOPIC_ID})
 _ISOLATION_LEVELS: Final = frozenset({0, 1})
@@ -62,7 +61,6 @@ class _Fetch:
         "_denied",
         "_enough",
         "_is_follower",
-        "_reads_zstd",
         "budget",
         "plan",
         "request",
@@ -75,7 +73,6 @@ class _Fetch:
         self._context = context
         #: The topics that the client may not read.
         self._denied = context.denied(Operation.READ, ResourceType.TOPIC, self._topic_names())
-        self._reads_zstd = context.version >= _ZSTD_VERSION
         self._is_follower = request.replica_id >= 0 or request.replica_state.replica_id >= 0
         settings = context.api.settings
         self.started_s = context.api.clock()
@@ -138,8 +135,6 @@ class _Fetch:
 
     def _read(self, cached: CachedPartition, partition: Partition, found: _Collected) -> _Entry:
         entry = _Entry(cached, partition, _fence(cached, partition))
-        if not self._reads_zstd and not entry.error and self._is_zstd(partition):
-            entry.error = ErrorCode.UNSUPPORTED_COMPRESSION_TYPE
         if entry.error:
             return entry
         entry.diverging = _divergence(cached, partition)
@@ -173,10 +168,6 @@ class _Fetch:
         """The limit is less than nothing: that of the partition, or that of the request for the first of them."""
         is_first, found.is_begun = not found.is_begun, True
         return cached.partition_max_bytes < 0 or (self.request.max_bytes < 0 and is_first)
-
-    def _is_zstd(self, partition: Partition) -> bool:
-        """KIP-110: who can't read zstd is told, if the topic says that this is what is there."""
-        return self._context.api.logs.config_value(partition.topic, "compression.type") == "zstd"
 
     def left_s(self) -> float:
         """How much longer its client waits."""

@@ -219,7 +219,7 @@ class Preparation:
         return own.view, own
 
     def _checked(self, inflated_bytes_max: int) -> int:
-        plain = plain_records(self._batch, self._header, inflated_bytes_max)
+        plain = plain_records(self._batch, self._header, inflated_bytes_max, from_client=True)
         return check_records(plain, 0, self._header, self._rules, self._now_ms)
 
     def _repacked(self, inflated_bytes_max: int) -> bytearray:
@@ -227,7 +227,7 @@ class Preparation:
         assert self._codec is not None
         if self._codec == CODEC_NONE:  # what it inflates to is what it will be
             inflated_bytes_max = min(inflated_bytes_max, max(1, rules.max_message_bytes - HEADER_BYTES))
-        plain = plain_records(self._batch, header, inflated_bytes_max)
+        plain = plain_records(self._batch, header, inflated_bytes_max, from_client=True)
         max_timestamp = header.max_timestamp
         if rules.full:
             max_timestamp = check_records(plain, 0, header, rules, self._now_ms)

@@ -19,6 +19,7 @@ __all__ = (
     "CompressionError",
     "InflateLimitError",
     "UnknownCodecError",
+    "check_readable",
     "codec_id",
     "compress",
     "decompress",
@@ -53,6 +54,18 @@ _XERIAL_MAGIC: Final = b"\x82SNAPPY\x00"
 _XERIAL_HEADER: Final = _XERIAL_MAGIC + struct.pack(">ii", 1, 1)
 _XERIAL_BLOCK_BYTES: Final = 32 * 1024
 _INT32: Final = struct.Struct(">i")
+
+# An lz4 frame: magic and flags; its other fields are a block size, lengths if flags say so, and a checksum.
+_LZ4_MAGIC: Final = 0x184D2204
+_LZ4_START: Final = struct.Struct("<IB")
+_LZ4_BLOCK: Final = struct.Struct("<I")
+_LZ4_HEADER_BYTES: Final = 7
+_LZ4_CONTENT_CHECKSUM: Final = 0x04
+_LZ4_CONTENT_SIZE: Final = 0x08
+_LZ4_BLOCK_CHECKSUMS: Final = 0x10
+_LZ4_INDEPENDENT: Final = 0x20
+_LZ4_UNKNOWN: Final = 0x03  # a dictionary's id, and a reserved bit
+_LZ4_UNCOMPRESSED_BLOCK: Final = 1 << 31
 
 _GZIP_WBITS: Final = 31  # zlib's way to say: gzip header and trailer
 _FIRST_GUESS_BYTES: Final = 64 * 1024
@@ -142,6 +155,35 @@ def decompress(codec: int, data: Buffer, max_bytes: int) -> bytes:
     if inflate is None:
         raise UnknownCodecError(f"unknown compression codec, kafka knows 0 to 4 codec={codec}")
     return inflate(data, max_bytes)
+
+
+def check_readable(codec: int, data: Buffer) -> None:
+    """Refuse what ``decompress`` takes and Java's client can't read, so that no consumer stops at it.
+
+    That is lz4 of more than one frame, or of blocks that need the one before (KIP-57).
+
+    Raises:
+        CompressionError: ``data`` is such.
+    """
+    if codec != CODEC_LZ4:
+        return
+    try:
+        magic, flags = _LZ4_START.unpack_from(data)
+        if magic != _LZ4_MAGIC or flags & (_LZ4_INDEPENDENT | _LZ4_UNKNOWN) != _LZ4_INDEPENDENT:
+            raise _damaged("lz4", "it isn't one frame of independent blocks")
+        pos = _LZ4_HEADER_BYTES + (8 if flags & _LZ4_CONTENT_SIZE else 0)
+        checksum_bytes = 4 if flags & _LZ4_BLOCK_CHECKSUMS else 0
+        while True:
+            (length,) = _LZ4_BLOCK.unpack_from(data, pos)
+            pos += 4
+            if not length:
+                break
+            pos += (length & ~_LZ4_UNCOMPRESSED_BLOCK) + checksum_bytes
+    except struct.error as error:
+        raise _damaged("lz4", "the frame is cut") from error
+    pos += 4 if flags & _LZ4_CONTENT_CHECKSUM else 0
+    if pos != len(data):
+        raise _damaged("lz4", "it goes on behind its frame")
 
 
 def _too_large(name: str, max_bytes: int) -> InflateLimitError:

@@ -31,6 +31,7 @@ from penstock.wire.compression import (
     CompressionError,
     InflateLimitError,
     UnknownCodecError,
+    check_readable,
     decompress,
 )
 from penstock.wire.error_codes import ErrorCode
@@ -52,11 +53,16 @@ _INT64_MAX: Final = (1 << 63) - 1
 
 
 def plain_records(
-    batch: memoryview, header: BatchHeader, inflated_bytes_max: int = INFLATED_BYTES_MAX
+    batch: memoryview,
+    header: BatchHeader,
+    inflated_bytes_max: int = INFLATED_BYTES_MAX,
+    *,
+    from_client: bool = False,
 ) -> bytes | memoryview:
     """The plain record bytes of one batch: a view of it, or what its records inflate to.
 
-    At most ``inflated_bytes_max``, and at most a thousandfold of the batch (but 16 MiB are never suspicious).
+    At most ``inflated_bytes_max``, and at most a thousandfold of the batch (but 16 MiB are never suspicious). What
+    comes ``from_client`` has to be what all clients can inflate.
 
     Raises:
         BatchError: MESSAGE_TOO_LARGE if they inflate to more, INVALID_RECORD if the batch is cut or isn't what its
@@ -70,6 +76,8 @@ def plain_records(
         return packed
     room = min(inflated_bytes_max, max(_INFLATED_BYTES_FREE, len(packed) * _INFLATE_RATIO_MAX))
     try:
+        if from_client:
+            check_readable(codec, packed)
         return decompress(codec, packed, room)
     except UnknownCodecError as error:
         raise BatchError(str(error), ErrorCode.UNSUPPORTED_COMPRESSION_TYPE) from error

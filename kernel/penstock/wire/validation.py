@@ -109,7 +109,7 @@ def validate_produce_batch(
     header = check_batch(records, rules, produce_version, now_ms)
     max_timestamp = header.max_timestamp
     if rules.full:
-        plain = plain_records(records, header, inflated_bytes_max)
+        plain = plain_records(records, header, inflated_bytes_max, from_client=True)
         max_timestamp = check_records(plain, 0, header, rules, now_ms)
     return amend_batch(records, header, max_timestamp)
 
@@ -192,7 +192,9 @@ def _look_closer(records: memoryview, header: BatchHeader, rules: BatchRules, pr
     _check_producer(header)
     if header.attributes & CONTROL_BIT:
         raise BatchError("clients may not write control batches", ErrorCode.INVALID_RECORD)
-    if header.attributes & TIMESTAMP_TYPE_BIT and (rules.is_log_append_time or not rules.full):
+    if header.attributes & TIMESTAMP_TYPE_BIT and (
+        rules.is_log_append_time or not rules.full or header.max_timestamp == _NO_TIMESTAMP
+    ):
         text = "clients may not set the timestamp type to LogAppendTime"
         indexes = range(min(header.count, _RECORD_ERRORS_MAX))
         raise BatchError(text, ErrorCode.INVALID_TIMESTAMP, [(index, text) for index in indexes])
@@ -284,7 +286,7 @@ def check_records_nowait(
         if len(records) > bytes_max:
             return None  # it hardly ever inflates to less
         try:
-            data, start = plain_records(records, header, bytes_max), 0
+            data, start = plain_records(records, header, bytes_max, from_client=True), 0
         except BatchError as error:
             if error.error_code == ErrorCode.MESSAGE_TOO_LARGE:
                 return None

@@ -25,6 +25,7 @@ from penstock.wire.compression import (
     CompressionError,
     InflateLimitError,
     UnknownCodecError,
+    check_readable,
     codec_id,
     compress,
     decompress,
@@ -91,6 +92,38 @@ def test_takes_what_clients_write(codec: int, packed: bytes) -> None:
     assert decompress(codec, packed, len(TEXT)) == TEXT
     with pytest.raises(InflateLimitError):
         decompress(codec, packed, len(TEXT) - 1)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        pytest.param(lz4.frame.compress(TEXT, block_linked=True), id="linked"),
+        pytest.param(compress(CODEC_LZ4, TEXT[:5]) + compress(CODEC_LZ4, TEXT[5:]), id="two_frames"),
+        pytest.param(b"\x50\x2a\x4d\x18\x01\0\0\0x" + compress(CODEC_LZ4, TEXT), id="skippable_first"),
+        pytest.param(compress(CODEC_LZ4, TEXT) + b"\x50\x2a\x4d\x18\x01\0\0\0x", id="skippable_last"),
+    ],
+)
+def test_lz4_that_java_cannot_read_is_known(packed: bytes) -> None:
+    assert decompress(CODEC_LZ4, packed, len(TEXT)) == TEXT
+    with pytest.raises(CompressionError, match="not decodable as lz4: it "):
+        check_readable(CODEC_LZ4, packed)
+
+
+@pytest.mark.parametrize("size", [False, True])
+@pytest.mark.parametrize("content_checksum", [False, True])
+@pytest.mark.parametrize("block_checksum", [False, True])
+def test_lz4_that_java_reads_is_known(size: bool, content_checksum: bool, block_checksum: bool) -> None:
+    packed: bytes = lz4.frame.compress(
+        TEXT,
+        block_linked=False,
+        store_size=size,
+        content_checksum=content_checksum,
+        block_checksum=block_checksum,
+    )
+    check_readable(CODEC_LZ4, packed)
+    for cut in (0, 4, 5, 6, 7, 8, len(packed) // 2, len(packed) - 1):
+        with pytest.raises(CompressionError):
+            check_readable(CODEC_LZ4, packed[:cut])
 
 
 def test_xerial_framing_is_javas() -> None:

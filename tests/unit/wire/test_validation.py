@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import lz4.frame
 import pytest
 from crc32c import crc32c
 from hypothesis import given, settings
@@ -14,8 +15,9 @@ from tests.unit.wire.batches import GOOD, NOW, sample, with_body, with_header
 
 from penstock.errors import InvalidRequestError
 from penstock.wire import compression, native_code
+from penstock.wire.compression import decompress
 from penstock.wire.error_codes import ErrorCode
-from penstock.wire.record_batch import is_transactional
+from penstock.wire.record_batch import is_transactional, seal_batch
 from penstock.wire.records import (
     ATTRIBUTES_POS,
     CODEC_MASK,
@@ -237,6 +239,16 @@ def test_zstd_needs_produce_7() -> None:
     assert validate(sample(codec=3), version=3).codec == 3
 
 
+def test_lz4_that_javas_client_cannot_read_is_refused() -> None:
+    """Kafka fails on it; stored, it would stop each consumer in Java."""
+    batch = sample(codec=3)
+    plain = decompress(3, batch[61:], 1 << 20) + bytes(100_000)
+    linked = seal_batch(read_header(batch), lz4.frame.compress(plain, block_linked=True))
+    error = refused(linked)
+    assert error.error_code == ErrorCode.INVALID_RECORD
+    assert "it isn't one frame of independent blocks" in str(error)
+
+
 def test_size_limit_counts_the_whole_batch() -> None:
     batch = sample()
     assert validate(batch, max_message_bytes=len(batch))
@@ -262,6 +274,8 @@ def test_log_append_time_is_the_brokers_to_say() -> None:
         error = refused(batch, **rules)
         assert error.error_code == ErrorCode.INVALID_TIMESTAMP
         assert [index for index, text in error.record_errors if text] == [0, 1, 2]
+    no_time = with_header(batch, max_timestamp=-1)
+    assert [index for index, text in refused(no_time).record_errors if text] == [0, 1, 2]
     assert validate(batch).attributes == 0
     assert [record.timestamp_ms for record in iter_records(memoryview(batch))] == [NOW, NOW + 1, NOW + 2]
 
