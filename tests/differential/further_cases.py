@@ -225,6 +225,12 @@ def negative_times(pair: Pair) -> None:
             written = {"name": name, "partition_data": [{"index": 0, "records": bytes(data)}]}
             label = f"a record of {time_ms} ms, {kind}"
             ask(pair, label, ApiKey.PRODUCE, 9, acks=-1, timeout_ms=5_000, topic_data=[written])
+    # as if it was the time of its append
+    data[22] |= 0x08
+    data[27:43] = b"\xff" * 16
+    data[17:21] = crc32c(memoryview(data)[21:]).to_bytes(4, "big")
+    written = {"name": "before", "partition_data": [{"index": 0, "records": bytes(data)}]}
+    ask(pair, "no time of append", ApiKey.PRODUCE, 9, acks=-1, timeout_ms=5_000, topic_data=[written])
 
 
 def elections(pair: Pair) -> None:
@@ -370,6 +376,35 @@ def orders_of_checks(pair: Pair) -> None:
                 )
 
 
+def whole_requests(pair: Pair) -> None:
+    """What is wrong with all of a request, and what is said to one that asks for nothing."""
+    make(pair, "whole")
+    named = {"resource_type": 2, "resource_name": "whole", "configuration_keys": ["retention.ms"]}
+    for kind in (-1, 0, 1, 3, 8, 127):
+        other = {"resource_type": kind, "resource_name": "x"}
+        ask(pair, f"beside kind {kind}", ApiKey.DESCRIBE_CONFIGS, 4, resources=[named, other, named])
+    level = {"resource_type": 8, "resource_name": "1", "configs": [{"name": "root", "value": "INFO"}]}
+    ask(pair, "levels, the older way", ApiKey.ALTER_CONFIGS, 2, resources=[level], validate_only=True)
+    twice = [{"partition_index": 0, "timestamp": -1}, {"partition_index": 0, "timestamp": -2}]
+    topics = [{"name": "whole", "partitions": twice}, {"name": "no", "partitions": []}]
+    for level_of_isolation in (-1, 0, 2):
+        label = f"isolation {level_of_isolation}"
+        ask(pair, label, ApiKey.LIST_OFFSETS, 5, isolation_level=level_of_isolation, topics=topics)
+    for timeout in (-1, 0, 5000):
+        label = f"nothing, {timeout} ms"
+        ask(pair, label, ApiKey.ELECT_LEADERS, 2, election_type=9, topic_partitions=[], timeout_ms=timeout)
+        for allowed in (False, True):
+            ask(
+                pair,
+                f"{label}, {allowed}",
+                ApiKey.ALTER_PARTITION_REASSIGNMENTS,
+                1,
+                topics=[],
+                timeout_ms=timeout,
+                allow_replication_factor_change=allowed,
+            )
+
+
 #: By name.
 FURTHER_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "claims of batches": claims_of_batches,
@@ -383,4 +418,5 @@ FURTHER_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "names and ids": names_and_ids,
     "groups twice": groups_twice,
     "orders of checks": orders_of_checks,
+    "whole requests": whole_requests,
 }

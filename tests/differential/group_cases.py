@@ -54,6 +54,13 @@ def refused_groups(pair: Pair) -> None:
         _deleted(pair, label, request["group_id"])
 
 
+def unnamed_protocols(pair: Pair) -> None:
+    """A protocol whose name is empty, which newer versions show as none."""
+    for version in (5, 6, 7, 9):
+        join = _join(f"unnamed-{version}", "", "", group_instance_id="one")
+        ask(pair, f"joined by version {version}", ApiKey.JOIN_GROUP, version, **join)
+
+
 def pending_members(pair: Pair) -> None:
     """Ids that were given out, and leave or come as others (KIP-394)."""
 
@@ -105,6 +112,7 @@ def lost_offsets(pair: Pair) -> None:
 #: By name.
 GROUP_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "refused groups": refused_groups,
+    "unnamed protocols": unnamed_protocols,
     "pending members": pending_members,
     "lost offsets": lost_offsets,
 }

@@ -133,12 +133,7 @@ def describe_configs_nowait(
             if key in seen:
                 continue
             seen.add(key)
-        result = DescribeConfigsResult(
-            error_message="",
-            resource_type=resource.resource_type,
-            resource_name=resource.resource_name,
-            configs=[],
-        )
+        result = _undescribed(resource)
         try:
             _check_permitted(resource, denied)
             if resource.resource_type == TOPIC:
@@ -147,11 +142,10 @@ def describe_configs_nowait(
                 result.configs = _describe_broker(resource, request, context)
             elif resource.resource_type == BROKER_LOGGER:
                 result.configs = _describe_loggers(resource, context)
-            elif (defaults := _DEFAULTS.get(resource.resource_type)) is None:
-                raise _unsupported(resource.resource_type)
             elif not resource.resource_name:
                 raise KafkaError(ErrorCode.INVALID_REQUEST, "the resource has no name")
             else:
+                defaults = _DEFAULTS[resource.resource_type]
                 result.configs = [
                     default_entry(
                         name,
@@ -169,11 +163,29 @@ def describe_configs_nowait(
     return DescribeConfigsResponse(results=results)
 
 
+def _undescribed(
+    resource: DescribeConfigsResource, error_code: int = 0, error_message: str = ""
+) -> DescribeConfigsResult:
+    return DescribeConfigsResult(
+        error_code=error_code,
+        error_message=error_message,
+        resource_type=resource.resource_type,
+        resource_name=resource.resource_name,
+        configs=[],
+    )
+
+
 async def handle_describe_configs(
     request: DescribeConfigsRequest, context: RequestContext
 ) -> DescribeConfigsResponse:
     """Describe configs in portions of resources, between which others get their turn."""
     results: list[DescribeConfigsResult] = []
+    kinds = {resource.resource_type async for resource in in_portions(request.resources, _NAMES)}
+    for unknown in kinds - _RESOURCE_TYPES:  # as in Kafka, all of the request is refused then
+        error = _unsupported(unknown)
+        async for resource in in_portions(request.resources, _NAMES):
+            results.append(_undescribed(resource, error.error_code, str(error)))
+        return DescribeConfigsResponse(results=results)
     for chunk in pieces(request.resources, _SLICE_RESOURCES):
         part = DescribeConfigsRequest(
             resources=list(chunk),
@@ -358,6 +370,8 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
             kind = resource.resource_type
             check_values(resource.configs)
             _check_resource(kind, resource.resource_name)
+            if kind == BROKER_LOGGER:
+                raise KafkaError(ErrorCode.INVALID_REQUEST, "only IncrementalAlterConfigs is about loggers")
             if kind != TOPIC:
                 changes = [AlterableConfig(name=one.name, value=one.value) for one in resource.configs]
                 check_unstored(kind, resource.resource_name, changes, context.api.logs.node_id)

@@ -76,9 +76,8 @@ async def handle_join_group(request: JoinGroupRequest, context: RequestContext) 
             supports_skip_assignment=version >= _JOIN_SKIP_ASSIGNMENT_VERSION,
         ),
     )
-    protocol_name = result.protocol_name
-    if protocol_name is None and version < _JOIN_NULLABLE_PROTOCOL_VERSION:
-        protocol_name = ""
+    # as in Kafka, an empty name and none are the same
+    protocol_name = result.protocol_name or ("" if version < _JOIN_NULLABLE_PROTOCOL_VERSION else None)
     context.is_long = len(result.members) > PORTION
     return JoinGroupResponse(
         error_code=result.error,

@@ -64,6 +64,8 @@ _DELETIONS: Final = 20
 
 async def handle_list_offsets(request: ListOffsetsRequest, context: RequestContext) -> ListOffsetsResponse:
     """ListOffsets: one result per partition that was asked, with an error of its own."""
+    if request.isolation_level not in _ISOLATION_LEVELS:
+        return await _refused_list(request, ErrorCode.UNKNOWN_SERVER_ERROR)
     topics: dict[str, ListOffsetsTopicResponse] = {}
     committed = request.isolation_level == _READ_COMMITTED
     times: Counter[tuple[str, int]] = Counter()
@@ -83,8 +85,6 @@ async def handle_list_offsets(request: ListOffsetsRequest, context: RequestConte
                 check_topic_permitted(topic.name, denied)
                 if times[key] > 1:
                     raise KafkaError(ErrorCode.INVALID_REQUEST, "the partition is in the request twice")
-                if request.isolation_level not in _ISOLATION_LEVELS:
-                    raise KafkaError(ErrorCode.UNKNOWN_SERVER_ERROR, "the isolation level is unknown")
                 await _list_offset(topic.name, asked, result, context, committed)
             except OPERATING_ERRORS as error:
                 result.error_code = error_code_of(error)
@@ -92,6 +92,18 @@ async def handle_list_offsets(request: ListOffsetsRequest, context: RequestConte
                 topics[topic.name] = ListOffsetsTopicResponse(name=topic.name, partitions=[])
             topics[topic.name].partitions.append(result)
     return ListOffsetsResponse(topics=list(topics.values()))
+
+
+async def _refused_list(request: ListOffsetsRequest, error_code: int) -> ListOffsetsResponse:
+    """One result for each time that a partition is named, as Kafka answers what is wrong with all of a request."""
+    topics: list[ListOffsetsTopicResponse] = []
+    async for topic in in_portions(request.topics):
+        partitions = [
+            ListOffsetsPartitionResponse(partition_index=asked.partition_index, error_code=error_code)
+            async for asked in in_portions(topic.partitions)
+        ]
+        topics.append(ListOffsetsTopicResponse(name=topic.name, partitions=partitions))
+    return ListOffsetsResponse(topics=topics)
 
 
 async def _list_offset(

@@ -53,10 +53,11 @@ def _elect_leaders(request: ElectLeadersRequest, context: RequestContext) -> Ste
 
     If all partitions are asked for (null), all topics are answered, with those partitions that have no leader.
     """
+    if request.topic_partitions == []:  # as in Kafka, nobody looks at the time or the type then
+        return ElectLeadersResponse(replica_election_results=[])
     if request.timeout_ms <= 0:
         return _refused_election(request, ErrorCode.REQUEST_TIMED_OUT, TIMED_OUT)
-    # as in Kafka, nobody looks at the type where nothing is to be elected
-    if request.topic_partitions != [] and request.election_type not in {_PREFERRED, _UNCLEAN}:
+    if request.election_type not in {_PREFERRED, _UNCLEAN}:
         return _refused_election(request, ErrorCode.INVALID_REQUEST, "the election type is unknown")
     results: list[ReplicaElectionResult] = []
     if request.topic_partitions is None:
@@ -127,7 +128,7 @@ def _alter_partition_reassignments(
     request: AlterPartitionReassignmentsRequest, context: RequestContext
 ) -> Steps[AlterPartitionReassignmentsResponse]:
     """AlterPartitionReassignments (KIP-455): to where the partition is already, which changes nothing."""
-    is_late = request.timeout_ms <= 0
+    is_late = bool(request.topics) and request.timeout_ms <= 0
     responses: list[ReassignableTopicResponse] = []
     for topic in request.topics:
         yield
@@ -148,7 +149,8 @@ def _alter_partition_reassignments(
         responses.append(ReassignableTopicResponse(name=topic.name, partitions=partitions))
     return AlterPartitionReassignmentsResponse(
         error_code=ErrorCode.REQUEST_TIMED_OUT if is_late else ErrorCode.NONE,
-        allow_replication_factor_change=request.allow_replication_factor_change,
+        # Kafka tells its default, whatever was asked for
+        allow_replication_factor_change=True,
         error_message=None if request.topics else "",
         responses=responses,
     )

@@ -261,11 +261,15 @@ async def test_a_request_that_allows_no_time_is_timed_out_and_changes_nothing(
     )
     assert elected.error_code == late
     assert [one.error_code for one in elected.replica_election_results[0].partition_result] == [late]
-    moved = reassignments.alter_partition_reassignments_nowait(
-        alter_partition_reassignments.AlterPartitionReassignmentsRequest(topics=[], timeout_ms=timeout_ms),
-        context,
-    )
-    assert moved.error_code == late
+    topic = alter_partition_reassignments.ReassignableTopic(name="t", partitions=[])
+    for asked, code in (([topic], late), ([], ErrorCode.NONE)):
+        moved = reassignments.alter_partition_reassignments_nowait(
+            alter_partition_reassignments.AlterPartitionReassignmentsRequest(
+                topics=asked, timeout_ms=timeout_ms
+            ),
+            context,
+        )
+        assert moved.error_code == code
     assert {name: topic.partition_count for name, topic in logs.topics().items()} == {"t": 2}
 
 
