@@ -9,7 +9,7 @@ devices below the root, and removes both directories. A run also removes roots w
 
 from __future__ import annotations
 
-__all__ = ("MARK", "Keeper", "in_memory", "marked", "remove_abandoned", "sweep")
+__all__ = ("MARK", "Keeper", "has_room_in_memory", "in_memory", "marked", "remove_abandoned", "sweep")
 
 import contextlib
 import fcntl
@@ -29,6 +29,9 @@ from typing import IO
 MARK = "TESTS_ROOT_OF_PENSTOCK"
 _PREFIX = "penstock-tests-"
 _MEMORY = Path("/dev/shm")
+#: A run has half of the first at most at once, and processes need memory, too.
+_ROOM_BYTES = 4 * 2**30
+_AVAILABLE_BYTES = 8 * 2**30
 #: Killed processes go at once, but for those in the middle of a write to a slow disk.
 _ROUNDS_MAX = 600
 _ROUND_S = 0.05
@@ -67,6 +70,17 @@ def in_memory() -> Path | None:
     return place
 
 
+def has_room_in_memory() -> bool:
+    """Whether all files of a run may be in memory: there a file is made in a twentieth of the processor time."""
+    if not (_MEMORY.is_dir() and os.access(_MEMORY, os.W_OK)):
+        return False
+    found = os.statvfs(_MEMORY)
+    if found.f_flag & os.ST_NOEXEC or found.f_bavail * found.f_frsize < _ROOM_BYTES:
+        return False
+    figures = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(figures["MemAvailable"].split()[0]) * 1024 >= _AVAILABLE_BYTES
+
+
 def marked(root: Path) -> dict[int, str]:
     """The processes that carry the mark of the run: by id, their command lines."""
     mark = f"{MARK}={root}".encode()
@@ -91,11 +105,11 @@ def sweep(root: Path) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         time.sleep(_ROUND_S)
-    for point in _mounts(root):
-        subprocess.run(["umount", "--lazy", point], check=False)
-    for device in _loop_devices(root):
-        subprocess.run(["losetup", "--detach", device], check=False)
     for place in (_MEMORY / root.name, root):
+        for point in _mounts(place):
+            subprocess.run(["umount", "--lazy", point], check=False)
+        for device in _loop_devices(place):
+            subprocess.run(["losetup", "--detach", device], check=False)
         for directory, folders, _ in os.walk(place):  # tests take permissions away
             for folder in folders:
                 path = Path(directory, folder)

@@ -9,7 +9,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tests import fork_server
 from tests.bytecode import lend_compiled
 from tests.fetched import cache_dir
 from tests.interrupted import Interruption
-from tests.keeper import MARK, Keeper, in_memory, marked, remove_abandoned
+from tests.keeper import MARK, Keeper, has_room_in_memory, in_memory, marked, remove_abandoned
 
 #: Python's own helpers (fork server, resource tracker) end with the process that they help.
 _HELPERS = "from multiprocessing."
@@ -30,6 +30,16 @@ _DEPTH = "TESTS_DEPTH"
 #: What a run sets in its environment, and gives back.
 _SET = (MARK, "TMPDIR", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE", _DEPTH)
 _left_out = pytest.StashKey[int]()
+#: Tests of what is written past the page cache, synced and locked, of devices, and of what kills leave.
+_ON_DISK = (
+    "plugins/object_store_fsspec/tests/test_direct_writes.py",
+    "plugins/object_store_fsspec/tests/test_fsspec_files.py",
+    "plugins/wal_block/",
+    "tests/conformance/test_on_devices.py",
+    "tests/integration/test_block_device.py",
+    "tests/integration/test_crash.py",
+    "tests/unit/test_direct_io.py",
+)
 #: Files of many tests that take no time.
 _SMALL = ("tests/unit/", "plugins/")
 #: Where some files take half a minute all the same: a worker that begins with one at the end would be the last.
@@ -68,7 +78,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
         config.add_cleanup(close)
         os.environ[_DEPTH] = " ".join(["full"] * config.getoption("full") + config.getoption("depth"))
-        os.environ[MARK] = os.environ["TMPDIR"] = tempfile.tempdir = str(keeper.root)
+        is_told_where = "TMPDIR" in os.environ
+        os.environ[MARK] = str(keeper.root)
+        files = None if is_told_where or not has_room_in_memory() else in_memory()
+        os.environ["TMPDIR"] = tempfile.tempdir = str(files or keeper.root)
         if sys.dont_write_bytecode and sys.pycache_prefix is None:
             # hundreds of processes would compile the same modules; the checkout stays as it is
             bytecode = (in_memory() or keeper.root) / "bytecode"
@@ -86,6 +99,17 @@ def pytest_configure(config: pytest.Config) -> None:
         database=hypothesis.database.DirectoryBasedExampleDatabase(cache_dir() / "hypothesis"),
     )
     hypothesis.settings.load_profile("busy")
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """In memory, where there is room for all files of a run; but on a disk for tests of what a disk does."""
+    memory = in_memory()
+    if memory is None or not tmp_path.is_relative_to(memory) or not request.node.nodeid.startswith(_ON_DISK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=os.environ[MARK], ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
 
 
 @pytest.fixture
