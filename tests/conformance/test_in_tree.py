@@ -23,6 +23,9 @@ _TWO_BUCKETS = 'replicas=[{plugin="wal_s3", prefix="a/"}, {plugin="wal_s3", pref
 #: What is held to a disk; the others have their files where all temporary ones are.
 _ON_DISK = ("wal_block",)
 
+#: Logs of tens of thousands of entries, which the replicated one keeps as the one in a store does, in several.
+_LARGE = "tens_of_thousands_of_entries or a_thousand_groups"
+
 #: Of a plugin that another run holds to faults of its medium, with other sizes: they are answered by the same code.
 _OF_THE_SIZES = ("--level", "1", "--level", "3")
 
@@ -31,7 +34,7 @@ _RUNS: list[tuple[str, ...]] = [
     ("object_store", "object_store_fsspec"),
     ("wal", "wal_block", "--set", "capacity=4MiB", "--set", "group_bytes_max=256KiB"),
     ("wal", "wal_s3"),
-    ("wal", "wal_s3express_replicated", "--level", "1"),
+    ("wal", "wal_s3express_replicated", "--level", "1", "-k", f"not ({_LARGE})"),
     ("log_cache", "cache_fifo"),
     ("block_cache", "cache_lru"),
     ("allocator", "allocator_sequential"),
@@ -60,6 +63,7 @@ _MORE: list[tuple[str, ...]] = [
         *("wal", "wal_s3", "--object-store", "object_store_fsspec"),
         *("--set", "writes_max=2", "--set", "linger=0ms", *_OF_THE_SIZES),
     ),
+    ("wal", "wal_s3express_replicated", "-k", _LARGE),
     ("wal", "wal_s3express_replicated", "--level", "3", "--level", "4"),
     # of a file, a stopped owner may hold the lock, and each round waits for it
     ("wal", "wal_s3express_replicated", "--set", _TWO_BUCKETS, "--level", "2"),
