@@ -23,7 +23,7 @@ NUMBERS = {
     "crowd_seeds": (2, 8),  # random crowds of clients in simulated time
     "examples": (30, 100),  # of Hypothesis: percent of those that each property names
     "fuzz_cases": (250, 900),  # requests of each seed, and their connections
-    "kills": (10, 50),  # of a broker that small batches are written to
+    "kills": (6, 50),  # of a broker that small batches are written to
     "lake_commits": (25, 100),  # of a table whose files are merged
     "lake_kills": (2, 5),  # of a broker that writes a table
     "lake_kills_s3": (1, 3),  # the same, on S3
