@@ -36,7 +36,7 @@ pytestmark = [
 
 #: Of one callback: two milliseconds, about.
 STEPS_MAX: Final = 50_000
-ELEMENTS: Final = 1_500
+ELEMENTS: Final = 2_500
 TABLE: Final = apis()
 
 
