@@ -183,7 +183,7 @@ async def handle_describe_configs(
     kinds = {resource.resource_type async for resource in in_portions(request.resources, _NAMES)}
     for unknown in kinds - _RESOURCE_TYPES:  # as in Kafka, all of the request is refused then
         error = _unsupported(unknown)
-        async for resource in in_portions(request.resources, _NAMES):
+        async for resource in in_portions(request.resources):
             results.append(_undescribed(resource, error.error_code, str(error)))
         return DescribeConfigsResponse(results=results)
     for chunk in pieces(request.resources, _SLICE_RESOURCES):
