@@ -58,8 +58,9 @@ def test_outside_of_its_room_the_image_is_asked_by_named_queries_only() -> None:
     found = []
     for path in sorted([*KERNEL.rglob("*.py"), *TOOLS.rglob("*.py")]):
         if path.parent.name != "commands" and path.parent != KERNEL / "metadata":
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            found += [f"{path}:{line} {what}" for line, what in _uses(tree)]
+            text = path.read_text(encoding="utf-8")
+            if "image" in text or "penstock.metadata" in text:  # else there is none to find
+                found += [f"{path}:{line} {what}" for line, what in _uses(ast.parse(text))]
     assert found == []
 
 
