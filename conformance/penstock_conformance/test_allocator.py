@@ -533,6 +533,7 @@ async def test_what_is_there_is_charged_anyway(env: Env) -> None:
         statistics = allocator.statistics()
         assert statistics.used_bytes == _LIMIT + 100_000, "what is there isn't accounted for"
         assert statistics.used_by_purpose["state"] == there.size == 100_000
+        assert statistics.limit_bytes == _LIMIT, f"the limit is what it was: {statistics}"
         assert pressed, "nobody was asked for room"
         held.pop().release()
         with raises(FullError):

@@ -271,8 +271,24 @@ async def test_random_histories_agree_with_a_model(env: Env) -> None:
         await _expect_free(allocator)
 
 
+async def _granted(name: str, asked: Any) -> Any:
+    """What comes of a request that needn't wait long."""
+    got: list[Any] = []
+
+    async def wait() -> None:
+        got.append(await asked)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        for _ in range(200):
+            await checkpoint()
+        tasks.cancel_scope.cancel()
+    assert got, f"{name}: waits, though a listener has memory to give"
+    return got[0]
+
+
 async def test_every_way_of_asking_presses(env: Env) -> None:
-    """When a request finds no room, listeners are called: whatever it is for, and whether it would wait."""
+    """When a request finds no room, all listeners are called: whatever it is for, and whether it would wait."""
     async with env.open(settings=_SETTINGS) as allocator:
         cached: list[Any] = []
 
@@ -283,7 +299,8 @@ async def test_every_way_of_asking_presses(env: Env) -> None:
                 cached.pop().release()
             return freed
 
-        allocator.add_pressure_listener(evict)
+        for listener in (lambda _: 0, evict, lambda _: 0):  # the others have nothing to give
+            allocator.add_pressure_listener(listener)
         reserved = [allocator.reserve(_MIB, "network") for _ in range(2)]
         asks: dict[str, Callable[[], Any]] = {
             "charge_nowait": lambda: allocator.charge_nowait(_MIB, "append"),
@@ -306,7 +323,7 @@ async def test_every_way_of_asking_presses(env: Env) -> None:
             try:
                 given = ask()
                 if name in ("charge", "allocate", "grant"):
-                    given = await given
+                    given = await _granted(name, given)
             except FullError as error:
                 raise AssertionError(
                     f"{name}: refused, though a listener has memory to give: {error}"
@@ -352,6 +369,8 @@ async def test_large_request_waits_until_it_is_alone(env: Env) -> None:
                 for _ in range(4):
                     await checkpoint()
                 assert not got, "more than the whole limit was granted while something else is in use"
+                told = allocator.statistics()
+                assert told.waiting == 1, f"a request that waits for all of it isn't told: {told}"
                 if view is None:
                     small.release()
                 view = small = None
@@ -400,6 +419,8 @@ async def test_no_way_of_asking_passes_another(env: Env) -> None:
                         await checkpoint()
                 names = f"{small.__name__} behind {large.__name__}"
                 assert order == [], f"a small request passed a large one: {names}"
+                told = allocator.statistics()
+                assert told.waiting == 2, f"{names}: two requests wait, and {told.waiting} are told"
                 held.release()
             assert order == [2 * _MIB, 1000], f"served out of order: {order} {names}"
         await _expect_free(allocator)

@@ -127,7 +127,10 @@ async def test_concurrent_readers_share_one_load(env: Env) -> None:
             for number in range(12):
                 tasks.start_soon(read, number)
             await _turns()
-            assert cache.statistics().loading == 4
+            told = cache.statistics()
+            assert (told.loading, told.blocks) == (4, 0), (
+                f"four blocks are on their way, and none is there: {told}"
+            )
             store.gate.set()
         assert set(store.loaded.values()) == {1}, f"a block was loaded twice: {store.loaded}"
         assert cache.statistics().joined >= 1

@@ -240,6 +240,10 @@ async def test_statistics_add_up(env: Env) -> None:
         assert (counters.uploaded_bytes, counters.frozen_bytes, counters.active_bytes) == (10, 20, 40)
         assert counters.entries == 3
         assert (counters.hits, counters.misses) == (1, 1), "each read is one of the two"
+        cache.put(feeder.entry(5, base=10))
+        assert cache.get(5, 0, 10**9, 10**9), "a read from before what is cached gets what is"
+        counters = cache.statistics()
+        assert (counters.hits, counters.misses) == (1, 2), "a read that gets something else isn't a hit"
 
 
 async def test_random_walk_agrees_with_a_model(env: Env) -> None:

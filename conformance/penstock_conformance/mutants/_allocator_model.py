@@ -7,6 +7,7 @@ __all__ = ()
 import mmap
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from penstock.errors import FullError
@@ -320,3 +321,35 @@ class _WholePages(_Reservation):
             assert self._owner is not None
             self.accounted -= rest
             self._owner._used[self.purpose] -= rest
+
+
+@mutant(KIND, "asks_the_first_listener_for_who_waits", _PRESSES)
+class AsksTheFirstListenerForWhoWaits(PlainAllocator):
+    """Asks all of them only where a request would be refused."""
+
+    def _press(self, size: int) -> int:
+        listeners = self._listeners
+        if self._waiters:
+            self._listeners = listeners[:1]
+        try:
+            return super()._press(size)
+        finally:
+            self._listeners = listeners
+
+
+@mutant(KIND, "leaves_out_who_waits_for_all", _ALONE)
+class LeavesOutWhoWaitsForAll(PlainAllocator):
+    """A request that no release can serve isn't one that waits."""
+
+    def statistics(self) -> AllocatorStatistics:
+        waiting = sum(waiter.size <= self._limit for waiter in self._waiters)
+        return replace(super().statistics(), waiting=waiting)
+
+
+@mutant(KIND, "has_the_limit_follow_what_is_in_use", "what_is_there_is_charged_anyway")
+class HasTheLimitFollowWhatIsInUse(PlainAllocator):
+    """Tells no more in use than may be."""
+
+    def statistics(self) -> AllocatorStatistics:
+        told = super().statistics()
+        return replace(told, limit_bytes=max(told.limit_bytes, told.used_bytes))

@@ -168,6 +168,14 @@ class DropsAwaitedBlocks(PlainBlockCache):
         return super().evict(bytes_wanted)
 
 
+@mutant(KIND, "counts_what_is_on_its_way_as_there", "concurrent_readers_share_one_load")
+class CountsWhatIsOnItsWayAsThere(PlainBlockCache):
+    """Blocks are those that it knows of."""
+
+    def statistics(self) -> BlockCacheStatistics:
+        return dataclasses.replace(super().statistics(), blocks=len(self._slots))
+
+
 class DefectiveBlockCache(BlockCacheSettings):
     """Which mutant it is, and the limit."""
 

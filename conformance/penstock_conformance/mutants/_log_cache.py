@@ -163,6 +163,20 @@ class CountsNothing(PlainLogCache):
         return LogCacheStatistics()
 
 
+@mutant(KIND, "counts_what_it_offers_instead_as_found", "statistics_add_up")
+class CountsWhatItOffersInsteadAsFound(PlainLogCache):
+    """A read that gets anything is a hit."""
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        found = super().get(stream_id, start_offset, end_offset, bytes_max)
+        if found and found[0].base_offset > start_offset:
+            self._misses -= 1
+            self._hits += 1
+        return found
+
+
 @hookimpl
 def penstock_register_log_cache() -> LogCacheSpec[Defective]:
     """Register the broken log caches."""
