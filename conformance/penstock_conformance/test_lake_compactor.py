@@ -15,6 +15,7 @@ from penstock.errors import (
     FencedError,
     InvalidRequestError,
     NotFoundError,
+    PenstockError,
     UnavailableError,
 )
 from penstock.spi.lake import LakeRecord, LakeTopic
@@ -142,8 +143,10 @@ async def test_positions_move_without_records(env: Env) -> None:
             await table.write(columns(0, rows, 3, 12))
             await table.commit({0: 12})
             await table.commit({0: 14})
+            await table.write(columns(0, [], 14, 2**40))
+            await table.commit({0: 2**40})
         positions, found = await look_at(compactor, topic)
-    assert positions == {0: 14}
+    assert positions == {0: 2**40}
     assert found == rows
 
 
@@ -157,6 +160,21 @@ async def test_what_was_not_committed_is_dropped(env: Env) -> None:
                 await _commit(table, 0, start, start + 5)
                 await table.write(made(0, start + 5, start + 9))
         await check_table(compactor, topic, {0: 15})
+
+
+async def test_openings_of_one_epoch_repeat_nothing(env: Env) -> None:
+    """What an earlier opening sends late is in ``positions``, or never happens, or fails the next commit."""
+    topic = topic_of(env)
+    async with env.open() as compactor:
+        async with compactor.open_table(topic, 1) as earlier, compactor.open_table(topic, 1) as later:
+            assert await later.positions() == {}
+            for table, stop in ((earlier, 10), (later, 15)):
+                with suppress(PenstockError):
+                    await table.write(made(0, 0, stop))
+                    await table.commit({0: stop})
+        positions, _ = await look_at(compactor, topic)
+        assert positions, "of two openings neither could commit"
+        await check_table(compactor, topic, positions)
 
 
 async def test_records_are_not_kept_beyond_a_write(env: Env) -> None:
@@ -313,14 +331,15 @@ async def test_a_table_of_another_name_is_its_own(env: Env) -> None:
     topic, replay = topic_of(env), topic_of(env, table="orders_again")
     other = topic_of(env, name="another", topic_id="5a1c9d20-0000-4000-8000-000000000003")
     async with env.open() as compactor:
+        told = []
         for each, stop in ((topic, 9), (replay, 4), (other, 2)):
             async with compactor.open_table(each, 1) as table:
+                told.append(table.name)
                 await _commit(table, 0, 0, stop)
-        async with compactor.open_table(replay, 2) as table:
-            names = list(await compactor.tables())
-            assert table.name in names
-            assert len(names) == 3
-            assert names == sorted(names)
+        names = list(await compactor.tables())
+        assert names == sorted(told), (
+            f"three tables are listed by their names, sorted: {told=} listed={names}"
+        )
         for each, stop in ((topic, 9), (replay, 4), (other, 2)):
             await check_table(compactor, each, {0: stop})
 

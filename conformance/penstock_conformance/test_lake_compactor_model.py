@@ -518,14 +518,8 @@ async def test_policies_count_every_batch_by_itself(env: Env) -> None:
             for _ in range(2):
                 async with compactor.open_table(topic, 1) as table:
                     start, waiting = dict(await table.positions()).get(partition, start), 0
-                    for _ in range(8):
-                        bad = {
-                            at
-                            for at in range(90)
-                            if env.random.random() < env.random.choice((0.0, 0.02, 0.5))
-                        }
-                        if policy == "stop":
-                            bad = set()
+                    for chance in (0.5, 0.0, 0.02, 0.0, *env.random.choices((0.0, 0.02, 0.5), k=4)):
+                        bad = {at for at in range(90) if policy != "stop" and env.random.random() < chance}
                         rows = [
                             LakeRecord(
                                 partition, start + at, 5, b"k", policies.bad if at in bad else policies.good

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import anyio
 
-from penstock.errors import FencedError, NotFoundError, UnavailableError
+from penstock.errors import FencedError, InvalidRequestError, NotFoundError, UnavailableError
 from penstock.spi.allocator import Charge
 from penstock.spi.lake import (
     LakeCommit,
@@ -621,6 +621,48 @@ class GivesReasonsOfManyLines(_Reasons):
 
     def _reason(self, reason: str, offset: int) -> str:
         return f"{reason}\n^ here"
+
+
+@_broken("gives_the_last_reason_for_ever", _POLICIES)
+class GivesTheLastReasonForEver(JsonLinesTable):
+    """Why one was rejected is told of all that follow."""
+
+    _last = ""
+
+    def _write(self, records: LakeRecords) -> LakeWritten:
+        written = super()._write(records)
+        self._last = written.reason or self._last
+        return replace(written, reason=self._last)
+
+
+@_broken("is_called_by_its_topic", "a_table_of_another_name_is_its_own")
+class IsCalledByItsTopic(JsonLinesTable):
+    """Whatever its own name is."""
+
+    @property
+    def name(self) -> str:
+        return self._topic.name
+
+
+@_broken("commits_behind_another_opening", "openings_of_one_epoch_repeat_nothing")
+class CommitsBehindAnotherOpening(JsonLinesTable):
+    """Looks at the epoch, and not at what else came since it was opened."""
+
+    def _current(self) -> dict[str, Any]:
+        manifest = self._read()
+        self._check(manifest)
+        self._version = manifest["version"]
+        return manifest
+
+
+@_broken("takes_gaps_of_32_bits", "positions_move_without_records")
+class TakesGapsOf32Bits(JsonLinesTable):
+    """A position moves on by so much at most."""
+
+    async def write(self, records: LakeRecords) -> LakeWritten:
+        if records.next_offset - records.start_offset >= 2**32:
+            raise InvalidRequestError("there can't be so many records")
+        return await super().write(records)
 
 
 @_broken("says_nothing_of_sizes", _ROWS)
