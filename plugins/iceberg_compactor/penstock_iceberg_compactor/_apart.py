@@ -137,7 +137,10 @@ class _Process:
                     + [str(theirs.fileno()), str(logger.getEffectiveLevel()), str(_BEAT_S)],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # the broker is told to stop, and it stops this one
+                    # A terminal's signals are for the broker, which stops this one. In the broker's session all
+                    # the same: with a session of its own, Linux (autogroup) gives it as much of a processor as all
+                    # threads of the broker together, however nice it is.
+                    process_group=0,
                 )
             except BaseException:
                 ours.close()

@@ -238,7 +238,8 @@ def _give_way_of(task: int) -> None:
     if policy in (os.SCHED_FIFO, os.SCHED_RR):
         os.sched_setscheduler(task, policy, os.sched_param(os.sched_get_priority_min(policy)))
     else:
-        os.setpriority(os.PRIO_PROCESS, task, _NICE)
+        nice = os.getpriority(os.PRIO_PROCESS, task)  # the broker's, which needn't be 0
+        os.setpriority(os.PRIO_PROCESS, task, nice + _NICE)
 
 
 def _go_first() -> None:
