@@ -51,6 +51,11 @@ def claims_of_batches(pair: Pair) -> None:
                 data = {"name": "claims", "partition_data": [{"index": 0, "records": records}]}
                 label = f"attributes {attributes}, producer {producer_id}, epoch {epoch}, sequence {sequence}"
                 ask(pair, label, ApiKey.PRODUCE, version, acks=-1, timeout_ms=5000, topic_data=[data])
+    twice = [
+        {"name": "claims", "partition_data": [{"index": 0, "records": _batch(attributes)}]}
+        for attributes in (_TRANSACTIONAL, 0)
+    ]
+    ask(pair, "transactional, then not", ApiKey.PRODUCE, 9, acks=-1, timeout_ms=5000, topic_data=twice)
 
 
 def kinds_of_configs(pair: Pair) -> None:
@@ -393,16 +398,18 @@ def whole_requests(pair: Pair) -> None:
     for timeout in (-1, 0, 5000):
         label = f"nothing, {timeout} ms"
         ask(pair, label, ApiKey.ELECT_LEADERS, 2, election_type=9, topic_partitions=[], timeout_ms=timeout)
+        to_itself: Any = {"name": "whole", "partitions": [{"partition_index": 0, "replicas": [1]}]}
         for allowed in (False, True):
-            ask(
-                pair,
-                f"{label}, {allowed}",
-                ApiKey.ALTER_PARTITION_REASSIGNMENTS,
-                1,
-                topics=[],
-                timeout_ms=timeout,
-                allow_replication_factor_change=allowed,
-            )
+            for topics in ([], [to_itself]):
+                ask(
+                    pair,
+                    f"{timeout} ms, {allowed}: {topics}",
+                    ApiKey.ALTER_PARTITION_REASSIGNMENTS,
+                    1,
+                    topics=topics,
+                    timeout_ms=timeout,
+                    allow_replication_factor_change=allowed,
+                )
 
 
 #: By name.

@@ -106,6 +106,8 @@ def lost_offsets(pair: Pair) -> None:
         for time in ("", " again"):
             ask(pair, f"{group} loses{time}", ApiKey.OFFSET_DELETE, 0, group_id=group, topics=[gone])
             _look(pair, f"{group}{time}", group)
+        nothing: list[Any] = [{"name": name, "partitions": []} for name in ("lost", "no", "")]
+        ask(pair, f"{group} loses nothing", ApiKey.OFFSET_DELETE, 0, group_id=group, topics=nothing)
         _deleted(pair, group, group)
 
 

@@ -313,7 +313,8 @@ async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestCon
                 ],
             )
             async for asked, known in in_portions(zip(request.topics, found, strict=True))
-            if asked.partitions
+            # as in Kafka, what the group isn't asked about is answered also where nothing of it is named
+            if asked.partitions or known.topic is None or known.error is not ErrorCode.NONE
         ]
     )
 

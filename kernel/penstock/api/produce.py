@@ -456,8 +456,8 @@ class CheckedRequest(NamedTuple):
 
 def check_request(request: ProduceRequest) -> CheckedRequest:
     """Look at a request as a whole; where it has thousands of partitions, that is work for a thread."""
-    request = _distinct(request)
-    return CheckedRequest(request, _fault_of(request))
+    fault = _fault_of(request)  # as in Kafka, it may be in what is named again later
+    return CheckedRequest(_distinct(request), fault)
 
 
 def _fault_of(request: ProduceRequest) -> tuple[int, str] | None:

@@ -128,7 +128,9 @@ def _alter_partition_reassignments(
     request: AlterPartitionReassignmentsRequest, context: RequestContext
 ) -> Steps[AlterPartitionReassignmentsResponse]:
     """AlterPartitionReassignments (KIP-455): to where the partition is already, which changes nothing."""
-    is_late = bool(request.topics) and request.timeout_ms <= 0
+    if not request.topics:  # as in Kafka, nobody looks at the time then
+        return AlterPartitionReassignmentsResponse(error_message="", responses=[])
+    is_late = request.timeout_ms <= 0
     responses: list[ReassignableTopicResponse] = []
     for topic in request.topics:
         yield
@@ -149,9 +151,9 @@ def _alter_partition_reassignments(
         responses.append(ReassignableTopicResponse(name=topic.name, partitions=partitions))
     return AlterPartitionReassignmentsResponse(
         error_code=ErrorCode.REQUEST_TIMED_OUT if is_late else ErrorCode.NONE,
-        # Kafka tells its default, whatever was asked for
-        allow_replication_factor_change=True,
-        error_message=None if request.topics else "",
+        # as in Kafka, what was asked for comes back where it was looked at
+        allow_replication_factor_change=is_late or request.allow_replication_factor_change,
+        error_message=None,
         responses=responses,
     )
 
