@@ -12,6 +12,7 @@ __all__ = ("BrokerProcess", "Medium", "StrategyEnv", "restart", "serve")
 import dataclasses
 import os
 import random
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -24,12 +25,23 @@ from typing import Any, TypeVar
 import anyio
 
 from penstock.broker import Broker
+from penstock.client import ClientSettings, Cluster
 from penstock.config import Config
 from penstock.errors import PenstockError, UnavailableError
+from penstock.metadata import service
 from penstock.plugins import PluginRegistry
 from penstock.spi.kinds import OBJECT_STORE, WAL
-from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore
+from penstock.spi.object_store import RESERVED_PREFIXES, MultipartUpload, ObjectInfo, ObjectStore
 from penstock.spi.plugin import Buffer, PluginSpec, Services
+from penstock.wire import ApiKey
+from penstock.wire.messages.produce import (
+    PartitionProduceData,
+    ProduceRequest,
+    ProduceResponse,
+    TopicProduceData,
+)
+from penstock.wire.record_builder import BatchBuilder
+from penstock_conformance._body import make_body
 from penstock_conformance._child import Child
 from penstock_conformance._clause import not_applicable
 from penstock_conformance._growth import objects_by_type
@@ -37,7 +49,7 @@ from penstock_conformance._leaks import counts
 from penstock_conformance._scoped_store import ScopedStore
 from penstock_conformance._steps import Steps
 from penstock_conformance._strategy_client import Client
-from penstock_conformance._strategy_kafka import Records, Writer
+from penstock_conformance._strategy_kafka import Acked, Records, Writer
 from penstock_conformance._strategy_session import Session
 from penstock_conformance._target import STRATEGY, Target
 from penstock_tools.inspection.places import open_places, open_store
@@ -58,6 +70,8 @@ class Medium:
     failing: float = 0.0
     #: The part of the writes whose reply is lost after they took effect.
     lost_replies: float = 0.0
+    #: The process dies (SIGKILL) instead of writing records.
+    fatal: bool = False
     random: random.Random = field(default_factory=random.Random)
     #: How many requests were made.
     requests: int = 0
@@ -70,8 +84,10 @@ class Medium:
         if self.failing and self.random.random() < self.failing:
             raise UnavailableError("the conformance suite had a request fail")
 
-    def write(self, begun: Callable[[], Awaitable[T]]) -> Awaitable[T]:
-        """Make a request that writes an object."""
+    def write(self, key: str, begun: Callable[[], Awaitable[T]]) -> Awaitable[T]:
+        """Make a request that writes the object ``key``, or a part of it."""
+        if self.fatal and key.startswith(RESERVED_PREFIXES):
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.full:
             self.requests += 1
             raise UnavailableError("the conformance suite has the object store full")
@@ -102,17 +118,16 @@ class UnreliableStore(ScopedStore):
         return await super().head(key)
 
     async def put(self, key: str, body: Sequence[Buffer]) -> str:
-        return await self._medium.write(partial(super().put, key, body))
+        return await self._medium.write(key, partial(super().put, key, body))
 
     async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
-        return await self._medium.write(partial(super().put_if_absent, key, body))
+        return await self._medium.write(key, partial(super().put_if_absent, key, body))
 
     async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
-        return await self._medium.write(partial(super().compare_and_swap, key, body, token))
+        return await self._medium.write(key, partial(super().compare_and_swap, key, body, token))
 
     async def create_multipart(self, key: str) -> MultipartUpload:
-        self._medium.request()
-        return await super().create_multipart(key)
+        return await self._medium.write(key, partial(super().create_multipart, key))
 
     async def delete(self, keys: Sequence[str]) -> None:
         await self._medium.change(partial(super().delete, keys))
@@ -162,6 +177,8 @@ class StrategyEnv:
         self.port = _free_port()
         #: Settings of the clause's brokers where the user has none.
         self.defaults: dict[str, str] = {}
+        #: Entries of metadata from one snapshot to the next; 0 for as many as in a broker.
+        self.snapshot_entries = 0
 
     @property
     def bootstrap_servers(self) -> str:
@@ -290,6 +307,23 @@ class BrokerProcess:
             await self._begin({})
         await self.kill()
 
+    async def die_uploading(self) -> None:
+        """Start it, and have it die (SIGKILL) as it begins to upload what it recovered, if it recovered anything."""
+        await self._begin({"fatal": True})
+        await self.kill()
+
+    async def die_acknowledging(
+        self, topic: str, owner: int, sizes: Sequence[int], first: int
+    ) -> dict[int, Acked]:
+        """Have it produce a record of each size in one request, each to a partition of its own, and die (SIGKILL) as
+        they are acknowledged; the acknowledgements, by sequence, from ``first`` on."""
+        places = await self._order(
+            {"produce": {"topic": topic, "owner": owner, "sizes": sizes, "first": first}}
+        )
+        assert places and places[0] != "ended", f"the broker ended: {places}"
+        await self.kill()
+        return {sequence: Acked(*place) for sequence, place in enumerate(places, first)}
+
     async def _begin(self, medium: Mapping[str, Any]) -> Any:
         """Start a process; its first word, or None if it died."""
         assert self._child is None, "it runs already"
@@ -302,6 +336,7 @@ class BrokerProcess:
             medium=medium,
             seed=self._env.target.seed,
             defaults=self._env.defaults,
+            snapshot_entries=self._env.snapshot_entries,
         )
         self._child = await self._stack.enter_async_context(child)
         return await self._child.next()
@@ -365,15 +400,21 @@ async def serve(
     medium: Mapping[str, Any],
     seed: int,
     defaults: Mapping[str, str],
+    snapshot_entries: int,
 ) -> None:
     """The life of a broker process: it serves until it is told to stop, or its parent is gone."""
+    if snapshot_entries:
+        vars(service)["SNAPSHOT_ENTRIES"] = snapshot_entries  # the process has no other broker
     way = Medium(**medium, random=random.Random(f"{seed}/{scope}"))
     registry = _Registry(target, scope, way)
     stopped = False
     try:
-        async with Broker(_config(target, data_dir / host, port, defaults), registry=registry):
+        async with Broker(_config(target, data_dir / host, port, defaults), registry=registry) as broker:
             tell(["ready"])
             while (order := await hear()) not in (None, "stop"):
+                if "produce" in order:
+                    tell(await _produce(broker, **order["produce"]))
+                    os.kill(os.getpid(), signal.SIGKILL)
                 for name, value in order["medium"].items():
                     setattr(way, name, value)
                 tell(["changed", way.requests])
@@ -383,6 +424,30 @@ async def serve(
         return
     if stopped:
         tell(["stopped"])
+
+
+async def _produce(
+    broker: Broker, *, topic: str, owner: int, sizes: Sequence[int], first: int
+) -> list[tuple[int, int]]:
+    """Produce a record of each size in one request from within the broker's process; partitions and offsets.
+
+    Nothing but the event loop is between the acknowledgement and the return.
+    """
+    data = []
+    for partition, (sequence, size) in enumerate(enumerate(sizes, first)):
+        batch = BatchBuilder()
+        batch.append(f"{owner}/{sequence}".encode(), make_body(owner, sequence, size), (), 0)
+        data.append(PartitionProduceData(index=partition, records=batch.build()))
+    topics = [TopicProduceData(name=topic, partition_data=data)]
+    async with Cluster.open(ClientSettings(bootstrap_servers=broker.bootstrap_servers)) as cluster:
+        connection = await cluster.any_node()
+        request = ProduceRequest(acks=-1, timeout_ms=60_000, topic_data=topics)
+        answer = await connection.request(ApiKey.PRODUCE, request, timeout_s=60)
+    assert isinstance(answer, ProduceResponse)
+    (of_topic,) = answer.responses
+    refused = [each.error_code for each in of_topic.partition_responses if each.error_code]
+    assert not refused, f"{len(refused)} of {len(sizes)} records weren't taken: error_code={refused[0]}"
+    return [(each.index, each.base_offset) for each in of_topic.partition_responses]
 
 
 async def restart(

@@ -12,14 +12,17 @@ __all__ = (
     "Records",
     "Writer",
     "checked",
+    "compare",
     "eager",
     "give_up",
+    "in_order",
     "make_admin",
     "make_producer",
 )
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from functools import partial
@@ -68,6 +71,27 @@ class Fetched(NamedTuple):
     offset: int
     owner: int
     sequence: int
+
+
+def compare(fetched: list[Fetched], acked: dict[int, Acked], owner: int = 1) -> None:
+    """Everything acknowledged is where the acknowledgement said; of the owner there is nothing twice."""
+    mine = [record for record in fetched if record.owner == owner]
+    places = {record.sequence: Acked(record.partition, record.offset) for record in mine}
+    twice = [sequence for sequence, count in Counter(record.sequence for record in mine).items() if count > 1]
+    assert not twice, f"records are there twice: sequences={twice[:5]}"
+    lost = sorted(set(acked) - set(places))
+    assert not lost, f"acknowledged records are lost: sequences={lost[:5]} of {len(acked)}"
+    moved = [sequence for sequence, place in acked.items() if place != places[sequence]]
+    assert not moved, f"records aren't where they were acknowledged: sequences={moved[:5]}"
+
+
+def in_order(fetched: list[Fetched]) -> None:
+    """In each partition the records of an owner are in the order in which they were produced."""
+    last: dict[tuple[int, int], int] = {}
+    for record in fetched:
+        before = last.get((record.partition, record.owner), -1)
+        assert before < record.sequence, f"out of order: {record} comes after sequence={before}"
+        last[record.partition, record.owner] = record.sequence
 
 
 def make_admin(servers: str) -> AdminClient:

@@ -24,6 +24,8 @@ QUICK = {
     "stream.delete_delay": "0ms",
     "stream.retention_interval": "100ms",
 }
+#: So do snapshots of metadata.
+_SNAPSHOT_ENTRIES = 20
 _SIZES = (28, 300, 300, 3000, 30_000)
 _TOPICS = ("orders", "orders-2", "o", "clicks")
 _GROUPS = ("group", "another")
@@ -153,6 +155,7 @@ class Life:
 async def living(env: StrategyEnv, **medium: Any) -> AsyncIterator[Life]:
     """A life with a broker that runs; a clause that breaks in it tells the last steps and the seed."""
     env.defaults.update(QUICK)
+    env.snapshot_entries = _SNAPSHOT_ENTRIES
     env.steps.note(f"seed {env.target.seed}")
     with env.steps.told():
         async with env.broker() as broker, env.session() as session:

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import anyio
 
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._strategy import StrategyEnv
-from penstock_conformance._strategy_kafka import Acked, Fetched, Records, Writer
+from penstock_conformance._strategy_kafka import Acked, Fetched, Records, Writer, compare, in_order
 
 KIND = "strategy"
 
 #: From the smallest body that can be checked to nearly the largest that a broker takes by default.
 _SIZES = [28, 100, 1000, 65_536, 900_000]
-
-
-def _compare(fetched: list[Fetched], acked: dict[int, Acked], owner: int = 1) -> None:
-    """Everything acknowledged is where the acknowledgement said; of the owner there is nothing twice."""
-    mine = [record for record in fetched if record.owner == owner]
-    places = {record.sequence: Acked(record.partition, record.offset) for record in mine}
-    twice = [sequence for sequence, count in Counter(record.sequence for record in mine).items() if count > 1]
-    assert not twice, f"records are there twice: sequences={twice[:5]}"
-    lost = sorted(set(acked) - set(places))
-    assert not lost, f"acknowledged records are lost: sequences={lost[:5]} of {len(acked)}"
-    moved = [sequence for sequence, place in acked.items() if place != places[sequence]]
-    assert not moved, f"records aren't where they were acknowledged: sequences={moved[:5]}"
-
-
-def _in_order(fetched: list[Fetched]) -> None:
-    """In each partition the records of an owner are in the order in which they were produced."""
-    last: dict[tuple[int, int], int] = {}
-    for record in fetched:
-        before = last.get((record.partition, record.owner), -1)
-        assert before < record.sequence, f"out of order: {record} comes after sequence={before}"
-        last[record.partition, record.owner] = record.sequence
 
 
 async def test_what_is_produced_is_fetched(env: StrategyEnv) -> None:
@@ -45,8 +22,8 @@ async def test_what_is_produced_is_fetched(env: StrategyEnv) -> None:
             await client.ask(Records.create_topic, codec, 3)
             acked = await client.ask(Records.produce, codec, 1, _SIZES * 4, codec=codec)
             fetched = await client.ask(Records.fetch_all, codec)
-            _compare(fetched, acked)
-            _in_order(fetched)
+            compare(fetched, acked)
+            in_order(fetched)
 
 
 async def test_a_group_goes_on_where_it_committed(env: StrategyEnv) -> None:
@@ -57,7 +34,7 @@ async def test_a_group_goes_on_where_it_committed(env: StrategyEnv) -> None:
         acked = await client.ask(Records.produce, "topic", 1, [100] * 200)
         first = await client.ask(Records.fetch_in_group, "topic", "group", 80)
         second = await client.ask(Records.fetch_in_group, "topic", "group", 200 - len(first))
-        _compare([*first, *second], acked)
+        compare([*first, *second], acked)
 
 
 async def test_an_orderly_restart_keeps_everything(env: StrategyEnv) -> None:
@@ -73,8 +50,8 @@ async def test_an_orderly_restart_keeps_everything(env: StrategyEnv) -> None:
             part = await client.ask(Records.fetch_in_group, "topic", "group", 50)
             assert {record.sequence for record in part} == set(range(50 * run, 50 * run + 50))
             fetched = await client.ask(Records.fetch_all, "topic")
-            _compare(fetched, acked)
-            _in_order(fetched)
+            compare(fetched, acked)
+            in_order(fetched)
             await broker.stop()
     await env.verify()
 
@@ -104,7 +81,7 @@ async def test_producers_and_consumers_beside_each_other(env: StrategyEnv) -> No
                 tasks.start_soon(consume, group)
         for owner in (1, 2, 3):
             for records in read.values():
-                _compare(records, acked[owner], owner)
+                compare(records, acked[owner], owner)
 
 
 @clause(level=3)
@@ -123,11 +100,11 @@ async def test_acknowledged_records_survive_kills_once_and_in_order(env: Strateg
                 await broker.kill()
                 before = await writer.ask(Writer.acked)
                 await broker.start()
-                _compare(await client.ask(Records.fetch_all, "topic"), before)
+                compare(await client.ask(Records.fetch_all, "topic"), before)
             acked = await writer.ask(Writer.rest)
         fetched = await client.ask(Records.fetch_all, "topic")
-        _compare(fetched, acked)
-        _in_order(fetched)
+        compare(fetched, acked)
+        in_order(fetched)
         await broker.stop()
     await env.verify()
 
@@ -146,7 +123,7 @@ async def test_committed_offsets_survive_a_kill(env: StrategyEnv) -> None:
         await broker.start()
         assert committed == await client.ask(Records.commit_of, "topic", "group", 2)
         second = await client.ask(Records.fetch_in_group, "topic", "group", len(acked) - len(first))
-        _compare([*first, *second], acked)
+        compare([*first, *second], acked)
 
 
 @clause(level=3)
@@ -193,7 +170,7 @@ async def test_a_second_owner_fences_the_first(env: StrategyEnv) -> None:
                 not_applicable(f"the log can't be opened beside its owner: {refusal}")
             taken = await client_of_second.ask(Records.fetch_all, "topic")
             acked = await writer.ask(Writer.acked)
-            _compare(taken, acked)
+            compare(taken, acked)
             first.resume()
             ending = await first.ending()
             assert "FencedError" in ending, f"the first owner ended otherwise: {ending}"
@@ -201,7 +178,7 @@ async def test_a_second_owner_fences_the_first(env: StrategyEnv) -> None:
             assert not late, f"the first owner acknowledged after it was fenced: sequences={sorted(late)[:5]}"
         await client_of_second.ask(Records.produce, "topic", 2, [300] * 50)
         after = await client_of_second.ask(Records.fetch_all, "topic")
-        _compare(after, acked)
+        compare(after, acked)
 
 
 @clause(level=4)
@@ -220,8 +197,8 @@ async def test_an_outage_of_the_object_store_loses_nothing(env: StrategyEnv) -> 
             await writer.ask(Writer.wait_for_acks, 100)
             acked = await writer.ask(Writer.rest)
         fetched = await client.ask(Records.fetch_all, "topic")
-        _compare(fetched, acked)
-        _in_order(fetched)
+        compare(fetched, acked)
+        in_order(fetched)
         await broker.stop()
 
 
@@ -240,11 +217,11 @@ async def test_a_kill_during_an_outage_loses_nothing(env: StrategyEnv) -> None:
             await broker.kill()
             before = await writer.ask(Writer.acked)
             await broker.start()
-            _compare(await client.ask(Records.fetch_all, "topic"), before)
+            compare(await client.ask(Records.fetch_all, "topic"), before)
             acked = await writer.ask(Writer.rest)
         fetched = await client.ask(Records.fetch_all, "topic")
-        _compare(fetched, acked)
-        _in_order(fetched)
+        compare(fetched, acked)
+        in_order(fetched)
         await broker.stop()
     await env.verify()
 
@@ -260,7 +237,7 @@ async def test_writes_whose_reply_is_lost_happen_once(env: StrategyEnv) -> None:
         await broker.stop()
         await broker.start(lost_replies=0.2)
         fetched = await client.ask(Records.fetch_all, "topic")
-        _compare(fetched, acked)
-        _in_order(fetched)
+        compare(fetched, acked)
+        in_order(fetched)
         await broker.kill()
     await env.verify()

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from penstock.errors import UnavailableError
-from penstock.spi.metadata_log import MetadataEntry
+from penstock.spi.allocator import Allocator
+from penstock.spi.block_cache import BlockRef
+from penstock.spi.metadata_log import MetadataEntry, MetadataSnapshot
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Buffer
 from penstock_conformance._target import STRATEGY
 from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._block_cache import PlainBlockCache, _Slot
 from penstock_conformance.reference._log_cache import Block, PlainLogCache
 from penstock_conformance.reference._metadata_log import PlainMetadataLog
 from penstock_conformance.reference._object_store import DirectoryStore
@@ -96,6 +99,27 @@ class HasTheLogTrimmedAheadOfUploads(PlainLogCache):
         return block
 
 
+@mutant(
+    STRATEGY, "gives_an_evicted_block_for_another", "more_than_fits_into_memory_is_kept", part="block_cache"
+)
+class GivesAnEvictedBlockForAnother(PlainBlockCache):
+    """Finds what it dropped by its size, once it has dropped some."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._gone: dict[int, Buffer] = {}
+
+    def _drop(self, block: BlockRef) -> int:
+        data = self._slots[block].data
+        if data is not None:
+            self._gone[block.size] = data
+        return super()._drop(block)
+
+    async def _collect(self, slots: Sequence[_Slot]) -> Sequence[Buffer]:
+        found = await super()._collect(slots)
+        return [self._gone.get(len(data), data) for data in found] if len(self._gone) > 3 else found
+
+
 @mutant(STRATEGY, "loses_its_last_entry", _KILLS, level=3, part="metadata_log")
 class LosesItsLastEntry(PlainMetadataLog):
     """Doesn't see the newest entry when it is opened again, and so gives its index once more."""
@@ -133,6 +157,15 @@ class WritesEntriesBehind(PlainMetadataLog):
         task = asyncio.get_running_loop().create_task(later())
         self._puts.add(task)
         task.add_done_callback(self._puts.discard)
+
+
+@mutant(STRATEGY, "drops_an_entry_behind_its_snapshot", _KILLS, level=3, part="metadata_log")
+class DropsAnEntryBehindItsSnapshot(PlainMetadataLog):
+    """Counts from the index at which the snapshot ends, while others append."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await super().write_snapshot(snapshot)
+        await self._store.delete([self._key(snapshot.index + 1)])
 
 
 @mutant(STRATEGY, "takes_an_outage_for_success", _STORE, level=4, part="metadata_log")

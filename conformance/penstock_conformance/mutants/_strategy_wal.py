@@ -69,6 +69,47 @@ class LosesTheEndOfALargeGroup(FileWal):
         super()._write(group[:4])
 
 
+@mutant(
+    STRATEGY,
+    "acknowledges_the_third_of_many_early",
+    "what_is_acknowledged_at_once_survives_the_next_moment",
+    level=3,
+    part="wal",
+    settings=_LARGE,
+)
+class AcknowledgesTheThirdOfManyEarly(FileWal):
+    """Writes two entries of a group, and those that came together with them a moment after all are acknowledged."""
+
+    def _write(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
+        super()._write(group[:2])
+        if len(group) > 2:
+            asyncio.get_running_loop().call_later(0.3, self._catch_up, group[2:])
+
+    def _catch_up(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
+        if self._state == "open":
+            super()._write(group)
+
+
+@mutant(
+    STRATEGY,
+    "drops_what_was_recovered_twice",
+    "what_a_start_recovers_survives_its_end",
+    level=3,
+    part="wal",
+    settings=_LARGE,
+)
+class DropsWhatWasRecoveredTwice(FileWal):
+    """Takes the end of a second recovery for the end of the upload."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        async for entry in super().recover():
+            yield entry
+        path = self._path.with_suffix(f".{self._header.start}")
+        if path.exists():
+            self._drop(self._confirmed)
+        path.touch()
+
+
 class _Shared(StoreWal):
     """A log of objects that any host can take over."""
 

@@ -1,0 +1,80 @@
+"""Clauses about a strategy: many at once, much of it, and what comes directly after something else."""
+
+from __future__ import annotations
+
+import anyio
+
+from penstock.limits import ALLOCATOR_BYTES_MIN
+from penstock_conformance._clause import clause
+from penstock_conformance._strategy import StrategyEnv
+from penstock_conformance._strategy_kafka import Acked, Records, compare, in_order
+
+KIND = "strategy"
+
+_PARTITIONS = 200
+#: Records that are twice as much as the memory of a broker that has the least.
+_LARGE = 900_000
+_LARGE_COUNT = 2 * ALLOCATOR_BYTES_MIN // _LARGE
+
+
+@clause(level=3)
+async def test_what_is_acknowledged_at_once_survives_the_next_moment(env: StrategyEnv) -> None:
+    """A broker that dies (SIGKILL) in the very moment of an acknowledgement has kept what it acknowledged: one
+    record, hundreds of as many partitions, and large ones."""
+    env.need_durable()
+    acked: dict[int, Acked] = {}
+    partitions = min(_PARTITIONS, env.config().tree.topics.partitions_max // 2)
+    large = [env.random.choice((300, 3000)) for _ in range(partitions // 4)] + [_LARGE]
+    async with env.broker() as broker, env.client() as client:
+        await broker.start()
+        await client.ask(Records.create_topic, "topic", partitions)
+        for sizes in ([300], [300] * partitions, large) * env.rounds:
+            acked |= await broker.die_acknowledging("topic", 1, sizes, len(acked))
+            await broker.start()
+            compare(await client.ask(Records.fetch_all, "topic"), acked)
+        await broker.stop()
+    await env.verify()
+
+
+@clause(level=3)
+async def test_what_a_start_recovers_survives_its_end(env: StrategyEnv) -> None:
+    """What was recovered is in the log until it is uploaded: starts that die (SIGKILL) before that lose nothing."""
+    env.need_durable()
+    async with env.broker() as broker, env.client() as client:
+        await broker.start()
+        await client.ask(Records.create_topic, "topic", 2)
+        acked = await client.ask(Records.produce, "topic", 1, [3000] * 50)
+        await broker.kill()
+        for _ in range(2 * env.rounds):
+            await broker.die_uploading()
+        await broker.start()
+        fetched = await client.ask(Records.fetch_all, "topic")
+        compare(fetched, acked)
+        in_order(fetched)
+        await broker.stop()
+    await env.verify()
+
+
+async def test_more_than_fits_into_memory_is_kept(env: StrategyEnv) -> None:
+    """What caches have to give up is read from objects, and what isn't in objects yet isn't given up: a broker with
+    as little memory as it takes is written and read at once, more than that holds, and read again."""
+    env.defaults["memory.limit"] = str(env.config().tree.memory.reserve + ALLOCATOR_BYTES_MIN)
+    acked: dict[int, Acked] = {}
+
+    async with env.broker() as broker, env.client() as client, env.client() as reader:
+        if await broker.try_start():
+            env.defaults.clear()  # what the user has set needs more
+            await broker.start()
+        await client.ask(Records.create_topic, "topic", 4)
+
+        async def write() -> None:
+            acked.update(await client.ask(Records.produce, "topic", 1, [_LARGE] * _LARGE_COUNT))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write)
+            in_order(await reader.ask(Records.fetch_in_group, "topic", "group", _LARGE_COUNT, growing=True))
+        for _ in range(2):
+            fetched = await client.ask(Records.fetch_all, "topic")
+            compare(fetched, acked)
+            in_order(fetched)
+        await broker.stop()
