@@ -25,6 +25,10 @@ _POOL = b"".join(
 _PACED_BYTES = 10_000
 _PACE_BYTES_PER_S = 4_000_000
 
+#: Of these, thousands in a second are enough: each costs a producer, the broker and who checks it.
+_SMALL_BYTES = 100
+_PAUSE_OF_SMALL_S = 0.01
+
 
 def value_of(writer: int, number: int, size: int) -> bytes:
     """The value of a record, of which every byte can be checked."""
@@ -106,7 +110,7 @@ class Ledger:
             if size > _PACED_BYTES:
                 time.sleep(size / _PACE_BYTES_PER_S)
             elif number % 50 == 0:
-                time.sleep(0.002)
+                time.sleep(_PAUSE_OF_SMALL_S if size <= _SMALL_BYTES else 0.002)
         deadline = time.monotonic() + HANG_S
         while producer.flush(0.2) and time.monotonic() < deadline:
             if self._abandoned:
