@@ -338,6 +338,9 @@ async def test_statistics_tell_the_state(env: Env) -> None:
         assert counters.confirmed_position >= appends[-1].next_position, "the confirmed position lags"
         assert counters.written_bytes >= 1000
         assert counters.capacity_bytes == 0 or counters.used_bytes <= counters.capacity_bytes
+        assert counters.state == "degraded" or not counters.last_error, (
+            f"it says why, and nothing is: {counters}"
+        )
         for body in make_bodies(5):
             wal.append([body])
     counters = wal.statistics()
@@ -456,6 +459,9 @@ async def test_full_log_refuses_until_trimmed(env: Env) -> None:
             await appends[-1].wait_durable()
             counters = wal.statistics()
             assert counters.used_bytes <= counters.capacity_bytes
+            assert counters.state in ("open", "degraded"), (
+                f"a log that is full is in no other state: {counters}"
+            )
             kept = len(appends)
             if lap < 2:
                 await wal.trim(appends[-1].next_position)

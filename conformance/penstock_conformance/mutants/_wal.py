@@ -539,6 +539,23 @@ class CountsNothing(FileWal):
         return WalStatistics(state=self._state)
 
 
+@mutant(KIND, "says_why_while_it_is_well", "statistics_tell_the_state")
+class SaysWhyWhileItIsWell(FileWal):
+    """Has a sentence for each state."""
+
+    def statistics(self) -> WalStatistics:
+        return replace(super().statistics(), last_error=f"the log is {self._state}")
+
+
+@mutant(KIND, "has_a_state_for_full", "full_log_refuses_until_trimmed")
+class HasAStateForFull(FileWal):
+    """Who looks at states of a log knows no such word."""
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        return told if self.would_fit(self._capacity // 10) else replace(told, state="full")
+
+
 class DefectiveWal(WalSettings):
     """Which mutant it is, and the capacity."""
 
