@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from confluent_kafka import Consumer, Producer
 from penstock_object_store_fsspec._store import FsspecObjectStore
-from tests.depth import in_full
+from tests.depth import in_full, pairs
 from tests.patience import HANG_S
 
 from penstock import Broker, SyncBroker
@@ -120,14 +123,13 @@ def test_two_brokers_in_one_process_keep_apart(tmp_path: Path) -> None:
     on_asyncio(main)
 
 
-@pytest.mark.parametrize("storage", ["directory", "memory"])
-def test_data_is_there_after_a_restart_and_nothing_needs_recovery(tmp_path: Path, storage: str) -> None:
-    """Leaving uploads what only the WAL holds; objects in memory live as long as the process."""
-    more = {"object_store__url": f"memory://{tmp_path.name}"} if storage == "memory" else {}
-    observers = tmp_path / "observers"
-    observers.mkdir()
-    told = tmp_path / "told"
-    (observers / f"penstock_test_observer_{storage}.py").write_text(
+@contextmanager
+def recoveries(folder: Path) -> Iterator[tuple[PluginRegistry, list[int]]]:
+    """Plugins with an observer, and how many entries each start recovered; known at the end."""
+    told = folder / "told"
+    plugins = folder / "observers"
+    plugins.mkdir()
+    (plugins / f"observer_{folder.name.replace('-', '_')}.py").write_text(
         textwrap.dedent(
             f"""
             from penstock.hookspecs import hookimpl
@@ -139,15 +141,36 @@ def test_data_is_there_after_a_restart_and_nothing_needs_recovery(tmp_path: Path
             """
         )
     )
+    entries: list[int] = []
+    yield PluginRegistry(plugins_dirs=(plugins,)), entries
+    entries += map(int, told.read_text().split())
 
+
+@pytest.mark.parametrize(
+    ("left_by", "storage"), pairs(["return", "scope", "asyncio"], ["directory", "memory"])
+)
+def test_data_is_there_after_a_restart_and_nothing_needs_recovery(
+    tmp_path: Path, left_by: str, storage: str
+) -> None:
+    """Leaving uploads what only the WAL holds, also when the body was cancelled.
+
+    Objects in memory live as long as the process.
+    """
+    more = {"object_store__url": f"memory://{tmp_path.name}"} if storage == "memory" else {}
     seen: list[str] = []
 
-    async def run(work: Callable[[Broker], Awaitable[None]]) -> None:
-        registry = PluginRegistry(plugins_dirs=(observers,))
-        broker = Broker(overrides=overrides(tmp_path / "data", **more), registry=registry)
-        async with broker:
-            await work(broker)
-            seen.append(broker.cluster_id)
+    async def run(work: Callable[[Broker], Awaitable[None]], registry: PluginRegistry) -> None:
+        with anyio.CancelScope() as scope, suppress(asyncio.CancelledError):
+            async with Broker(overrides=overrides(tmp_path / "data", **more), registry=registry) as broker:
+                await work(broker)
+                seen.append(broker.cluster_id)
+                if left_by == "scope":
+                    scope.cancel()
+                elif left_by == "asyncio":
+                    task = asyncio.current_task()
+                    assert task is not None
+                    task.cancel()
+                await anyio.lowlevel.checkpoint()
 
     async def write(broker: Broker) -> None:
         await produce(broker, numbered())
@@ -157,10 +180,26 @@ def test_data_is_there_after_a_restart_and_nothing_needs_recovery(tmp_path: Path
         await produce(broker, [b"more"])
         assert await consume(broker, RECORDS + 1) == [*numbered(), b"more"]
 
-    on_asyncio(lambda: run(write))
-    on_asyncio(lambda: run(read))
+    with recoveries(tmp_path) as (registry, entries):
+        on_asyncio(lambda: run(write, registry))
+        on_asyncio(lambda: run(read, registry))
     assert seen[0] == seen[1]
-    assert told.read_text().split() == ["0", "0"]
+    assert entries == [0, 0]
+
+
+def test_a_broker_is_entered_in_one_task_and_left_in_another(tmp_path: Path) -> None:
+    """As fixtures and notebooks do."""
+
+    async def main() -> None:
+        broker = Broker(overrides=overrides(tmp_path))
+        await asyncio.create_task(broker.__aenter__())
+        await produce(broker, numbered())
+        assert await consume(broker, RECORDS) == numbered()
+        address = broker.bootstrap_servers
+        await asyncio.create_task(broker.__aexit__(None, None, None))
+        assert refuses(address)
+
+    on_asyncio(main)
 
 
 def test_flush_returns_when_the_object_store_has_everything(tmp_path: Path) -> None:
@@ -296,6 +335,18 @@ def test_sync_broker_serves_blocking_clients(tmp_path: Path) -> None:
         consumer.close()
         assert values == numbered()
         address = broker.bootstrap_servers
+    assert refuses(address)
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_sync_broker_is_closed_when_its_body_is_interrupted(
+    tmp_path: Path, interrupt: type[BaseException]
+) -> None:
+    """Its loop, in another thread, must not end of that before the broker does."""
+    broker = SyncBroker(overrides=overrides(tmp_path))
+    with pytest.raises(interrupt), broker:  # noqa: PT012 - the body is what is ended
+        address = broker.bootstrap_servers
+        raise interrupt
     assert refuses(address)
 
 

@@ -143,6 +143,18 @@ def test_later_layer_wins(tmp_path: Path) -> None:
     assert config.origin("groups.members_max").place == "the program"
 
 
+@pytest.mark.parametrize("key", ["broker.data_dir", "broker"])
+def test_a_program_may_give_paths_as_paths(key: str, tmp_path: Path) -> None:
+    value: object = tmp_path if "." in key else {"data_dir": tmp_path}
+    assert load_config(overrides={key: value}).tree.broker.data_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize("overrides", [["listener.bind"], {1: 2}])
+def test_a_program_whose_overrides_are_no_mapping_of_keys_is_told(overrides: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^the program: overrides must be a mapping from keys like"):
+        load_config(overrides=overrides)
+
+
 def test_text_of_the_environment_takes_the_type_of_its_key() -> None:
     config = load_config(
         env={

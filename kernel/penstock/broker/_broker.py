@@ -23,6 +23,7 @@ from penstock.api.dispatch import apis
 from penstock.broker._groups import follow_logs, offsets_log
 from penstock.broker._metadata import MetadataCheck, give_up_entries
 from penstock.broker._outage import WatchedStore
+from penstock.broker._own_task import OwnTask
 from penstock.broker._process import capacity_of, now_ms, own_directory, switch_interval
 from penstock.broker._settings import (
     api_settings,
@@ -68,7 +69,6 @@ from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 from penstock.spi.traffic import Traffic
 from penstock.stream.engine import StreamEngine
-from penstock.work.one_error import one_error
 from penstock.work.periodic import Jobs
 from penstock.work.traffic import SharedStore
 
@@ -135,7 +135,7 @@ class Broker:
             self.config = load_config(None if config is None else Path(config), overrides=overrides)
         self._registry = registry or PluginRegistry(env=os.environ)
         self._parts: _Parts | None = None
-        self._stack: AsyncExitStack | None = None
+        self._life: OwnTask[None] | None = None
         self._store: WatchedStore | None = None
         self._stop_reason = "closed"
 
@@ -232,26 +232,17 @@ class Broker:
     # -- life ------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        if self._stack is not None:
+        if self._life is not None:
             raise InvariantError("a broker is started once; make a new one")
-        self._stack = AsyncExitStack()
-        try:
-            with one_error():
-                await self._stack.enter_async_context(self._run())
-        except BaseException:
-            self._parts = None
-            raise
+        self._life = OwnTask(self._run(), name="penstock-broker")
+        await self._life.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        assert self._stack is not None
-        try:
-            with one_error():
-                return bool(await self._stack.__aexit__(kind, error, trace))
-        finally:
-            self._parts = None
+    ) -> None:
+        assert self._life is not None
+        await self._life.__aexit__(kind, error, trace)
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
@@ -263,8 +254,8 @@ class Broker:
             stack.enter_context(own_directory(data_dir, ACCESSES[tree.broker.data_access]))
             bus = EventBus()
             self._registry.observe(bus)
-            parts = await self._open(stack, bus, tree, selection, data_dir)
-            self._parts = parts
+            stack.callback(setattr, self, "_parts", None)
+            self._parts = parts = await self._open(stack, bus, tree, selection, data_dir)
             assert self._store is not None
             self._store.started()
             bus.publish(
@@ -466,9 +457,10 @@ class Broker:
                 return
         if self._store is not None and self._store.outage:
             reason = f"the object store doesn't work: {self._store.outage}"
-        left = logs.unuploaded_bytes()
-        if left or not scope.cancelled_caught:
+        if left := logs.unuploaded_bytes():
             logger.warning("the next start recovers %d bytes that only the WAL holds: %s", left, reason)
+        elif not scope.cancelled_caught:
+            logger.warning("everything is uploaded, but the next start reads the WAL to know it: %s", reason)
 
     def stop_reason(self, reason: str) -> None:
         """Say why the broker is about to stop; observers are told."""

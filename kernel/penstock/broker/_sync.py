@@ -48,7 +48,8 @@ class SyncBroker:
     ) -> None:
         assert self._stack is not None
         self._call = None
-        self._stack.__exit__(kind, error, trace)
+        # as at any other end: a KeyboardInterrupt would end the other thread's loop, which has to close the broker
+        self._stack.__exit__(None, None, None)
 
     @property
     def bootstrap_servers(self) -> str:

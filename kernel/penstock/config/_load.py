@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def load_config(
     ``section.key=value`` in ``sets``, and ``overrides``, a later one winning over an earlier one.
 
     ``overrides`` maps dotted keys or sections to values, typed as in TOML: ``{"listener": {"bind": "..."}}`` or
-    ``{"listener.bind": "..."}``. ``env`` is what the caller got from its surroundings; None reads nothing.
+    ``{"listener.bind": "..."}``; a path may be a ``pathlib.Path``. ``env`` is what the caller got from its
+    surroundings; None reads nothing.
 
     Raises ConfigError: one sentence with the origin, the key, what is expected and the value.
     """
@@ -167,10 +169,15 @@ class _Layers:
             self._put(path, value, Origin("set", f"--set {key.strip()}"))
 
     def add_overrides(self, overrides: Mapping[str, Any]) -> None:
+        program = Origin("program", "the program")
+        if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+            raise ConfigError(
+                f"{program.place}: overrides must be a mapping from keys like 'listener.bind' to values"
+            )
         for key, value in overrides.items():
             path = path_of(key)
             for inner_path, inner in _leaves(path, value) if len(path) == 1 else iter([(path, value)]):
-                self._put(inner_path, inner, Origin("program", "the program"))
+                self._put(inner_path, fspath(inner) if isinstance(inner, PathLike) else inner, program)
 
     def _put(self, path: tuple[str, ...], value: Any, origin: Origin) -> None:
         self.origins = {known: place for known, place in self.origins.items() if known[: len(path)] != path}
