@@ -381,6 +381,33 @@ def orders_of_checks(pair: Pair) -> None:
                 )
 
 
+def followers(pair: Pair) -> None:
+    """Another broker that fetches as if it was a replica, and what it is told of the leader (KIP-951)."""
+    make(pair, "followed")
+    for side in pair.sides:
+        side.learn_topic("followed")
+    for version in (12, 15, 16, 18):
+        for epoch in (-1, 0, 9):
+            partition = {
+                "partition": 0,
+                "fetch_offset": 0,
+                "partition_max_bytes": 1 << 20,
+                "current_leader_epoch": epoch,
+            }
+            topic = {"topic": "followed", "topic_id": topic_id_of("followed"), "partitions": [partition]}
+            ask(
+                pair,
+                f"version {version}, epoch {epoch}",
+                ApiKey.FETCH,
+                version,
+                replica_id=2,
+                replica_state={"replica_id": 2},
+                max_wait_ms=0,
+                min_bytes=0,
+                topics=[topic],
+            )
+
+
 def whole_requests(pair: Pair) -> None:
     """What is wrong with all of a request, and what is said to one that asks for nothing."""
     make(pair, "whole")
@@ -426,4 +453,5 @@ FURTHER_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "groups twice": groups_twice,
     "orders of checks": orders_of_checks,
     "whole requests": whole_requests,
+    "followers": followers,
 }

@@ -32,11 +32,16 @@ from penstock.wire.messages.fetch import (
     FetchableTopicResponse,
     FetchRequest,
     FetchResponse,
+    LeaderIdAndEpoch,
+    NodeEndpoint,
     PartitionData,
 )
 
 _SESSIONS_VERSION: Final = 7
 _TOPIC_IDS_VERSION: Final = 13
+_LEADER_VERSION: Final = 16
+#: Errors beside which a client is told of the leader (KIP-951), so that it needn't ask.
+_OF_THE_LEADER: Final = frozenset({ErrorCode.NOT_LEADER_OR_FOLLOWER, ErrorCode.FENCED_LEADER_EPOCH})
 _READ_COMMITTED: Final = 1
 _NOT_FOUND: Final = frozenset({ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, ErrorCode.UNKNOWN_TOPIC_ID})
 _ISOLATION_LEVELS: Final = frozenset({0, 1})
@@ -60,7 +65,9 @@ class _Fetch:
         "_context",
         "_denied",
         "_enough",
+        "_has_told_leader",
         "_is_follower",
+        "_tells_leader",
         "budget",
         "plan",
         "request",
@@ -74,6 +81,8 @@ class _Fetch:
         #: The topics that the client may not read.
         self._denied = context.denied(Operation.READ, ResourceType.TOPIC, self._topic_names())
         self._is_follower = request.replica_id >= 0 or request.replica_state.replica_id >= 0
+        self._tells_leader = context.version >= _LEADER_VERSION
+        self._has_told_leader = False
         settings = context.api.settings
         self.started_s = context.api.clock()
         # a client that hasn't shown yet that it takes what it asks for gets less at a time
@@ -121,11 +130,11 @@ class _Fetch:
         if partition is None:
             found.add(_Entry(cached, None, error))
             return
-        if self._is_follower:
-            found.add(_Entry(cached, None, ErrorCode.NOT_LEADER_OR_FOLLOWER))  # partitions have one replica
-            return
         if partition.unavailable is not None:
             found.add(_Entry(cached, None, ErrorCode.KAFKA_STORAGE_ERROR))
+            return
+        if self._is_follower:
+            found.add(_Entry(cached, partition, _follower_error(cached, partition)))
             return
         if watch is not None:
             # before looking at it: what comes meanwhile mustn't be missed
@@ -240,7 +249,13 @@ class _Fetch:
         return self._response(topics)
 
     def _response(self, topics: dict[bytes | str, FetchableTopicResponse]) -> FetchResponse:
-        return FetchResponse(session_id=self.plan.session_id, responses=list(topics.values()))
+        response = FetchResponse(session_id=self.plan.session_id, responses=list(topics.values()))
+        if self._has_told_leader and not self._is_follower:
+            node = self._context.client.advertised
+            response.node_endpoints = [
+                NodeEndpoint(node_id=node.node_id, host=node.host, port=node.port, rack=node.rack)
+            ]
+        return response
 
     def _add_to_response(self, entry: _Entry, topics: dict[bytes | str, FetchableTopicResponse]) -> None:
         cached = entry.cached
@@ -260,7 +275,13 @@ class _Fetch:
             else:
                 topic.topic = cached.topic
             topics[cached.topic] = topic
-        topic.partitions.append(entry.data(self.request.isolation_level == _READ_COMMITTED, offsets))
+        data = entry.data(self.request.isolation_level == _READ_COMMITTED, offsets)
+        if entry.partition is not None and entry.error in _OF_THE_LEADER and self._tells_leader:
+            data.current_leader = LeaderIdAndEpoch(
+                leader_id=self._context.client.advertised.node_id, leader_epoch=entry.partition.leader_epoch
+            )
+            self._has_told_leader = True
+        topic.partitions.append(data)
 
 
 class _Entry:
@@ -577,6 +598,16 @@ async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
             break  # what is there doesn't fit: don't load the blocks of all others to find that theirs don't either
         total += entry.result.size_bytes
     return await fetch.respond_fairly(found)
+
+
+def _follower_error(cached: CachedPartition, partition: Partition) -> int:
+    """The error for another replica, as there is none: to Kafka, who knows the epoch knows of a later change."""
+    known = (
+        ErrorCode.NOT_LEADER_OR_FOLLOWER
+        if cached.current_leader_epoch < 0
+        else ErrorCode.UNKNOWN_LEADER_EPOCH
+    )
+    return _fence(cached, partition) or known
 
 
 def _fence(cached: CachedPartition, partition: Partition) -> int:

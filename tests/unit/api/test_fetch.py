@@ -401,6 +401,34 @@ async def test_partition_errors_are_answered_at_once(
     assert [p.error_code for p in partitions(response)] == [code]
 
 
+@pytest.mark.parametrize("version", [15, 16, 18])
+@pytest.mark.parametrize("replica_id", [-1, 2])
+@pytest.mark.parametrize("epoch", [-1, 2, 3, 4])
+async def test_who_is_wrong_about_the_leader_is_told_of_it(
+    logs: FakeLogs, version: int, replica_id: int, epoch: int
+) -> None:
+    """KIP-951; where the leader is, is told to consumers. The partition's epoch is 3."""
+    asked = request(0, max_wait_ms=0)
+    asked.replica_state.replica_id = replica_id
+    asked.topics[0].topic_id = logs.topics()["t"].id
+    asked.topics[0].partitions[0].current_leader_epoch = epoch
+    context = make_context(logs, version)
+    response = await call(asked, context)
+    (answer,) = partitions(response)
+    codes = {2: ErrorCode.FENCED_LEADER_EPOCH, 4: ErrorCode.UNKNOWN_LEADER_EPOCH}
+    if replica_id >= 0:
+        codes |= {-1: ErrorCode.NOT_LEADER_OR_FOLLOWER, 3: ErrorCode.UNKNOWN_LEADER_EPOCH}
+    code = codes.get(epoch, ErrorCode.NONE)
+    assert answer.error_code == code
+    is_told = version > 15 and code in {ErrorCode.FENCED_LEADER_EPOCH, ErrorCode.NOT_LEADER_OR_FOLLOWER}
+    node = context.client.advertised
+    leader = (answer.current_leader.leader_id, answer.current_leader.leader_epoch)
+    assert leader == ((node.node_id, 3) if is_told else (-1, -1))
+    endpoints = [(one.node_id, one.host, one.port, one.rack) for one in response.node_endpoints]
+    is_consumer = replica_id < 0
+    assert endpoints == ([(node.node_id, node.host, node.port, node.rack)] if is_told and is_consumer else [])
+
+
 async def test_diverging_client_is_told_where(logs: FakeLogs) -> None:
     logs.at("t").write(3)
     asked = request(3, max_wait_ms=60_000)
