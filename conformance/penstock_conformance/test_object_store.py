@@ -393,6 +393,8 @@ async def test_statistics_count(env: Env) -> None:
     """Counters since the store was opened."""
     async with env.open() as store:
         await store.put("a", [b"x" * 100])
+        with raises(NotFoundError):
+            await store.get("b")
         await store.put("b", [b"y" * 50])
         await store.get("a")
         await _listed(store)
@@ -404,6 +406,7 @@ async def test_statistics_count(env: Env) -> None:
         assert counters.deletes >= 1
         assert counters.bytes_written >= 150
         assert counters.bytes_read >= 100
+        assert counters.consecutive_failures == 0, f"the last attempts have succeeded: {counters}"
 
 
 # --- 2: races between processes

@@ -7,6 +7,7 @@ __all__ = ()
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from anyio.lowlevel import checkpoint
@@ -317,6 +318,25 @@ class CountsNothing(DirectoryStore):
 
     def statistics(self) -> ObjectStoreStatistics:
         return ObjectStoreStatistics()
+
+
+@mutant(KIND, "takes_missing_objects_for_failures", "statistics_count")
+class TakesMissingObjectsForFailures(DirectoryStore):
+    """Counts each as an attempt that failed, whatever succeeds behind it."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        self._missing = 0
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        try:
+            return await super().get(key, start, end)
+        except NotFoundError:
+            self._missing += 1
+            raise
+
+    def statistics(self) -> ObjectStoreStatistics:
+        return replace(super().statistics(), errors=self._missing, consecutive_failures=self._missing)
 
 
 @hookimpl
