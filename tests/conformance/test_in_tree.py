@@ -92,4 +92,4 @@ def test_plugin_conforms(run: tuple[str, ...], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     outcome = json.loads(report.read_text())
     assert outcome["result"] == "pass"
-    assert outcome["counts"]["pass"] >= 3
+    assert outcome["counts"]["pass"] >= 2
