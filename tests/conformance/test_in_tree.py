@@ -21,7 +21,7 @@ _REFERENCE = ("-p", "penstock_conformance.reference")
 _TWO_BUCKETS = 'replicas=[{plugin="wal_s3", prefix="a/"}, {plugin="wal_s3", prefix="b/"}]'
 
 #: What is held to a disk; the others have their files where all temporary ones are.
-_ON_DISK = ("wal_block",)
+_ON_DISK = ("object_store_fsspec", "wal_block")
 
 #: Logs of tens of thousands of entries, which the replicated one keeps as the one in a store does, in several.
 _LARGE = "tens_of_thousands_of_entries or a_thousand_groups"

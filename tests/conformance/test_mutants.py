@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.depth import in_full
+from tests.keeper import MARK
 from tests.patience import HANG_S
 
 from penstock_conformance import KINDS, STRATEGY
@@ -29,7 +30,8 @@ _AT_ONCE = 65
 def _try_all(names: Sequence[tuple[str, str]]) -> _Outcomes:
     """What came out for these mutants of one kind."""
     kind = names[0][0]
-    env = {**os.environ, "CI": "true"}  # where pytest would tell differences in full
+    # CI: pytest would tell differences in full; those that are in no memory are on a disk
+    env = {**os.environ, "CI": "true", "TMPDIR": os.environ[MARK]}
     if kind != "strategy":
         env["PENSTOCK_LOAD_PLUGINS"] = ""  # they stand alone; a strategy is a broker with all its plugins
     done = subprocess.run(
