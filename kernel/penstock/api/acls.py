@@ -82,6 +82,7 @@ APIS: Final = (
     ),
     Api(
         key=ApiKey.DELETE_ACLS,
+        long_bytes=2 * 1024,
         needs=(the_cluster(Operation.ALTER),),
         nowait=delete_acls_nowait,
         handler=other_portions,

@@ -66,6 +66,9 @@ class Api:
     failure: FailureResponse | None = None
     #: The answer, in version 0, to a version that isn't handled. None: the connection is closed, as in Kafka.
     unsupported: Callable[[ApiContext], Message] | None = None
+    #: A request of this size is decoded, and its response encoded, in a thread: others get their turns meanwhile.
+    #: What is shorter takes the loop for 50,000 bytecodes at most, so it is less where elements take few bytes.
+    long_bytes: int = 4 * 1024
     #: Whether a client that hasn't authenticated yet may ask.
     before_identity: bool = False
     #: What a reader of the documents should know beside versions and permissions; Markdown.

@@ -454,6 +454,7 @@ def _check_growth(asked: CreatePartitionsTopic, context: RequestContext) -> int:
 APIS: Final = (
     Api(
         key=ApiKey.CREATE_TOPICS,
+        long_bytes=2 * 1024,
         # the cluster's permission covers all topics; configs are shown to who may describe them (KIP-525)
         needs=(
             each(Operation.CREATE, ResourceType.CLUSTER),
@@ -469,6 +470,7 @@ APIS: Final = (
     ),
     Api(
         key=ApiKey.CREATE_PARTITIONS,
+        long_bytes=1024,  # an assignment to nobody takes two
         needs=(each(Operation.ALTER, ResourceType.TOPIC),),
         handler=handle_create_partitions,
     ),

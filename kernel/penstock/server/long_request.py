@@ -20,15 +20,10 @@ from penstock.wire.registry import Message, decode_request, encode_response
 #: take once they are decoded.
 COUNTED_BYTES: Final = 2 * 1024
 _DECODED_PARTS: Final = 16
-#: A request of this size is decoded, and its response encoded, in a thread: others get their turns meanwhile. Two
-#: thousand empty elements fit into less, which take some milliseconds.
-_LONG_BYTES: Final = 4 * 1024
 
 
 def admit_nowait(core: ServerCore, member: Member, context: RequestContext, size: int) -> bool:
-    """Count a request; False if it's long, or has to wait for its share."""
-    if size >= _LONG_BYTES:
-        return False
+    """Count a request; False if it has to wait for its share."""
     try:
         context.charges.append(core.handling.charge_nowait(size * _DECODED_PARTS, member))
     except FullError:

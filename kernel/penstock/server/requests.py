@@ -51,7 +51,10 @@ def start(
     context = RequestContext(api=core.api, client=channel.client, version=version)
     slot.charges = context.charges
     message: Message | None = None
-    if len(frame) < COUNTED_BYTES or admit_nowait(core, channel.handling, context, len(frame)):
+    size = len(frame)
+    if size < api.long_bytes and (
+        size < COUNTED_BYTES or admit_nowait(core, channel.handling, context, size)
+    ):
         message = decode_request(api_key, version, bytes(frame), header.body_pos, lenient=True)
     core.requests_by_api[api_key] += 1
     channel.pipeline.take(slot)

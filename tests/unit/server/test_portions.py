@@ -224,6 +224,30 @@ async def test_a_long_request_is_handled_in_portions(key: ApiKey, path: tuple[st
     assert meter.most <= STEPS_MAX, meter.where
 
 
+async def test_requests_that_are_nearly_long_are_handled_in_portions() -> None:
+    """Of APIs whose requests are long from fewer bytes on than others, with as many elements as are short."""
+    meter = Meter()
+    async with (
+        serving(Logs()) as harness,
+        LedService(MemoryLog(), GroupSettings(), FakeClock(), lambda: "member") as groups,
+    ):
+        harness.api.groups = groups
+        port = harness.server.endpoints[0].port
+        for key, api in TABLE.items():
+            if api.long_bytes >= 4 * 1024:
+                continue
+            request, version = API_REQUESTS[key], api.high
+            for path in arrays(request, version):
+                count, frame = ELEMENTS, bytes(2 * api.long_bytes)
+                while len(frame) >= api.long_bytes:
+                    value = filled(request, version, path, "known", count)
+                    frame = encode_frame(request, version, 1, value)
+                    count = min(count - 1, count * api.long_bytes // len(frame))
+                with meter.measuring():
+                    await run_in_thread(exchange, port, frame)
+                assert meter.most <= STEPS_MAX, (key, path, meter.where)
+
+
 async def test_a_long_commit_is_decided_and_becomes_visible_in_short_steps() -> None:
     """5,000 offsets, new and then once more."""
     meter = Meter()
