@@ -28,7 +28,6 @@ from penstock.broker import Broker
 from penstock.client import ClientSettings, Cluster
 from penstock.config import Config
 from penstock.errors import PenstockError, UnavailableError
-from penstock.metadata import service
 from penstock.plugins import PluginRegistry
 from penstock.spi.kinds import OBJECT_STORE, WAL
 from penstock.spi.object_store import RESERVED_PREFIXES, MultipartUpload, ObjectInfo, ObjectStore
@@ -176,9 +175,7 @@ class StrategyEnv:
         self.scope = f"penstock-conformance/{data_dir.name}/"
         self.port = _free_port()
         #: Settings of the clause's brokers where the user has none.
-        self.defaults: dict[str, str] = {}
-        #: Entries of metadata from one snapshot to the next; 0 for as many as in a broker.
-        self.snapshot_entries = 0
+        self.defaults: dict[str, str | int] = {}
 
     @property
     def bootstrap_servers(self) -> str:
@@ -258,7 +255,9 @@ class StrategyEnv:
             await store.clean()
 
 
-def _config(target: Target, data_dir: Path, port: int, defaults: Mapping[str, str] | None = None) -> Config:
+def _config(
+    target: Target, data_dir: Path, port: int, defaults: Mapping[str, str | int] | None = None
+) -> Config:
     """``data_dir`` is that of one host, in the directory of the clause, which is what ``{dir}`` stands for."""
     ours = {"broker.data_dir": str(data_dir), "listener.bind": f"127.0.0.1:{port}"}
     return target.broker_config(data_dir.parent, ours, defaults)
@@ -336,7 +335,6 @@ class BrokerProcess:
             medium=medium,
             seed=self._env.target.seed,
             defaults=self._env.defaults,
-            snapshot_entries=self._env.snapshot_entries,
         )
         self._child = await self._stack.enter_async_context(child)
         return await self._child.next()
@@ -399,12 +397,9 @@ async def serve(
     scope: str,
     medium: Mapping[str, Any],
     seed: int,
-    defaults: Mapping[str, str],
-    snapshot_entries: int,
+    defaults: Mapping[str, str | int],
 ) -> None:
     """The life of a broker process: it serves until it is told to stop, or its parent is gone."""
-    if snapshot_entries:
-        vars(service)["SNAPSHOT_ENTRIES"] = snapshot_entries  # the process has no other broker
     way = Medium(**medium, random=random.Random(f"{seed}/{scope}"))
     registry = _Registry(target, scope, way)
     stopped = False

@@ -14,18 +14,17 @@ from penstock_conformance._strategy import BrokerProcess, StrategyEnv
 from penstock_conformance._strategy_client import Client
 from penstock_conformance._strategy_session import Session
 
-#: What a broker does in minutes happens within a life: uploads, in several objects each, drops and deletions. These
-#: are settings of brokers, not of plugins, and hold where the user has set nothing.
-QUICK = {
+#: What a broker does in minutes happens within a life: uploads, in several objects each, drops, deletions and
+#: snapshots of metadata. These are settings of brokers, not of plugins, and hold where the user has set nothing.
+QUICK: dict[str, str | int] = {
     "stream.upload_interval": "150ms",
     "stream.upload_bytes": "64KiB",
     "stream.object_split_bytes": "8KiB",
     "stream.block_bytes": "4KiB",
     "stream.delete_delay": "0ms",
     "stream.retention_interval": "100ms",
+    "stream.metadata_snapshot_entries": 20,
 }
-#: So do snapshots of metadata.
-_SNAPSHOT_ENTRIES = 20
 _SIZES = (28, 300, 300, 3000, 30_000)
 _TOPICS = ("orders", "orders-2", "o", "clicks")
 _GROUPS = ("group", "another")
@@ -155,7 +154,6 @@ class Life:
 async def living(env: StrategyEnv, **medium: Any) -> AsyncIterator[Life]:
     """A life with a broker that runs; a clause that breaks in it tells the last steps and the seed."""
     env.defaults.update(QUICK)
-    env.snapshot_entries = _SNAPSHOT_ENTRIES
     env.steps.note(f"seed {env.target.seed}")
     with env.steps.told():
         async with env.broker() as broker, env.session() as session:

@@ -73,7 +73,6 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "_BACKOFF_S", (0,))
     monkeypatch.setattr(uploader_module, "_BACKOFF_S", (0,))
     monkeypatch.setattr(Pacer, "pause_s", lambda *_: 0.0)
-    monkeypatch.setattr(service_module, "SNAPSHOT_ENTRIES", 25)
     monkeypatch.setattr(snapshots_module, "SNAPSHOT_BYTES", 1500)
 
 
@@ -180,6 +179,7 @@ class Simulation:
             directory,
             wal=self.wal,
             store=self.store,
+            snapshot_entries=25,
             now_ms=NOW_MS,
             clock=lambda: self.world.now_ms / 1000,
             settings=dataclasses.replace(

@@ -42,6 +42,7 @@ _LIVES = 5
 _MEMORY_BYTES = 16 * 2**20
 _CHUNK_BYTES = 4096
 _DEADLINE_MS = 60_000
+_SNAPSHOT_ENTRIES = 12
 _NEVER_MS = 3_600_000_000
 
 
@@ -255,7 +256,9 @@ class History:
             services = replace(services, allocator=allocator, object_store=life.client)
             log = await opened(kinds.METADATA_LOG, services)
             metadata = await stack.enter_async_context(
-                MetadataService.open(log, now_ms=self._now_ms, cluster_id="simulated")
+                MetadataService.open(
+                    log, now_ms=self._now_ms, cluster_id="simulated", snapshot_entries=_SNAPSHOT_ENTRIES
+                )
             )
             log_cache = await opened(kinds.LOG_CACHE, services)
             block_cache = await opened(kinds.BLOCK_CACHE, services, limit=2**20)

@@ -30,7 +30,6 @@ import anyio
 from anyio._backends._asyncio import CancelScope
 from anyio.lowlevel import checkpoint
 
-from penstock.metadata import service
 from penstock.stream.uploader import Uploader
 
 T = TypeVar("T")
@@ -250,7 +249,6 @@ def _patched(loop: SimulatedLoop, seed: int) -> Iterator[None]:
             mock.patch.object(anyio.to_thread, "run_sync", _inline),
             # bound when it was defined
             mock.patch.dict(Uploader.__init__.__kwdefaults__, clock=loop.time),
-            mock.patch.object(service, "SNAPSHOT_ENTRIES", 12),
             mock.patch.object(CancelScope, "__hash__", scope_hash),
         ):
             yield

@@ -315,6 +315,7 @@ class Broker:
                 cluster_id=tree.broker.cluster_id or "",
                 before_writing=check,
                 bus=bus,
+                snapshot_entries=tree.stream.metadata_snapshot_entries,
             )
         )
         if check.loss is not None:

@@ -265,6 +265,13 @@ class Stream(Settings):
     retention_interval: Duration = Field(
         default=30 * SECOND, ge=1, description="How often retention looks for records to drop."
     )
+    metadata_snapshot_entries: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="The whole metadata is written anew each time that so many entries came; a start reads the "
+        "newest and the entries behind it.",
+    )
 
 
 class Lake(Settings):

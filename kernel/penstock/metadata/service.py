@@ -49,7 +49,7 @@ from penstock.work.retry import Backoff
 
 logger = logging.getLogger("penstock.metadata")
 
-#: A snapshot is due after this many entries: it bounds replay at start to about a second.
+#: A snapshot is due after this many entries unless told otherwise: it bounds replay at start to about a second.
 SNAPSHOT_ENTRIES = 1000
 #: Commands in one entry at most; the entry's size is bounded as well.
 BATCH_COMMANDS_MAX = 200
@@ -123,9 +123,16 @@ class MetadataService:
     """Use ``async with MetadataService.open(log, ...)``; all calls from the event loop."""
 
     def __init__(
-        self, log: MetadataLog, image: Image, now_ms: Callable[[], int], tasks: TaskGroup, bus: EventBus
+        self,
+        log: MetadataLog,
+        image: Image,
+        now_ms: Callable[[], int],
+        tasks: TaskGroup,
+        bus: EventBus,
+        snapshot_entries: int,
     ) -> None:
         self._log = log
+        self._snapshot_entries = snapshot_entries
         self._tasks = tasks
         self._now_ms = now_ms
         self._writer = uuid.uuid4().hex
@@ -157,12 +164,14 @@ class MetadataService:
         cluster_id: str = "",
         before_writing: Callable[[Image], Awaitable[None]] | None = None,
         bus: EventBus | None = None,
+        snapshot_entries: int = SNAPSHOT_ENTRIES,
     ) -> AsyncIterator[MetadataService]:
         """Read the log, format it if it is new (with ``cluster_id``, or a fresh one), and start writing.
 
         ``before_writing`` is awaited with the image that was read, before anything is written; it may refuse by
         raising, and may bring the image up to date with :func:`follow`. From then on, what changes is published on
-        ``bus``, or on one of its own.
+        ``bus``, or on one of its own. A snapshot is written each time that ``snapshot_entries`` entries came since
+        the newest.
         Raises CorruptError, UnavailableError of the log; InvalidRequestError if the log belongs to a cluster
         of another name than ``cluster_id``.
         """
@@ -170,7 +179,7 @@ class MetadataService:
         if before_writing is not None:
             await before_writing(image)
         async with anyio.create_task_group() as tasks:
-            service = cls(log, image, now_ms, tasks, bus or EventBus())
+            service = cls(log, image, now_ms, tasks, bus or EventBus(), snapshot_entries)
             tasks.start_soon(service._write_forever)
             tasks.start_soon(service._tailer.run)
             try:
@@ -383,7 +392,7 @@ class MetadataService:
         self.image.nodes.check_epoch(node_id, epoch)
 
     def _maybe_snapshot(self) -> None:
-        if self._snapshot_pending or self.image.index - self._snapshot_index < SNAPSHOT_ENTRIES:
+        if self._snapshot_pending or self.image.index - self._snapshot_index < self._snapshot_entries:
             return
         self._snapshot_pending = True
         self._tasks.start_soon(self._snapshot_meanwhile, self.image.cut())

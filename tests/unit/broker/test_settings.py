@@ -8,13 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import pytest
+from tests.patience import HANG_S
 
 from penstock.api.broker_configs import BROKER_CONFIGS
 from penstock.broker import Broker, _settings
 from penstock.broker._settings import _broker_configs
 from penstock.config import SECTIONS, load_config
 from penstock.log.topic_config import TopicConfigTable
+from penstock.metadata.service import MetadataService
 
 REPOSITORY = Path(__file__).parents[3]
 MIB = 2**20
@@ -30,6 +33,7 @@ READ_ELSEWHERE = {
     "broker.start_timeout": _OPENS,
     "broker.accept_lost_metadata": _OPENS,
     "broker.accept_lost_wal": _OPENS,
+    "stream.metadata_snapshot_entries": _OPENS,
     # the number of partitions is the topic's once it is made
     "groups.offsets_partitions": "kernel/penstock/broker/_groups.py",
     # the limit of an allocator whose section names none
@@ -110,3 +114,19 @@ async def test_the_rack_is_told_to_clients_with_the_address(tmp_path: Path) -> N
 
 def test_types_and_defaults_of_all_broker_configs_that_are_described_are_known() -> None:
     assert set(_broker_configs(load_config().tree)) <= set(BROKER_CONFIGS)
+
+
+@pytest.mark.anyio
+async def test_metadata_is_written_anew_as_often_as_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = anyio.Event()
+
+    async def write(*_: object) -> None:
+        written.set()
+
+    monkeypatch.setattr(MetadataService, "_write_cut", write)
+    overrides = {"broker.data_dir": str(tmp_path / "data"), "listener.bind": "127.0.0.1:0"}
+    async with Broker(overrides=overrides | {"stream.metadata_snapshot_entries": 1}):
+        with anyio.fail_after(HANG_S):
+            await written.wait()

@@ -29,7 +29,7 @@ from penstock.metadata.commands.nodes import RegisterNode, SetWord, UseWal
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.deltas import TopicAdded
-from penstock.metadata.service import MetadataService, load_image
+from penstock.metadata.service import SNAPSHOT_ENTRIES, MetadataService, load_image
 from penstock.metadata.topics import TopicState
 from penstock.metadata.versions import METADATA_VERSION
 from penstock.spi.metadata_log import (
@@ -120,8 +120,10 @@ def log() -> FakeLog:
     return FakeLog()
 
 
-def open_service(log: FakeLog, cluster_id: str = "") -> Any:
-    return MetadataService.open(log, now_ms=lambda: 1000, cluster_id=cluster_id)
+def open_service(log: FakeLog, cluster_id: str = "", snapshot_entries: int = SNAPSHOT_ENTRIES) -> Any:
+    return MetadataService.open(
+        log, now_ms=lambda: 1000, cluster_id=cluster_id, snapshot_entries=snapshot_entries
+    )
 
 
 def topic(name: str, partitions: int = 1) -> CreateTopic:
@@ -297,12 +299,9 @@ async def test_a_cancelled_submit_still_takes_effect(log: FakeLog) -> None:
         assert set(service.image.topics.names()) == {"a", "b"}
 
 
-async def test_snapshots_bound_replay_and_give_the_same_image(
-    log: FakeLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_snapshots_bound_replay_and_give_the_same_image(log: FakeLog) -> None:
     """I7."""
-    monkeypatch.setattr(service_module, "SNAPSHOT_ENTRIES", 5)
-    async with open_service(log) as service:
+    async with open_service(log, snapshot_entries=5) as service:
         for i in range(12):
             await service.submit(topic(f"t{i}"))
         assert [snapshot.index for snapshot in log.snapshots] == [5, 10]
@@ -318,10 +317,9 @@ async def test_snapshots_bound_replay_and_give_the_same_image(
 async def test_commands_go_on_while_a_snapshot_is_written(
     log: FakeLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "SNAPSHOT_ENTRIES", 5)
     monkeypatch.setattr(service_module, "SNAPSHOT_PAUSE_BYTES", 0)
     log.snapshot_gate = anyio.Event()
-    async with open_service(log) as service:
+    async with open_service(log, snapshot_entries=5) as service:
         for i in range(4):
             await service.submit(topic(f"t{i}"))
         expected = service.image.to_snapshot()
@@ -371,12 +369,9 @@ async def test_who_hands_many_commands_over_is_woken_once(log: FakeLog) -> None:
         assert turns < len(results) / 2
 
 
-async def test_a_snapshot_that_cant_be_written_stops_nothing(
-    log: FakeLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service_module, "SNAPSHOT_ENTRIES", 2)
+async def test_a_snapshot_that_cant_be_written_stops_nothing(log: FakeLog) -> None:
     log.fail_snapshots = True
-    async with open_service(log) as service:
+    async with open_service(log, snapshot_entries=2) as service:
         for i in range(4):
             await service.submit(topic(f"t{i}"))
         log.fail_snapshots = False

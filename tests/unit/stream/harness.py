@@ -25,7 +25,7 @@ from tests.patience import HANG_S
 from penstock.bus import EventBus
 from penstock.errors import ClosedError, CorruptError, FullError, UnavailableError
 from penstock.metadata.commands.topics import CreateTopic
-from penstock.metadata.service import MetadataService
+from penstock.metadata.service import SNAPSHOT_ENTRIES, MetadataService
 from penstock.metadata.topics import TopicState
 from penstock.spi.allocator import Allocator
 from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommitted, WalDegraded, WalRestored
@@ -216,6 +216,7 @@ class World:
     url: str = field(default_factory=lambda: f"memory://{uuid.uuid4().hex}")
     settings: EngineSettings = SETTINGS
     limit: int = 64 * 2**20
+    snapshot_entries: int = SNAPSHOT_ENTRIES
     uploads: list[UploadCommitted] = field(default_factory=list)
     destroyed: list[ObjectsDestroyed] = field(default_factory=list)
     recovered: list[RecoveryFinished] = field(default_factory=list)
@@ -240,7 +241,9 @@ class World:
             services = replace(services, allocator=allocator, object_store=store)
             async with (
                 penstock_register_metadata_log().open(MetadataSettings(), services) as log,
-                MetadataService.open(log, now_ms=lambda: self.now_ms) as metadata,
+                MetadataService.open(
+                    log, now_ms=lambda: self.now_ms, snapshot_entries=self.snapshot_entries
+                ) as metadata,
                 penstock_register_log_cache().open(FifoLogCacheSettings(), services) as log_cache,
                 penstock_register_block_cache().open(
                     LruBlockCacheSettings(limit=2**20), services
