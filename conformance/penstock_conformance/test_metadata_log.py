@@ -80,18 +80,20 @@ async def test_oversized_entries_are_refused(env: Env) -> None:
 
 
 async def test_taken_index_is_a_conflict(env: Env) -> None:
-    """ConflictError if the index is taken by another entry; an entry, once appended, never changes."""
+    """ConflictError if the index is taken, by the same bytes of the same writer, too; an entry never changes."""
     async with env.open() as log:
         await _fill(log, 1, 6)
         for index in (5, 3, 1):
-            with raises(ConflictError):
-                await log.append(index, b"another")
+            for data in (b"another", _entry(index)):
+                with raises(ConflictError):
+                    await log.append(index, data)
         assert await _read(log) == [(index, _entry(index)) for index in range(1, 6)], "an entry changed"
-        assert log.statistics().conflicts >= 3
+        assert log.statistics().conflicts >= 6
         await log.append(6, b"next")
     async with env.open(epoch=2) as log:
-        with raises(ConflictError):
-            await log.append(6, b"another")
+        for data in (b"another", b"next"):
+            with raises(ConflictError):
+                await log.append(6, data)
         assert (await _read(log, 6)) == [(6, b"next")], "an entry changed"
 
 

@@ -7,6 +7,7 @@ import gc
 import itertools
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -44,12 +45,28 @@ _GROUP_BYTES = 8192
 
 
 async def test_large_bursts_come_back_whole(env: Env) -> None:
-    """All acknowledged entries in append order: of a burst also the last one, however many are before it."""
+    """All acknowledged entries in append order, and their callbacks: also the last of a burst, however long it is."""
     bodies = make_bodies(_BURST, size=60)
+    told: list[int] = []
+
+    def tell(append: WalAppend) -> None:
+        told.append(append.position)
+
+    def tell_run(run: Sequence[WalAppend], _: Exception | None) -> None:
+        told.extend(append.position for append in run)
+
     async with env.open() as wal:
         await recovered(wal)
-        appends = await append_all(wal, bodies)
-        check_same([body for body, one in zip(bodies, appends, strict=True) if one.done], bodies, "done")
+        appends = [wal.append([body]) for body in bodies]
+        for number, append in enumerate(appends):
+            if number // 100 % 2:
+                append.set_run_callback(tell_run)
+            else:
+                append.set_callback(tell)
+        await appends[-1].wait_durable()
+        assert told == [append.position for append in appends], (
+            f"{len(told)} of {_BURST} entries were told, or not in their order"
+        )
         await append_all(wal, [b"behind"])
     check_same(await read(env), [*bodies, b"behind"], f"a burst of {_BURST}")
 

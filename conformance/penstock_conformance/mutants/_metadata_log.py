@@ -47,6 +47,21 @@ class TrustsItsMemory(PlainMetadataLog):
         await self._store.put(key, [body])
 
 
+@mutant(KIND, "appends_the_same_twice", "taken_index_is_a_conflict")
+class AppendsTheSameTwice(PlainMetadataLog):
+    """Takes what it finds at the index for its own, if it is the same: a reply may have been lost."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        try:
+            await super().append(index, data)
+        except ConflictError:
+            async for entry in self.read(index):
+                if entry.data == data:
+                    return
+                break
+            raise
+
+
 @mutant(KIND, "skips_corrupt_entries", "damaged_entry_is_reported", level=3)
 class SkipsCorruptEntries(PlainMetadataLog):
     """Reads on behind the damage."""

@@ -55,6 +55,15 @@ class StrandsTheLastOfMany(FileWal):
         super()._answer(group[:1000])
 
 
+@mutant(KIND, "tells_the_end_of_a_burst_first", _BURSTS)
+class TellsTheEndOfABurstFirst(FileWal):
+    """Answers in calls of so many, the newest first."""
+
+    def _answer(self, group: Group) -> None:
+        super()._answer(group[300:])
+        super()._answer(group[:300])
+
+
 @mutant(KIND, "ends_after_256_groups", _GROUPS)
 class EndsAfter256Groups(FileWal):
     """Has an index with one page."""

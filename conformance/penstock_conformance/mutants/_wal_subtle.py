@@ -68,6 +68,19 @@ class AcksCheckedEntriesBeforeTheyAreWritten(_AcksSomeEarly):
         return checksum is not None
 
 
+@mutant(KIND, "begins_anew_under_an_empty_header", "no_damage_is_passed_over", level=3)
+class BeginsAnewUnderAnEmptyHeader(FileWal):
+    """Takes a header that was lost for one that wasn't written yet; the entries behind it are still its own."""
+
+    def _read_header(self) -> Header:
+        raw = os.pread(self._file, 64, 0)
+        return super()._read_header() if any(raw) else Header(identity=os.urandom(8))
+
+    @classmethod
+    def identify(cls, path: Path, epoch: int) -> str | None:
+        return super().identify(path, epoch) if path.exists() and any(path.read_bytes()[:64]) else None
+
+
 @mutant(KIND, "is_unsealed_by_a_trim", "sealed_log_can_be_trimmed")
 class IsUnsealedByATrim(FileWal):
     """Writes its header anew, without the seal."""

@@ -77,10 +77,11 @@ class MetadataLog(Protocol):
         """Make ``data`` the entry ``index``, durably, if there is none yet and ``index`` - 1 exists.
 
         Instead of the entry ``index`` - 1, the newest snapshot may be of it: it holds everything. Of several attempts
-        at one index one returns, though all have the same bytes; it returns when the entry is stored.
+        at one index one returns, though all have the same bytes, or come one after another from the same writer; it
+        returns when the entry is stored.
 
         An attempt whose outcome is unknown is resolved by reading back before answering.
-        Raises ConflictError if the index is taken by another entry (catch up and try again);
+        Raises ConflictError if the index is taken by what another attempt appended (catch up and try again);
         InvalidRequestError if the entry is larger than ``entry_bytes_max`` or would leave a gap;
         UnavailableError if the medium failed (the entry may be there: read before the next append).
         """

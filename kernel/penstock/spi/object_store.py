@@ -64,7 +64,8 @@ class ObjectInfo:
     key: str
     size: int
     modified_ms: int = 0
-    #: Version token for ``compare_and_swap``; empty where the store has none.
+    #: Version token for ``compare_and_swap``; empty where the store has none. In a listing it may be empty wherever
+    #: the store doesn't list it, page by page: ``head`` tells it.
     token: str = ""
 
 
