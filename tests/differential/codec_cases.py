@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import lz4.frame
+import msgspec
 from tests.differential.compare import Pair
 from tests.differential.corner_cases import ask, make
 from tests.differential.odd_requests import TIME_MS
 
 from penstock.wire import ApiKey
-from penstock.wire.compression import CODEC_LZ4
+from penstock.wire.compression import CODEC_LZ4, CODEC_ZSTD, compress
 from penstock.wire.record_batch import read_header, seal_batch
 from penstock.wire.record_builder import build_batch
 from penstock.wire.record_walk import plain_records
@@ -52,6 +53,26 @@ def lz4_frames(pair: Pair) -> None:
         ask(pair, label, ApiKey.PRODUCE, 9, acks=-1, timeout_ms=5000, topic_data=[data])
 
 
+def zstd_frames(pair: Pair) -> None:
+    """One frame or several, and some to skip."""
+    make(pair, "zstd-frames")
+    plain = bytes(plain_records(_SAMPLE, read_header(_SAMPLE)))
+    half = len(plain) // 2
+    packed, *halves = (compress(CODEC_ZSTD, data) for data in (plain, plain[:half], plain[half:]))
+    skipped = b"\x5a\x2a\x4d\x18\x01\0\0\0x"
+    header = msgspec.structs.replace(read_header(_SAMPLE), attributes=CODEC_ZSTD)
+    for label, body in (
+        ("two frames", b"".join(halves)),
+        ("a frame to skip, first", skipped + packed),
+        ("a frame to skip, in between", skipped.join(halves)),
+        ("a frame to skip, last", packed + skipped),
+        ("an empty frame", packed + compress(CODEC_ZSTD, b"")),
+    ):
+        batch = bytes(seal_batch(header, body))
+        data = {"name": "zstd-frames", "partition_data": [{"index": 0, "records": batch}]}
+        ask(pair, label, ApiKey.PRODUCE, 9, acks=-1, timeout_ms=5000, topic_data=[data])
+
+
 def zstd_of_old(pair: Pair) -> None:
     """Versions of Fetch before zstd came (KIP-110), from a topic that is zstd."""
     make(pair, "zstd-of-old")
@@ -75,5 +96,6 @@ def zstd_of_old(pair: Pair) -> None:
 #: By name.
 CODEC_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "lz4 frames": lz4_frames,
+    "zstd frames": zstd_frames,
     "zstd of old": zstd_of_old,
 }

@@ -19,6 +19,7 @@ from tests.differential.meant import MEANT
 from tests.differential.odd_requests import odd_requests
 from tests.differential.scenarios import SCENARIOS
 from tests.differential.side import Side
+from tests.differential.twice_cases import TWICE_CASES
 from tests.integration.conftest import ServeProcess
 from tests.integration.kafka_clients import serving
 
@@ -28,7 +29,15 @@ from penstock.wire import ApiKey
 pytestmark = pytest.mark.slow
 
 REQUESTS_PER_VERSION_MIN = 10
-SCRIPTS = {**SCENARIOS, **CORNER_CASES, **FURTHER_CASES, **FIRST_FAULTS, **GROUP_CASES, **CODEC_CASES}
+SCRIPTS = {
+    **SCENARIOS,
+    **CORNER_CASES,
+    **FURTHER_CASES,
+    **FIRST_FAULTS,
+    **GROUP_CASES,
+    **CODEC_CASES,
+    **TWICE_CASES,
+}
 SETTINGS = ("broker.node_id=1", "groups.initial_rebalance_delay=0ms", "groups.offsets_partitions=1")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ("APIS", "fetch_nowait", "handle_fetch")
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 import anyio
@@ -234,22 +235,22 @@ class _Fetch:
 
     def respond(self, found: _Collected) -> FetchResponse:
         """The response with what was found; notes in the session what the client is told."""
-        topics: dict[bytes | str, FetchableTopicResponse] = {}
-        for entry in found.entries.values():
+        topics: list[FetchableTopicResponse] = []
+        for entry in found.in_order():
             self._add_to_response(entry, topics)
         return self._response(topics)
 
     async def respond_fairly(self, found: _Collected) -> FetchResponse:
         """Build the response like ``respond``, and let others have turns in between if it is long."""
-        topics: dict[bytes | str, FetchableTopicResponse] = {}
-        for number, entry in enumerate(found.entries.values(), 1):
+        topics: list[FetchableTopicResponse] = []
+        for number, entry in enumerate(found.in_order(), 1):
             self._add_to_response(entry, topics)
             if number % min(SLICE_PARTITIONS, _PORTION_PARTITIONS) == 0:
                 await anyio.lowlevel.checkpoint()
         return self._response(topics)
 
-    def _response(self, topics: dict[bytes | str, FetchableTopicResponse]) -> FetchResponse:
-        response = FetchResponse(session_id=self.plan.session_id, responses=list(topics.values()))
+    def _response(self, topics: list[FetchableTopicResponse]) -> FetchResponse:
+        response = FetchResponse(session_id=self.plan.session_id, responses=topics)
         if self._has_told_leader and not self._is_follower:
             node = self._context.client.advertised
             response.node_endpoints = [
@@ -257,7 +258,8 @@ class _Fetch:
             ]
         return response
 
-    def _add_to_response(self, entry: _Entry, topics: dict[bytes | str, FetchableTopicResponse]) -> None:
+    def _add_to_response(self, entry: _Entry, topics: list[FetchableTopicResponse]) -> None:
+        """Add the partition, as in Kafka to the topic before or to one of its own."""
         cached = entry.cached
         offsets = entry.offsets()
         if not self.plan.wanted(
@@ -267,14 +269,14 @@ class _Fetch:
             offsets=offsets,
         ):
             return
-        topic = topics.get(cached.topic)
-        if topic is None:
-            topic = FetchableTopicResponse(partitions=[])
-            if isinstance(cached.topic, bytes):
-                topic.topic_id = cached.topic
-            else:
-                topic.topic = cached.topic
-            topics[cached.topic] = topic
+        topic = topics[-1] if topics else None
+        if isinstance(cached.topic, bytes):
+            if topic is None or topic.topic_id != cached.topic:
+                topic = FetchableTopicResponse(topic_id=cached.topic, partitions=[])
+                topics.append(topic)
+        elif topic is None or topic.topic != cached.topic:
+            topic = FetchableTopicResponse(topic=cached.topic, partitions=[])
+            topics.append(topic)
         data = entry.data(self.request.isolation_level == _READ_COMMITTED, offsets)
         if entry.partition is not None and entry.error in _OF_THE_LEADER and self._tells_leader:
             data.current_leader = LeaderIdAndEpoch(
@@ -336,11 +338,13 @@ class _Entry:
 class _Collected:
     """The outcomes for partitions, in order, and their sum in bytes. Quiet partitions aren't in it."""
 
-    __slots__ = ("_cold", "entries", "is_begun", "must_answer", "size_bytes")
+    __slots__ = ("_cold", "_lost", "entries", "is_begun", "must_answer", "size_bytes")
 
     def __init__(self) -> None:
         self.entries: dict[CachedPartition, _Entry] = {}
         self._cold: dict[CachedPartition, _Entry] = {}
+        #: Those without a partition.
+        self._lost: dict[CachedPartition, _Entry] = {}
         self.size_bytes = 0
         self.must_answer = False
         #: A partition was looked at.
@@ -350,6 +354,8 @@ class _Collected:
         self.entries[entry.cached] = entry
         if entry.cold:
             self._cold[entry.cached] = entry
+        elif entry.partition is None:
+            self._lost[entry.cached] = entry
         self.size_bytes += entry.size_bytes
         if entry.error or entry.diverging is not None:
             self.must_answer = True
@@ -358,7 +364,15 @@ class _Collected:
         entry = self.entries.pop(cached, None)
         if entry is not None:
             self._cold.pop(cached, None)
+            self._lost.pop(cached, None)
             self.size_bytes -= entry.size_bytes
+
+    def in_order(self) -> Iterable[_Entry]:
+        """The outcomes as Kafka answers them: what isn't there, or may not be read, comes last."""
+        if not self._lost:
+            return self.entries.values()
+        there = (entry for entry in self.entries.values() if entry.partition is not None)
+        return chain(there, self._lost.values())
 
     @property
     def cold(self) -> list[_Entry]:

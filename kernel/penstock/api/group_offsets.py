@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ("APIS", "handle_offset_commit", "handle_offset_delete", "handle_offset_fetch")
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio.lowlevel
 
@@ -22,6 +22,7 @@ from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.offset_commit import (
     OffsetCommitRequest,
+    OffsetCommitRequestPartition,
     OffsetCommitRequestTopic,
     OffsetCommitResponse,
     OffsetCommitResponsePartition,
@@ -54,6 +55,8 @@ _TOPIC_IDS_VERSION: Final = 10
 _SLICE_OFFSETS: Final = 500
 #: All offsets of a group that is named again are told up to this: a short request must make no response of any size.
 _REPEATED_PARTITIONS_MAX: Final = 10_000
+#: A topic in the answer of a group.
+T = TypeVar("T", OffsetCommitResponseTopic, OffsetDeleteResponseTopic)
 #: Errors of topics whose offsets are told: they are kept by name, also of a topic that is gone.
 _HAS_OFFSETS: Final = frozenset({ErrorCode.NONE, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION})
 _NO_OFFSET: Final = CommittedOffset(-1, -1, "", -1)
@@ -65,15 +68,18 @@ async def handle_offset_commit(request: OffsetCommitRequest, context: RequestCon
     # an empty name is no topic's, and here the authorizer isn't asked of it
     keys = (one.topic_id if by_id else one.name or None for one in request.topics)
     found = await resolve_topics(keys, Operation.READ, context)
-    offsets = {
-        (known.topic.name, one.partition_index): OffsetAndMetadata(
-            one.committed_offset, one.committed_leader_epoch, one.committed_metadata or ""
-        )
-        async for asked, known in in_portions(zip(request.topics, found, strict=True))
-        if known.topic is not None and known.error is ErrorCode.NONE
-        async for one in in_portions(asked.partitions)
-        if 0 <= one.partition_index < known.topic.partition_count
-    }
+    offsets: dict[TopicPartition, OffsetAndMetadata] = {}
+    async for asked, known in in_portions(zip(request.topics, found, strict=True)):
+        if known.topic is None or known.error is not ErrorCode.NONE:
+            continue
+        async for one in in_portions(asked.partitions):
+            partition = (known.topic.name, one.partition_index)
+            offset = _offset_of(one)
+            # of a partition that is named again, the last offset that can be committed is
+            if 0 <= one.partition_index < known.topic.partition_count and (
+                partition not in offsets or context.groups.may_commit(offset)
+            ):
+                offsets[partition] = offset
     errors: Mapping[TopicPartition, ErrorCode] = {}
     if offsets or not request.topics:
         errors = await context.groups.commit_offsets(
@@ -84,7 +90,11 @@ async def handle_offset_commit(request: OffsetCommitRequest, context: RequestCon
             group_instance_id=request.group_instance_id,
             retention_ms=request.retention_time_ms,
         )
-    return OffsetCommitResponse(topics=await _committed(request.topics, found, errors, context.version))
+    return OffsetCommitResponse(topics=await _committed(request.topics, found, errors, context))
+
+
+def _offset_of(one: OffsetCommitRequestPartition) -> OffsetAndMetadata:
+    return OffsetAndMetadata(one.committed_offset, one.committed_leader_epoch, one.committed_metadata or "")
 
 
 def _each_partition(request: OffsetCommitRequest, _version: int, error_code: int) -> OffsetCommitResponse:
@@ -107,17 +117,14 @@ async def _committed(
     topics: Sequence[OffsetCommitRequestTopic],
     found: Sequence[AskedTopic],
     errors: Mapping[TopicPartition, ErrorCode],
-    version: int,
+    context: RequestContext,
 ) -> list[OffsetCommitResponseTopic]:
-    """The answer as Kafka puts it together.
-
-    What isn't there, or may not be read, comes first, each topic once; then the group's answers, as they were asked
-    for, or beside what isn't there of the same topic.
-    """
     first: dict[TopicKey, OffsetCommitResponseTopic] = {}
-    of_group: list[OffsetCommitResponseTopic] = []
+    of_group: list[tuple[TopicKey, OffsetCommitResponseTopic]] = []
+    version = context.version
     by_id = version >= _TOPIC_IDS_VERSION
     async for asked, known in in_portions(zip(topics, found, strict=True)):
+        key = bytes(asked.topic_id) if by_id else asked.name
         missing: list[OffsetCommitResponsePartition] = []
         answered: list[OffsetCommitResponsePartition] = []
         async for one in in_portions(asked.partitions):
@@ -125,26 +132,31 @@ async def _committed(
             error = _partition_error(known, index, errors)
             if error is ErrorCode.GROUP_ID_NOT_FOUND and version < _COMMIT_GROUP_NOT_FOUND_VERSION:
                 error = ErrorCode.ILLEGAL_GENERATION
+            elif error is ErrorCode.NONE and not context.groups.may_commit(_offset_of(one)):
+                error = ErrorCode.OFFSET_METADATA_TOO_LARGE  # another offset of the partition was committed
             result = OffsetCommitResponsePartition(partition_index=index, error_code=error)
             (answered if (known.name, index) in errors else missing).append(result)
         if missing or known.error is not ErrorCode.NONE:
-            topic = first.setdefault(_key(asked, by_id), _answer_of(asked, []))
-            topic.partitions.extend(missing)
+            first.setdefault(key, _answer_of(asked, [])).partitions.extend(missing)
         if answered:
-            of_group.append(_answer_of(asked, answered))
+            of_group.append((key, _answer_of(asked, answered)))
+    return await _together(first, of_group)
+
+
+async def _together(first: dict[TopicKey, T], of_group: Sequence[tuple[TopicKey, T]]) -> list[T]:
+    """The topics of an answer in the order that Kafka has.
+
+    What isn't there, or may not be read, comes first, each topic once; then the group's answers, as they were asked
+    for, or beside what isn't there of the same topic.
+    """
     if not first:
-        return of_group
-    async for topic in in_portions(of_group):
-        key = _key(topic, by_id)
+        return [topic for _, topic in of_group]
+    async for key, topic in in_portions(of_group):
         if key in first:
             first[key].partitions.extend(topic.partitions)
         else:
             first[key] = topic
     return list(first.values())
-
-
-def _key(topic: OffsetCommitRequestTopic | OffsetCommitResponseTopic, by_id: bool) -> TopicKey:
-    return bytes(topic.topic_id) if by_id else topic.name
 
 
 def _answer_of(
@@ -300,23 +312,24 @@ async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestCon
     error, errors = await context.groups.delete_offsets(request.group_id, partitions)
     if error is not ErrorCode.NONE:
         return OffsetDeleteResponse(error_code=error)
-    return OffsetDeleteResponse(
-        topics=[
-            OffsetDeleteResponseTopic(
-                name=asked.name,
-                partitions=[
-                    OffsetDeleteResponsePartition(
-                        partition_index=one.partition_index,
-                        error_code=_partition_error(known, one.partition_index, errors),
-                    )
-                    async for one in in_portions(asked.partitions)
-                ],
+    first: dict[TopicKey, OffsetDeleteResponseTopic] = {}
+    of_group: list[tuple[TopicKey, OffsetDeleteResponseTopic]] = []
+    async for asked, known in in_portions(zip(request.topics, found, strict=True)):
+        missing: list[OffsetDeleteResponsePartition] = []
+        answered: list[OffsetDeleteResponsePartition] = []
+        async for one in in_portions(asked.partitions):
+            index = one.partition_index
+            result = OffsetDeleteResponsePartition(
+                partition_index=index, error_code=_partition_error(known, index, errors)
             )
-            async for asked, known in in_portions(zip(request.topics, found, strict=True))
-            # as in Kafka, what the group isn't asked about is answered also where nothing of it is named
-            if asked.partitions or known.topic is None or known.error is not ErrorCode.NONE
-        ]
-    )
+            (answered if (known.name, index) in errors else missing).append(result)
+        if missing or known.error is not ErrorCode.NONE:
+            topic = first.setdefault(asked.name, OffsetDeleteResponseTopic(name=asked.name, partitions=[]))
+            topic.partitions.extend(missing)
+        if answered:
+            topic = OffsetDeleteResponseTopic(name=asked.name, partitions=answered)
+            of_group.append((asked.name, topic))
+    return OffsetDeleteResponse(topics=await _together(first, of_group))
 
 
 APIS: Final = (

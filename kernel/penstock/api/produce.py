@@ -113,7 +113,7 @@ class ProduceCall:
         checked: CheckedRequest | None = None,
     ) -> None:
         """``checked`` is what ``check_request`` made of ``request`` already, in a thread."""
-        found = check_request(request) if checked is None else checked
+        found = check_request(request, version) if checked is None else checked
         self._request = request = found.request
         #: What is wrong with all of it.
         self._fault = found.fault
@@ -156,12 +156,12 @@ class ProduceCall:
 
     def rebind(self, request: ProduceRequest) -> None:
         """Go on with the same request decoded from other memory (the scratch buffer is needed elsewhere)."""
-        self._request = _distinct(request)
+        self._request = _distinct(request, self.version)
 
     def adopt(self, request: ProduceRequest, allocation: Allocation) -> None:
         """Go on with the same request in ``allocation``, which the call owns from now on."""
         assert self._allocation is None, "the call has its memory"
-        self._request = _distinct(request)
+        self._request = _distinct(request, self.version)
         self._allocation = SharedFrame(allocation) if len(self._results) > 1 else allocation
 
     def advance(self) -> None:
@@ -454,10 +454,10 @@ class CheckedRequest(NamedTuple):
     fault: tuple[int, str] | None
 
 
-def check_request(request: ProduceRequest) -> CheckedRequest:
+def check_request(request: ProduceRequest, version: int) -> CheckedRequest:
     """Look at a request as a whole; where it has thousands of partitions, that is work for a thread."""
     fault = _fault_of(request)  # as in Kafka, it may be in what is named again later
-    return CheckedRequest(_distinct(request), fault)
+    return CheckedRequest(_distinct(request, version), fault)
 
 
 def _fault_of(request: ProduceRequest) -> tuple[int, str] | None:
@@ -481,8 +481,9 @@ def _is_transactional(request: ProduceRequest) -> bool:
     return False
 
 
-def _distinct(request: ProduceRequest) -> ProduceRequest:
-    """The request with each partition once, as Kafka takes one that is named twice: what comes last counts.
+def _distinct(request: ProduceRequest, version: int) -> ProduceRequest:
+    """The request with each partition once, as Kafka answers one that is named twice: what comes last counts, or else
+    what isn't a batch.
 
     Topics of which no partition is named aren't answered.
     """
@@ -495,11 +496,24 @@ def _distinct(request: ProduceRequest) -> ProduceRequest:
         if topic.partition_data:
             key = (bytes(topic.topic_id), topic.name)
             found.setdefault(key, topic)
-            partitions.setdefault(key, {}).update((data.index, data) for data in topic.partition_data)
+            named = partitions.setdefault(key, {})
+            for data in topic.partition_data:
+                before = named.setdefault(data.index, data)
+                if before is not data and _are_frames(before.records, version):
+                    named[data.index] = data
     for key, topic in found.items():
         topic.partition_data = list(partitions[key].values())
     request.topic_data = list(found.values())
     return request
+
+
+def _are_frames(records: object, version: int) -> bool:
+    """Whether records are one batch, as far as Kafka looks before it asks the log."""
+    try:
+        check_frames(records if isinstance(records, memoryview) else memoryview(b""), version)
+    except BatchError:
+        return False
+    return True
 
 
 APIS: Final = (

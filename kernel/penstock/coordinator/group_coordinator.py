@@ -276,7 +276,7 @@ class GroupCoordinator:
 
         When the last member leaves, this returns once the empty group is durable: a member that was told it has
         left must not hold up the group for a session timeout after a crash. The members are gone at once all the
-        same, also if that is COORDINATOR_NOT_AVAILABLE because it takes too long.
+        same, also if it can't be written, whose error is answered, or not in time: COORDINATOR_NOT_AVAILABLE.
         """
         until_ms = self._write_until_ms()
         results: list[LeaveResult] = []
@@ -292,10 +292,12 @@ class GroupCoordinator:
             results += some
             written = None
             if any(isinstance(output, PersistGroup) for output in outputs):
-                written = Waiter[bool]()
-            self._carry_out(entry, outputs, None if written is None else partial(written.answer, True))
-            if written is not None and await written.wait_until(self._clock, until_ms) is None:
-                return ErrorCode.COORDINATOR_NOT_AVAILABLE, []
+                written = Waiter[ErrorCode]()
+            self._carry_out(entry, outputs, None if written is None else written.answer)
+            if written is not None:
+                error = await written.wait_until(self._clock, until_ms)
+                if error is not ErrorCode.NONE:
+                    return ErrorCode.COORDINATOR_NOT_AVAILABLE if error is None else error, []
         return ErrorCode.NONE, results
 
     # -- offsets ------------------------------------------------------------------------------------------
@@ -589,9 +591,9 @@ class GroupCoordinator:
         self,
         entry: Entry,
         outputs: Iterable[Output],
-        persisted: Callable[[], None] | None = None,
+        persisted: Callable[[ErrorCode], None] | None = None,
     ) -> None:
-        """Do what the machine says; `persisted` is called when the group is written, or couldn't be."""
+        """Do what the machine says; `persisted` is called when the group is written, or with why it couldn't be."""
         answers: list[Complete] = []
         for output in outputs:
             if isinstance(output, SetTimer):
@@ -604,7 +606,9 @@ class GroupCoordinator:
             self._answers.give(answers)
         self._table.account(entry)
 
-    def _persist(self, entry: Entry, output: PersistGroup, persisted: Callable[[], None] | None) -> None:
+    def _persist(
+        self, entry: Entry, output: PersistGroup, persisted: Callable[[ErrorCode], None] | None
+    ) -> None:
         key, metadata, value = encode_group_key(entry.group.group_id), output.metadata, b""
 
         async def make() -> list[Record]:
@@ -618,7 +622,7 @@ class GroupCoordinator:
             now_ms = self._clock.now_ms()
             self._carry_out(entry, entry.group.persisted(output.token, error, now_ms))
             if persisted is not None:
-                persisted()
+                persisted(error)
 
         if len(metadata.members) > PORTION:
             self._log.submit_later(make, metadata.size_bytes, done)

@@ -7,7 +7,7 @@ the record of a newer one.
 
 from __future__ import annotations
 
-__all__ = ("OffsetBook", "committed_offset")
+__all__ = ("OffsetBook", "committed_offset", "metadata_fit")
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
@@ -43,15 +43,20 @@ def _offsets_bytes(
 _TIMESTAMP_MAX = 2**63 - 1
 
 
+def metadata_fit(metadata: str, metadata_max: int) -> bool:
+    """Whether an offset may be committed with these metadata."""
+    # Kafka counts characters; the record's string holds at most 32767 bytes whatever the setting says.
+    return len(metadata) <= metadata_max and (
+        len(metadata) <= _SHORT_CHARACTERS or len(metadata.encode()) <= _STRING_BYTES_MAX
+    )
+
+
 def committed_offset(
     asked: OffsetAndMetadata, retention_ms: int | None, now_ms: int, metadata_max: int
 ) -> CommittedOffset | None:
     """What is kept of an offset that is committed now; None if its metadata are too large."""
     metadata = asked.metadata
-    # Kafka counts characters; the record's string holds at most 32767 bytes whatever the setting says.
-    if len(metadata) > metadata_max or (
-        len(metadata) > _SHORT_CHARACTERS and len(metadata.encode()) > _STRING_BYTES_MAX
-    ):
+    if not metadata_fit(metadata, metadata_max):
         return None
     expire_ms = None
     if retention_ms is not None and retention_ms >= 0:

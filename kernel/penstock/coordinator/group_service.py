@@ -23,6 +23,7 @@ from penstock.coordinator.answers import Answers
 from penstock.coordinator.coordinators import Coordinators, Phase
 from penstock.coordinator.group_commits import prepare_commit
 from penstock.coordinator.group_coordinator import GroupCoordinator, GroupSurroundings, Timer
+from penstock.coordinator.group_offsets import metadata_fit
 from penstock.coordinator.group_types import (
     CommittedOffset,
     GroupDescription,
@@ -254,6 +255,10 @@ class GroupService:
         return found, []
 
     # -- offsets ------------------------------------------------------------------------------------------
+
+    def may_commit(self, offset: OffsetAndMetadata) -> bool:
+        """Whether the offset's metadata are short enough for any group."""
+        return metadata_fit(offset.metadata, self._settings.offset_metadata_bytes_max)
 
     async def commit_offsets(
         self,

@@ -255,13 +255,6 @@ class Partition:
             header = (
                 read_header(records) if is_prepared else check_batch(records, rules, produce_version, now_ms)
             )
-            producer = None
-            if header.producer_id >= 0:
-                admitted = self.producers.admit(header, now_ms)
-                if isinstance(admitted, Duplicate):
-                    self._answer_duplicate(admitted, on_done)
-                    return False
-                producer = admitted
             if config.codec is not None and header.codec != config.codec:
                 return self._append_recompressed(records, header, now_ms, on_done)
             max_timestamp = header.max_timestamp
@@ -272,6 +265,15 @@ class Partition:
                 max_timestamp = found
             if max_timestamp != header.max_timestamp or header.attributes & BROKER_BITS:
                 header = amend_batch(records, header, max_timestamp)
+            producer = None
+            if (
+                header.producer_id >= 0
+            ):  # last, as in Kafka: what is wrong with the batch itself is told first
+                admitted = self.producers.admit(header, now_ms)
+                if isinstance(admitted, Duplicate):
+                    self._answer_duplicate(admitted, on_done)
+                    return False
+                producer = admitted
         except SequenceError as error:
             on_done(self._sequence_outcome(error))
             return False

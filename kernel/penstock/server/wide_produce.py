@@ -144,7 +144,7 @@ class WideProduce:
             raise InvalidRequestError(f"too many partitions in one request: partitions_max={maximum}")
         request = decode_request(ApiKey.PRODUCE, version, view, self._body_pos, lenient=True)
         assert isinstance(request, ProduceRequest)
-        return check_request(request)
+        return check_request(request, version)
 
     def drop(self) -> None:
         """See ``Waiting.drop``."""

@@ -70,6 +70,9 @@ _LZ4_UNCOMPRESSED_BLOCK: Final = 1 << 31
 _GZIP_WBITS: Final = 31  # zlib's way to say: gzip header and trailer
 _FIRST_GUESS_BYTES: Final = 64 * 1024
 _ZSTD_RLE_BLOCK: Final = 1
+_ZSTD_SKIPPABLE: Final = struct.Struct("<II")  # magic number, length
+_ZSTD_SKIPPABLE_MAGIC: Final = 0x184D2A50
+_ZSTD_SKIPPABLE_KINDS: Final = 0x0F
 _ZSTD_LEVELS_MAX: Final = 4  # compressors kept per thread: those of high levels are megabytes
 _GUESS_RATIO: Final = 8  # text compresses 3 to 6 times; a wrong guess only costs another turn
 
@@ -138,7 +141,7 @@ def decompress(codec: int, data: Buffer, max_bytes: int) -> bytes:
 
     Takes what clients write: gzip with several members, snappy raw (librdkafka) and xerial-framed
     (Java), lz4 frames of any block size with or without content size, zstd frames with and without
-    content size. Memory in use stays near ``max_bytes`` whatever the input says.
+    content size, and skippable ones. Memory in use stays near ``max_bytes`` whatever the input says.
 
     Raises:
         InflateLimitError: there are more bytes than ``max_bytes``.
@@ -331,7 +334,7 @@ def _inflate_zstd(data: Buffer, max_bytes: int) -> bytes:
     view = memoryview(data)
     chunks: list[bytes] = []
     room = max_bytes
-    pos, size = 0, len(view)
+    pos, size = _after_skippable_frames(view, 0), len(view)
     while pos < size or not chunks:
         end = _zstd_frame_end(view, pos)
         chunk = _inflate_zstd_frame(view[pos:end], room)
@@ -339,8 +342,20 @@ def _inflate_zstd(data: Buffer, max_bytes: int) -> bytes:
         if room < 0:
             raise _too_large("zstd", max_bytes)
         chunks.append(chunk)
-        pos = end
+        pos = _after_skippable_frames(view, end)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _after_skippable_frames(view: memoryview, pos: int) -> int:
+    """Where the next frame of data is (RFC 8878, 3.1.2)."""
+    while len(view) - pos >= _ZSTD_SKIPPABLE.size:
+        magic, length = _ZSTD_SKIPPABLE.unpack_from(view, pos)
+        if magic & ~_ZSTD_SKIPPABLE_KINDS != _ZSTD_SKIPPABLE_MAGIC:
+            break
+        pos += _ZSTD_SKIPPABLE.size + length
+    if pos > len(view):
+        raise _damaged("zstd", "the frame is cut")
+    return pos
 
 
 def _zstd_frame_end(view: memoryview, pos: int) -> int:

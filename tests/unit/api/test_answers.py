@@ -28,6 +28,7 @@ from penstock.wire.messages import (
 )
 from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic
 from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopic
+from penstock.wire.record_builder import build_batch
 
 pytestmark = pytest.mark.anyio
 
@@ -455,17 +456,25 @@ def test_a_session_by_id_tells_a_topic_that_is_gone_from_one_that_came_back_as_a
     assert alone.responses[0].partitions[0].error_code == ErrorCode.UNKNOWN_TOPIC_ID
 
 
-async def test_a_partition_that_produce_names_twice_is_appended_once_and_the_last_counts() -> None:
-    first, second = (produce.PartitionProduceData(index=0, records=data) for data in (b"first", b"second"))
-    other = produce.PartitionProduceData(index=1, records=b"other")
-    request = produce.ProduceRequest(
-        topic_data=[
-            produce.TopicProduceData(name="t", partition_data=[first, other]),
-            produce.TopicProduceData(name="nothing", partition_data=[]),
-            produce.TopicProduceData(name="t", partition_data=[second]),
-        ]
-    )
-    found = distinct(request)
-    assert [
-        (topic.name, [(one.index, one.records) for one in topic.partition_data]) for topic in found.topic_data
-    ] == [("t", [(0, b"second"), (1, b"other")])]
+def test_a_partition_that_produce_names_twice_is_appended_once_and_the_last_counts() -> None:
+    """But for what isn't a batch, which is told wherever it is named."""
+    batches = [memoryview(build_batch([(b"key", value, (), 0)])) for value in (b"1", b"2", b"3", b"4")]
+    torn = batches[3][:-1]
+
+    def data(*named: tuple[int, memoryview]) -> produce.TopicProduceData:
+        parts = [produce.PartitionProduceData(index=index, records=records) for index, records in named]
+        return produce.TopicProduceData(name="t", partition_data=parts)
+
+    nothing = produce.TopicProduceData(name="nothing", partition_data=[])
+    topics = [
+        data((0, batches[0]), (1, batches[1]), (2, torn)),
+        nothing,
+        data((0, batches[2]), (2, batches[3])),
+        data((1, torn)),
+    ]
+    (found,) = distinct(produce.ProduceRequest(topic_data=topics), 9).topic_data
+    assert [(one.index, one.records) for one in found.partition_data] == [
+        (0, batches[2]),
+        (1, torn),
+        (2, torn),
+    ]

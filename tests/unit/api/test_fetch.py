@@ -401,6 +401,31 @@ async def test_partition_errors_are_answered_at_once(
     assert [p.error_code for p in partitions(response)] == [code]
 
 
+@pytest.mark.parametrize("version", [12, 13])
+async def test_topics_are_answered_in_the_order_of_their_partitions_and_what_is_not_there_last(
+    logs: FakeLogs, version: int
+) -> None:
+    """As in Kafka: partitions that follow each other share a topic, so one may be there twice."""
+    for number, name in enumerate("ab", 1):
+        logs.add(name, 2).id = bytes(15) + bytes([number])
+        for index in range(2):
+            logs.at(name, index).write(1)
+    topics = [
+        FetchTopic(
+            topic=name,
+            topic_id=logs.topics()[name].id,
+            partitions=[FetchPartition(partition=at, fetch_offset=1) for at in indexes],
+        )
+        for name, indexes in (("a", [0, 9]), ("b", [0]), ("a", [1, 0]), ("b", [8]))
+    ]
+    response = await call(FetchRequest(topics=topics, max_wait_ms=0), make_context(logs, version))
+    names = {bytes(topic.id): name for name, topic in logs.topics().items()}
+    assert [
+        (one.topic or names[bytes(one.topic_id)], [part.partition_index for part in one.partitions])
+        for one in response.responses
+    ] == [("a", [0]), ("b", [0]), ("a", [1, 9]), ("b", [8])]
+
+
 @pytest.mark.parametrize("version", [15, 16, 18])
 @pytest.mark.parametrize("replica_id", [-1, 2])
 @pytest.mark.parametrize("epoch", [-1, 2, 3, 4])

@@ -444,11 +444,11 @@ async def test_offsets_are_deleted_but_for_subscribed_and_unknown_topics(wire: W
         assert (response.error_code, response.topics) == (ErrorCode.GROUP_ID_NOT_FOUND, [])
         await wire.commit(9)
         response = await wire.call(ApiKey.OFFSET_DELETE, 0, request, OffsetDeleteResponse)
-        assert [topic.partitions[0].error_code for topic in response.topics] == [0, 3]
+        assert [topic.partitions[0].error_code for topic in response.topics] == [3, 0]
         assert await wire.fetch(9, everything=True) == []
         await wire.stable()
         response = await wire.call(ApiKey.OFFSET_DELETE, 0, request, OffsetDeleteResponse)
-        assert response.topics[0].partitions[0].error_code == ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC
+        assert response.topics[1].partitions[0].error_code == ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC
 
 
 @pytest.mark.parametrize("version", versions(ApiKey.FIND_COORDINATOR))

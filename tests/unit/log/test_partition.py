@@ -257,6 +257,16 @@ async def test_a_batch_out_of_sequence_is_told_where_the_log_starts(world: World
         )
 
 
+async def test_what_is_wrong_with_a_batch_is_told_before_its_sequence(world: World) -> None:
+    """As in Kafka, also of what its producer has sent before."""
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        append(partition, batch(b"a", producer=(7, 0, 0)))
+        for sequence in (0, 2):
+            late = batch(b"a", producer=(7, 0, sequence), timestamp=NOW_MS + 10**10)
+            assert codes(append(partition, late)) == [ErrorCode.INVALID_TIMESTAMP]
+
+
 async def test_what_the_wal_never_takes_is_too_large_and_the_producer_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,11 @@ def test_the_limit_is_exact(codec: int) -> None:
         pytest.param(
             CODEC_ZSTD, zstandard.ZstdCompressor(write_checksum=True).compress(TEXT), id="zstd_checksum"
         ),
+        pytest.param(
+            CODEC_ZSTD,
+            b"\x50\x2a\x4d\x18\x01\0\0\0x%b\x5f\x2a\x4d\x18\0\0\0\0" % compress(CODEC_ZSTD, TEXT),
+            id="zstd_skippable",
+        ),
     ],
 )
 def test_takes_what_clients_write(codec: int, packed: bytes) -> None:
@@ -124,6 +129,13 @@ def test_lz4_that_java_reads_is_known(size: bool, content_checksum: bool, block_
     for cut in (0, 4, 5, 6, 7, 8, len(packed) // 2, len(packed) - 1):
         with pytest.raises(CompressionError):
             check_readable(CODEC_LZ4, packed[:cut])
+
+
+@pytest.mark.parametrize("cut", range(1, 11))
+def test_a_cut_frame_to_skip_is_noticed(cut: int) -> None:
+    packed = compress(CODEC_ZSTD, TEXT) + b"\x50\x2a\x4d\x18\x03\0\0\0xyz"
+    with pytest.raises(CompressionError):
+        decompress(CODEC_ZSTD, packed[:-cut], len(TEXT))
 
 
 def test_xerial_framing_is_javas() -> None:
