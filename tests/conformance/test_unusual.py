@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.depth import how_many, in_full
+from tests.depth import FULL, how_many, in_full
 
 from penstock_conformance import Target
 from penstock_conformance._catalogue import clause_files
@@ -38,8 +38,16 @@ _MANNERS = {
     ),
     "allocator": ("RoundsUp", "GrantsLate", "PressesTwice", "AsksForMore", "IsAligned", "HasIdleMemory"),
 }
-#: What takes long, and depends on no manner.
-_LONG = ("thousand", "large_snapshot", "kill", "memory_stays", "system", "claimed")
+#: What takes long, and depends on no manner; of a long use the full run has time to find out.
+_LONG = (
+    "thousand",
+    "large_snapshot",
+    "kill",
+    "memory_stays",
+    "system",
+    "claimed",
+    *(() if FULL else ("long_use",)),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -425,3 +425,37 @@ class RemembersWhatWasMissing(PlainBlockCache):
         if not self.__dict__.get("_missing", set()).isdisjoint(blocks):
             raise NotFoundError("the object wasn't there a while ago")
         return await super().get(blocks, load, prefetch=prefetch)
+
+
+# --- what stays
+
+
+@mutant(KIND, "keeps_what_was_forgotten_half_way", "long_use_grows_nothing", level=5)
+class KeepsWhatWasForgottenHalfWay(PlainBlockCache):
+    """Forgets the blocks that it has, and then keeps those that were on their way."""
+
+    def _drop_forgotten(self, block: BlockRef, slot: _Slot) -> None:
+        if not self._tasks:
+            super()._drop_forgotten(block, slot)
+
+
+@mutant(KIND, "keeps_every_error", "long_use_grows_nothing", level=5)
+class KeepsEveryError(PlainBlockCache):
+    """Has a list of what went wrong."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._errors: list[Exception] = []
+
+    def _settle_failed(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], error: Exception) -> None:
+        self._errors.append(error)
+        super()._settle_failed(missing, slots, error)
+
+
+@mutant(KIND, "remembers_every_reader", "readers_that_came_once_are_forgotten", level=5)
+class RemembersEveryReader(PlainBlockCache):
+    """Knows where each stream was read last, for ever."""
+
+    def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
+        self.__dict__.setdefault("_ends", {})[stream_id] = next_offset
+        return super().readahead_bytes(stream_id, offset, next_offset)

@@ -222,3 +222,34 @@ class EvictsInTheOrderOfUploads(PlainLogCache):
         left = {id(block) for block in self._frozen}
         self._frozen = [block for block in kept if id(block) in left]
         return freed
+
+
+# --- what stays
+
+
+@mutant(KIND, "keeps_the_end_of_each_stream", "long_use_grows_nothing", level=5)
+class KeepsTheEndOfEachStream(PlainLogCache):
+    """Keeps the end of each stream that it ever had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ends: dict[int, int] = {}
+
+    def put(self, entry: StreamEntry) -> None:
+        super().put(entry)
+        self._ends[entry.stream_id] = entry.next_offset
+
+
+@mutant(KIND, "keeps_empty_blocks", "long_use_grows_nothing", level=5)
+class KeepsEmptyBlocks(PlainLogCache):
+    """Lists all blocks that it froze, and goes over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blocks: list[Block] = []
+
+    def freeze(self) -> Block | None:
+        block = super().freeze()
+        if block is not None:
+            self._blocks.append(block)
+        return block

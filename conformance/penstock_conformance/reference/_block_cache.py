@@ -35,6 +35,12 @@ class _Slot:
     done: anyio.Event = field(default_factory=anyio.Event)
     data: Buffer | None = None
     error: Exception | None = None
+    #: The object was destroyed meanwhile: who waits gets the block, and nobody else.
+    forgotten: bool = False
+
+
+#: Readers that are remembered; the one unheard of for longest goes first.
+_READERS_MAX = 1000
 
 
 class PlainBlockCache:
@@ -103,8 +109,9 @@ class PlainBlockCache:
         try:
             return await self._collect(slots)
         finally:
-            for slot in slots:
+            for block, slot in zip(blocks, slots, strict=True):
                 slot.waiting -= 1
+                self._drop_forgotten(block, slot)
             if self._used > self._limit:
                 self._make_room(0, keep=())  # what is larger than the limit isn't kept
             self._tell_room()
@@ -181,6 +188,7 @@ class PlainBlockCache:
         for block, slot in zip(missing, slots, strict=True):
             slot.data = by_block[block]
             slot.done.set()
+            self._drop_forgotten(block, slot)
         self._tell_room()
 
     def _settle_failed(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], error: Exception) -> None:
@@ -190,6 +198,10 @@ class PlainBlockCache:
             if self._slots.get(block) is slot:
                 self._drop(block)
         self._tell_room()
+
+    def _drop_forgotten(self, block: BlockRef, slot: _Slot) -> None:
+        if slot.forgotten and slot.done.is_set() and not slot.waiting and self._slots.get(block) is slot:
+            self._drop(block)
 
     def _drop(self, block: BlockRef) -> int:
         slot = self._slots.pop(block)
@@ -203,9 +215,11 @@ class PlainBlockCache:
         room.set()
 
     def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
-        expected, window = self._readers.get(stream_id, (-1, 0))
+        expected, window = self._readers.pop(stream_id, (-1, 0))
         window = min(max(window * 2, 64 * 1024), 2**20) if offset == expected else 0
         self._readers[stream_id] = (next_offset, window)
+        if len(self._readers) > _READERS_MAX:
+            del self._readers[next(iter(self._readers))]
         return window
 
     def evict(self, bytes_wanted: int) -> int:
@@ -223,8 +237,9 @@ class PlainBlockCache:
 
     def forget_object(self, object_id: int) -> None:
         for block, slot in list(self._slots.items()):
-            if block.object_id == object_id and slot.done.is_set() and not slot.waiting:
-                self._drop(block)
+            if block.object_id == object_id:
+                slot.forgotten = True
+                self._drop_forgotten(block, slot)
 
     def close(self) -> None:
         """End the loads, answer who waits, release everything."""

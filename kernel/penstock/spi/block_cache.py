@@ -88,7 +88,8 @@ class BlockCache(Protocol):
         """How many bytes past the current read are worth loading for the reader that read [offset, next_offset).
 
         Called once per cold read. A reader that continues where it ended is sequential and gets more each
-        time, up to a bound; waste (``wasted``) cools it down.
+        time, up to a bound; waste (``wasted``) cools it down. What is remembered of readers is bounded, however many
+        streams are read.
         """
 
     def evict(self, bytes_wanted: int) -> int:
@@ -97,7 +98,9 @@ class BlockCache(Protocol):
         """
 
     def forget_object(self, object_id: int) -> None:
-        """The object was destroyed: its blocks are never read again. Who waits for one already gets it."""
+        """The object was destroyed: its blocks are never read again. Who waits for one already gets it, and then it
+        goes, too.
+        """
 
     def statistics(self) -> BlockCacheStatistics:
         """A snapshot of the state."""
