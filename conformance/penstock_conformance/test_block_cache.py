@@ -193,27 +193,28 @@ async def test_lone_cancelled_read_leaves_the_cache_usable(env: Env) -> None:
 
 
 async def test_failed_load_is_told_to_all_and_not_cached(env: Env) -> None:
-    """A failed load raises its error to all who wait for it and caches nothing."""
+    """A failed load raises its error, of whatever kind it is, to all who wait for it, and caches nothing."""
     async with env.open() as cache:
-        store = _Store()
-        store.gate, store.error = anyio.Event(), UnavailableError("the store is away")
-        told = 0
+        for kind in (UnavailableError, NotFoundError, CorruptError, OSError):
+            store = _Store()
+            store.gate, store.error = anyio.Event(), kind(f"the suite has a load end with {kind.__name__}")
+            told: list[str] = []
 
-        async def read(_: int) -> None:
-            nonlocal told
-            try:
-                await cache.get([_block(1, 0), _block(1, 1)], store.load)
-            except UnavailableError:
-                told += 1
+            async def read(_: int, store: _Store = store, told: list[str] = told) -> None:
+                try:
+                    await cache.get([_block(1, 0), _block(1, 1)], store.load)
+                except Exception as error:  # noqa: BLE001 - it is compared
+                    told.append(repr(error))
 
-        async with anyio.create_task_group() as tasks:
-            for number in range(4):
-                tasks.start_soon(read, number)
-            await _turns()
-            store.gate.set()
-        assert told == 4, f"{told} of 4 readers were told"
-        assert cache.statistics().blocks == 0
-        assert cache.statistics().used_bytes == 0
+            async with anyio.create_task_group() as tasks:
+                for number in range(4):
+                    tasks.start_soon(read, number)
+                    if number:  # two come at once, the others when the load is under way
+                        await _turns()
+                store.gate.set()
+            assert told == [repr(store.error)] * 4, f"4 readers of a load that failed were told: {told}"
+            assert cache.statistics().blocks == 0
+            assert cache.statistics().used_bytes == 0
         store.error = None
         _check([_block(1, 0)], await cache.get([_block(1, 0)], store.load))
 
@@ -428,7 +429,17 @@ async def test_sequential_readers_read_further_ahead(env: Env) -> None:
         assert max(jumps[1:]) < max(grown), "a random reader reads ahead as far as a sequential one"
         strides = [cache.readahead_bytes(3, offset, offset + 100) for offset in range(0, 60 * 10**6, 10**6)]
         assert max(strides[1:]) < max(grown), "a reader that leaves most out reads ahead as if it read all"
-        odd = [window for window in (*windows, *jumps, *strides) if type(window) is not int or window < 0]
+        again = [cache.readahead_bytes(4, 0, 100) for _ in range(60)]
+        assert max(again) < max(grown), (
+            "a reader that reads the same again and again reads ahead as if it went on"
+        )
+        back = [cache.readahead_bytes(5, offset, offset + 100) for offset in range(6000, 0, -100)]
+        assert max(back) < max(grown), "a reader that goes backwards reads ahead as if it went on"
+        odd = [
+            window
+            for window in (*windows, *jumps, *strides, *again, *back)
+            if type(window) is not int or window < 0
+        ]
         assert not odd, f"not a number of bytes: {odd[:3]}"
 
 

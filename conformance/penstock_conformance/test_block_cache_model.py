@@ -223,6 +223,7 @@ class _Model:
         blocks = self._blocks()
         self.steps.note(f"read {len(blocks)} blocks ahead")
         load = _Load()
+        before = self._cache.statistics()
         got = await self._cache.get(blocks, load, prefetch=True)
         if got:
             _check(blocks, got)
@@ -232,11 +233,18 @@ class _Model:
         load.check_calls(blocks)
         for asked in load.calls:
             self._took(set(asked))
+        after = self._cache.statistics()
+        hits, misses = after.hits - before.hits, after.misses - before.misses
+        loaded = sum(map(len, load.calls))
+        assert hits <= len(blocks) - loaded, (
+            f"of {len(blocks)} blocks read ahead {loaded} were loaded: hits={hits}"
+        )
+        assert misses <= loaded, f"of {len(blocks)} blocks read ahead {loaded} were loaded: misses={misses}"
 
     async def _evict(self) -> None:
-        wanted = self._random.choice((0, 1, 5000, 10**12))
-        self.steps.note(f"evict {wanted}")
         before = self._cache.statistics().used_bytes
+        wanted = self._random.choice((0, 1, 5000, before // 2, before, 10**12))
+        self.steps.note(f"evict {wanted}")
         freed = self._cache.evict(wanted)
         after = self._cache.statistics().used_bytes
         assert freed == before - after, f"evict({wanted}) says {freed}: before={before} after={after}"

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from penstock.checksum import checksum
 from penstock.errors import InvariantError
 from penstock.spi.log_cache import LogCacheStatistics, StreamEntry
 from penstock_conformance._entries import told
@@ -18,6 +19,8 @@ KIND = "log_cache"
 
 _STEPS = 1450
 _LIVES = 40
+#: Entries of one stream in one block.
+_LONG_RUN = 300
 _STREAMS = (0, 1, 2, 2**31, 2**33 + 1)
 _ALL = 2**63 - 1
 _SIZES = (0, 1, 40, 300, 5000)
@@ -84,6 +87,16 @@ class _Model:
         self._got.append((got, told(got)))
         self._put(stream_id=stream_id)
 
+    def upload_a_long_run(self) -> None:
+        """A block with a great many entries of one stream is uploaded: its memory stays accounted for."""
+        stream_id = self._random.choice(_STREAMS)
+        for _ in range(_LONG_RUN):
+            self._put(size=10, stream_id=stream_id)
+        self._freeze()
+        while not all(block.uploaded for block in self._blocks):
+            self._upload()
+            self._check_account()
+
     def _put(self, size: int | None = None, stream_id: int | None = None) -> None:
         if stream_id is None:
             stream_id = self._random.choice(_STREAMS)
@@ -101,7 +114,8 @@ class _Model:
         self._position += len(body) + 8
         charge = self._allocator.charge_nowait(len(body), "append")
         end, time_ms = base + self._random.choice(_RECORDS), self._random.choice(_TIMES)
-        return StreamEntry(stream_id, base, end, time_ms, memoryview(body), charge, self._position)
+        known = self._random.choice((None, checksum(body)))
+        return StreamEntry(stream_id, base, end, time_ms, memoryview(body), charge, self._position, known)
 
     def _refuse(self) -> None:
         """An entry that doesn't continue its stream leaves all as it was, and is the caller's again."""
@@ -243,6 +257,7 @@ async def test_random_operations_agree_with_a_model(env: Env) -> None:
         model.begin(blocks=9)
         for _ in range(_STEPS):
             model.step()
+        model.upload_a_long_run()
         model.end()
     used = env.account.statistics().used_bytes
     assert used == 0, f"{used} bytes are still accounted for"

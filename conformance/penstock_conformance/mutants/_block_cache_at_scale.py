@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from penstock.errors import UnavailableError
+from penstock.errors import PenstockError, UnavailableError
 from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.block_cache import BlockLoader, BlockRef
 from penstock.spi.plugin import Buffer
@@ -303,6 +303,32 @@ class TakesLeapsForGoingOn(PlainBlockCache):
         return super().readahead_bytes(stream_id, offset, next_offset)
 
 
+@mutant(KIND, "takes_reading_again_for_going_on", "sequential_readers_read_further_ahead")
+class TakesReadingAgainForGoingOn(PlainBlockCache):
+    """Whoever comes to where the last read was, is sequential."""
+
+    def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
+        expected, window = self._readers.get(stream_id, (-1, 0))
+        if expected == next_offset:
+            self._readers[stream_id] = (offset, window)
+        return super().readahead_bytes(stream_id, offset, next_offset)
+
+
+@mutant(KIND, "takes_going_back_for_going_on", "sequential_readers_read_further_ahead")
+class TakesGoingBackForGoingOn(PlainBlockCache):
+    """Whoever reads what is beside the last read is sequential."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._starts: dict[int, int] = {}
+
+    def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
+        if self._starts.get(stream_id) == next_offset:
+            self._readers[stream_id] = (offset, self._readers[stream_id][1])
+        self._starts[stream_id] = offset
+        return super().readahead_bytes(stream_id, offset, next_offset)
+
+
 @mutant(KIND, "reads_parts_of_bytes_ahead", "sequential_readers_read_further_ahead")
 class ReadsPartsOfBytesAhead(PlainBlockCache):
     """Grows by a factor, which isn't whole."""
@@ -310,3 +336,19 @@ class ReadsPartsOfBytesAhead(PlainBlockCache):
     def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
         window: Any = super().readahead_bytes(stream_id, offset, next_offset) * 0.75
         return window  # type: ignore[no-any-return]
+
+
+@mutant(KIND, "tells_who_joined_another_error", "failed_load_is_told_to_all_and_not_cached")
+class TellsWhoJoinedAnotherError(PlainBlockCache):
+    """Whoever didn't begin the load hears that it failed, and not why."""
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        joins = any(block in self._slots and not self._slots[block].done.is_set() for block in blocks)
+        try:
+            return await super().get(blocks, load, prefetch=prefetch)
+        except PenstockError:
+            if joins:
+                raise UnavailableError("a load failed") from None
+            raise
