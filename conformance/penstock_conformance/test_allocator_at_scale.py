@@ -361,6 +361,39 @@ async def test_memory_keeps_its_bytes_while_others_come_and_go(env: Env) -> None
         await _expect_free(allocator, "after many allocations")
 
 
+async def test_large_memory_is_like_any_other(env: Env) -> None:
+    """Writable memory of exactly ``size`` bytes that nobody else has, and that stays accounted for while a part of it
+    is referenced."""
+    async with env.open(settings={"limit": "64MiB"}) as allocator:
+        for size in (_MIB + 1, 3 * _MIB + 4, 17 * _MIB):
+            items = [allocator.allocate_nowait(size, "append") for _ in range(2)]
+            for value, item in enumerate(items, 1):
+                view = item.view
+                assert len(view) == view.nbytes == size, f"{len(view)} bytes instead of {size}"
+                assert not view.readonly, f"memory of {size} bytes can't be written to"
+                view[:4096] = view[-4096:] = bytes([value]) * 4096
+            parts = [view[-100:] for view in (item.view for item in items)]
+            assert [bytes(part) for part in parts] == [b"\1" * 100, b"\2" * 100], "two allocations overlap"
+            for item in items:
+                item.release()
+            items.clear()
+            del item, view
+            gc.collect()
+            pinned = allocator.statistics().used_by_purpose.get("pinned", 0)
+            assert pinned >= 2 * size, f"{pinned} bytes are pinned, two of {size} are referenced"
+            other = allocator.allocate_nowait(size, "append")
+            other.view[-100:] = b"\3" * 100
+            assert [bytes(part) for part in parts] == [b"\1" * 100, b"\2" * 100], (
+                "pinned memory was handed out"
+            )
+            parts.clear()
+            other.release()
+            del other
+            gc.collect()
+            await _turns()
+            allocator.charge_nowait(64 * _MIB, "append").release()  # all of it
+
+
 async def test_pinned_reservation_is_never_handed_out(env: Env) -> None:
     """Memory released but still referenced stays accounted for: of a reservation, what was granted of it."""
     async with env.open(settings=_SETTINGS) as allocator:

@@ -361,3 +361,24 @@ class CutsPurposes(PlainAllocator):
     def statistics(self) -> AllocatorStatistics:
         told = super().statistics()
         return replace(told, used_by_purpose={name[:64]: size for name, size in told.used_by_purpose.items()})
+
+
+@mutant(KIND, "hands_large_memory_out_read_only", "large_memory_is_like_any_other")
+class HandsLargeMemoryOutReadOnly(PlainAllocator):
+    """Maps megabytes in another way than less."""
+
+    def take_nowait(self, size: int, purpose: str, *, mapped: bool = False, own: int = 0) -> _Grant:
+        grant = super().take_nowait(size, purpose, mapped=mapped, own=own)
+        if mapped and size > 3 * 2**20:
+            grant.view = grant.view.toreadonly()
+        return grant
+
+
+@mutant(KIND, "pins_no_large_memory", "large_memory_is_like_any_other")
+class PinsNoLargeMemory(PlainAllocator):
+    """Of megabytes it is told when they are released, and doesn't look whether somebody reads them."""
+
+    def give_back(self, grant: _Grant) -> None:
+        if grant.memory is not None and not isinstance(grant, _Reservation) and grant.size > 3 * 2**20:
+            grant.memory = None
+        super().give_back(grant)
