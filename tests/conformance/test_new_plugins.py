@@ -9,7 +9,7 @@ from tests.depth import in_full
 from penstock_tools.scaffold import KINDS, write_package
 
 #: Tried in each run; of the others, the tutorials hold those that they change to a part of level 1.
-_EACH_RUN = ("object_store", "wal", "observer")
+_EACH_RUN = ("object_store", "observer")
 
 
 @pytest.fixture(scope="module")

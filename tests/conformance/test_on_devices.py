@@ -42,10 +42,10 @@ def run_suite(
 
 @pytest.mark.parametrize(
     ("sector_bytes", "io", "levels"),
-    [(512, "direct", "13"), *in_full((4096, "direct", ""), (4096, "buffered", "13"))],
+    [(512, "direct", "3"), *in_full((4096, "direct", ""), (4096, "buffered", "13"))],
 )
 def test_wal_block_conforms_on_devices(tmp_path: Path, sector_bytes: int, io: str, levels: str) -> None:
-    """All levels on one, semantics and crashes on the others; clauses that damage the log can't be tried."""
+    """Crashes on each, in the full run semantics, too, and on one all; clauses that damage the log can't be tried."""
     with (
         loop_device(tmp_path, DEVICE_BYTES, sector_bytes) as device,
         loop_device(tmp_path, DEVICE_BYTES, 4608 - sector_bytes) as other,
@@ -58,7 +58,7 @@ def test_wal_block_conforms_on_devices(tmp_path: Path, sector_bytes: int, io: st
             "group_bytes_max=256KiB",
             levels=levels,
         )
-    assert outcome["counts"]["pass"] >= 27
+    assert outcome["counts"]["pass"] >= (7 if levels == "3" else 27)
 
 
 def test_wal_block_conforms_on_devices_that_hosts_share(tmp_path: Path) -> None:
