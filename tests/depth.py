@@ -21,24 +21,24 @@ from _pytest.mark import ParameterSet
 NUMBERS = {
     "broker_lives": (8, 100),  # random histories of a broker in simulated time
     "crowd_seeds": (2, 8),  # random crowds of clients in simulated time
-    "examples": (30, 100),  # of Hypothesis: percent of those that each property names
-    "fuzz_cases": (250, 900),  # requests of each seed, and their connections
+    "examples": (20, 100),  # of Hypothesis: percent of those that each property names
+    "fuzz_cases": (180, 900),  # requests of each seed, and their connections
     "kills": (6, 50),  # of a broker that small batches are written to
-    "lake_commits": (25, 100),  # of a table whose files are merged
+    "lake_commits": (15, 100),  # of a table whose files are merged
     "lake_kills": (2, 5),  # of a broker that writes a table
     "lake_kills_s3": (1, 3),  # the same, on S3
-    "lake_records": (200, 500),  # of a log that is replayed against its table
-    "native_batches": (2000, 20_000),  # wrong ones, read by native code under sanitizers
+    "lake_records": (120, 500),  # of a log that is replayed against its table
+    "native_batches": (1000, 20_000),  # wrong ones, read by native code under sanitizers
     "probe_writers": (2, 3),  # processes that a probe of a cloud races with each other
-    "race_rounds": (5, 50),  # races of processes for one object, on each store
+    "race_rounds": (3, 50),  # races of processes for one object, on each store
     "race_writers": (3, 8),  # the processes
     "refusals": (500, 10_000),  # of a client that fills a broker's memory
-    "replica_histories": (8, 50),  # random histories of a log in several places
-    "unusual": (2, 9),  # of each kind, plugins that keep their contract in an unusual way
+    "replica_histories": (5, 50),  # random histories of a log in several places
+    "unusual": (1, 9),  # of each kind, plugins that keep their contract in an unusual way
     "wal_lives": (2, 20),  # random histories of each log in simulated time
-    "wal_s3_histories": (12, 100),  # random histories of a log in a store
+    "wal_s3_histories": (6, 100),  # random histories of a log in a store
     "zombie_rounds": (1, 4),  # stopped brokers that wake up, on a real device
-    "zombie_seeds": (15, 100),  # random histories of stopped owners of a log
+    "zombie_seeds": (8, 100),  # random histories of stopped owners of a log
 }
 
 #: What the options of the run say, in all its processes: ``full``, and ``NAME=NUMBER`` for each number given.

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from penstock_object_store_fsspec import Settings, penstock_register_object_store
 from tests.cloud_servers import CloudServer, serving_azure, serving_gcs
-from tests.depth import FULL, how_many
+from tests.depth import FULL, how_many, in_full
 from tests.s3_server import serving_s3
 
 from penstock.errors import AlreadyExistsError, ConfigError, InvalidRequestError, NotFoundError
@@ -205,6 +205,7 @@ async def test_the_probe_finds_nothing_broken(
     assert [each for each in findings if each.verdict == "broken"] == []
 
 
+@pytest.mark.parametrize("cloud", ["s3", *in_full("gs", "az")], indirect=True)
 async def test_the_probe_finds_nothing_broken_between_processes(cloud: CloudServer) -> None:
     bucket = cloud.make_bucket()
     setup = {

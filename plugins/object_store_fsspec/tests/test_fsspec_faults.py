@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 from penstock_object_store_fsspec import Settings, penstock_register_object_store
-from tests.depth import pairs
+from tests.depth import in_full, pairs
 from tests.patience import HANG_S
 from tests.s3_server import S3Server, serving_s3
 from tests.store_proxy import FAULTS, Request, StoreProxy, each_first, proxied
@@ -268,6 +268,7 @@ async def test_credentials_are_in_no_line_of_the_log_at_any_level(
         assert [line for line in lines if secret in line] == []
 
 
+@pytest.mark.parametrize("client", ["fsspec", *in_full("obstore")], indirect=True)
 async def test_one_of_several_processes_wins_each_race_though_replies_are_lost(proxy: StoreProxy) -> None:
     """Half of the puts are done and never answered; each writer still learns whether it won."""
     options = {
