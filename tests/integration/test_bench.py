@@ -79,6 +79,7 @@ def test_smoke_workload_against_a_broker_of_its_own(
     assert "measuring" in shown.err
 
 
+@pytest.mark.full
 def test_any_broker_can_be_measured_and_keeps_no_topics(
     broker: ServeProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +116,7 @@ def test_driver_file_says_where_and_how(
     assert "smoke" in capfd.readouterr().out
 
 
+@pytest.mark.full
 def test_topics_subscriptions_and_keys(broker: ServeProcess) -> None:
     load = workload(
         topics=2,
@@ -129,12 +131,14 @@ def test_topics_subscriptions_and_keys(broker: ServeProcess) -> None:
     assert (balance["lost"], balance["duplicates"]) == (0, 0)
 
 
+@pytest.mark.full
 def test_as_fast_as_it_can(broker: ServeProcess) -> None:
     result = Run(workload(producerRate=0), broker.bootstrap_servers).run({})
     assert max(result["publishRate"]) > 1000
     assert result["account"]["lost"] == 0
 
 
+@pytest.mark.full
 def test_backlog_is_built_and_drained(broker: ServeProcess) -> None:
     phases: list[str] = []
     load = workload(producerRate=5000, messageSize=1024, consumerBacklogSizeGB=0.003)
@@ -228,6 +232,7 @@ def test_floor_is_compared(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert "16 KiB" in capfd.readouterr().out
 
 
+@pytest.mark.full
 def test_starts_are_measured(tmp_path: Path) -> None:
     found = measure_starts(tmp_path, 1, ["wal.capacity=64MiB"])
     for starts in found.values():
@@ -235,6 +240,7 @@ def test_starts_are_measured(tmp_path: Path) -> None:
         assert min(start.import_ms, start.start_ms, start.first_ack_ms) > 0
 
 
+@pytest.mark.full
 def test_cold_reads_are_measured(tmp_path: Path) -> None:
     found = measure_cold_reads(
         tmp_path, old_bytes=4 * 2**20, seconds=2.5, rounds=1, rate=200, sets=["wal.capacity=64MiB"]

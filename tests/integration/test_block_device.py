@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.depth import how_many, in_full
-from tests.integration.conftest import ServeFactory
+from tests.integration.conftest import ServeFactory, penstock
 from tests.integration.ledger import Ledger, at_work, check, create_topic, read_all
 from tests.integration.test_crash import MIXED_BYTES, check_all, mixed_ledgers, run_crashes
 from tests.integration.test_faults import acks_go_on
@@ -25,20 +23,7 @@ CAPACITY_BYTES = 24 * 2**20
 def tool(data_dir: Path, device: Path, *command: str) -> dict[str, Any]:
     """What ``penstock wal inspect`` or ``verify`` says; it must find nothing wrong."""
     sets = (f"broker.data_dir={data_dir}", f"wal.path={device}", f"wal.capacity={CAPACITY_BYTES}")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "penstock",
-            *command,
-            *(part for s in sets for part in ("--set", s)),
-            "--json",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-    )
+    done = penstock(*command, *(part for s in sets for part in ("--set", s)), "--json")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert isinstance(found, dict)

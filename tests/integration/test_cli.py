@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.depth import in_full
 from tests.integration.conftest import ServeProcess, penstock
 from tests.patience import HANG_S
 
@@ -209,7 +210,7 @@ def test_an_interrupt_sends_what_was_read(cli: Cli) -> None:
     assert (reader.returncode, error) == (130, b"")
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", *in_full("1")])
 def test_a_reader_that_goes_away_is_no_error(
     cli: Cli, unbuffered: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

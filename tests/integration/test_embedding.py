@@ -409,7 +409,7 @@ USING_THE_FIXTURE = """
 """
 
 
-@pytest.mark.parametrize("storage", ["memory", "directory"])
+@pytest.mark.parametrize("storage", ["memory", *in_full("directory")])
 def test_fixture_gives_each_test_a_broker(tmp_path: Path, storage: str) -> None:
     tests = USING_THE_FIXTURE.replace("SECOND", "set()").replace("SHARED", "False")
     assert "2 passed" in run_pytest(tmp_path, f"penstock_broker_storage = {storage}", tests)
@@ -432,7 +432,7 @@ def test_fixture_can_be_shared_and_configured(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("ini", "delay_ms"),
-    [("", 0), ("penstock_broker_set = groups.initial_rebalance_delay=1s", 1000)],
+    [("", 0), *in_full(("penstock_broker_set = groups.initial_rebalance_delay=1s", 1000))],
     ids=["default", "asked for"],
 )
 def test_fixture_delays_a_first_rebalance_only_when_asked_to(tmp_path: Path, ini: str, delay_ms: int) -> None:

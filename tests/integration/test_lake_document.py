@@ -13,6 +13,7 @@ from tests.patience import HANG_S
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "lake.md").read_text()
 
 
+@pytest.mark.full  # docs/getting-started.md is tried in each run, and so are tables over kills
 def test_every_step_to_a_query_works_as_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

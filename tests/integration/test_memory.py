@@ -26,12 +26,12 @@ MIB = 1024 * 1024
 BENCH = Path(__file__).parents[2] / "tools" / "bench" / "memory.py"
 RUNS = {
     # large batches, consumers of all kinds, and a hundred that never take their response
-    "large": ["--bytes=512MiB", "--limit=256MiB", "--request=200KiB", "--stuck=100"],
+    "large": ["--bytes=320MiB", "--limit=256MiB", "--request=200KiB", "--stuck=100"],
     # small ones, where what an entry costs beside its bytes counts most; with the default reserve there would be
     # room for it, even if nothing had been charged
     "small": [
-        *("--bytes=125MiB", "--request=1KiB", "--depth=128", "--stuck=0", "--consumers=tail,lagging"),
-        *("--limit=160MiB", "--set=memory.reserve=64MiB"),
+        *("--bytes=72MiB", "--request=1KiB", "--depth=128", "--stuck=0", "--consumers=tail,lagging"),
+        *("--limit=128MiB", "--set=memory.reserve=80MiB"),
     ],
     # hundreds of pipelining connections, all held back: they take turns, and none starves
     "crowd": [

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.depth import FULL, in_full
+from tests.depth import FULL
 from tests.patience import HANG_S
 from tests.s3_server import S3Server, serving_s3
 from tests.store_proxy import proxied
@@ -140,7 +140,8 @@ def test_a_bucket_that_is_not_there_is_one_sentence(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, *in_full(signal.SIGINT)])
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_probe_removes_what_it_wrote(
     server: S3Server, credentials: None, number: signal.Signals
 ) -> None:

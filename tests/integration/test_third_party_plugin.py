@@ -153,6 +153,7 @@ class Outsider:
             consumer.close()
 
 
+@pytest.mark.full  # of the tutorials, those of each kind are tried in each run
 def test_tutorial_works_as_written(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="the tutorial's build backend isn't installed")
     outsider = Outsider(tmp_path)
