@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 from unittest import mock
 
-from penstock_wal_block._headers import Headers
+from penstock_wal_block._headers import Headers, SharedHeaders
 from penstock_wal_block._log import BlockLog, CachedReader
 from penstock_wal_s3 import ObjectWal
 from penstock_wal_s3._log import ObjectLog
@@ -112,7 +112,11 @@ def _never_syncs() -> AbstractContextManager[object]:
 @contextmanager
 def _never_looks_who_owns_it() -> Iterator[None]:
     """wal_block holds no lock, and doesn't look whether another owner came."""
-    with mock.patch.object(Headers, "check"), mock.patch.object(BlockLog, "_enter", _enter_unlocked):
+    with (
+        mock.patch.object(Headers, "check"),
+        mock.patch.object(SharedHeaders, "check"),
+        mock.patch.object(BlockLog, "_enter", _enter_unlocked),
+    ):
         yield
 
 

@@ -37,6 +37,8 @@ _LOCK_TIMEOUT_S = 10.0
 _HEADER = 0
 #: An access to a slow disk looks so often whether it still is.
 _SLICE_S = 0.25
+#: Of the openings in times of faults, so many meet a failed read in their recovery, which reads once or twice.
+_UNREADABLE_RATE = 0.25
 
 
 class _Disk:
@@ -126,6 +128,11 @@ class SimulatedDevice:
         self._descriptors = {_HEADER}
         #: Those that are still to be told of a sync that failed.
         self._untold: set[int] = set()
+        self._reads = 0
+        #: Which of them fails, if one does.
+        self._failing_read = 0
+        if disk.random.random() < (_UNREADABLE_RATE if disk.fault_rate else 0.0):
+            self._failing_read = disk.random.choice((1, 1, 2))
 
     def find_header(self, location: str) -> Any:
         seen = self._disk.seen
@@ -152,6 +159,9 @@ class SimulatedDevice:
     def read(self, offset: int, size: int) -> memoryview:
         self._disk.wait(self._life)
         self._disk.meet()
+        self._reads += 1
+        if self._reads == self._failing_read:
+            raise OSError(errno.EIO, "simulated: the disk can't be read")
         return memoryview(bytes(self._disk.seen[offset : offset + size]))
 
     def write(self, offset: int, parts: Sequence[Buffer], length: int) -> None:

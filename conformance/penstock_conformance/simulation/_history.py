@@ -136,10 +136,10 @@ class History:
                 life.appends_max = self._random.choice((10, 40, 120))
                 self.note(f"life {number} faults={pace.fault_rate} typical={pace.typical_s}")
                 tasks.start_soon(self._live, life)
+                self._medium.disturbed = ""
                 if self._medium.is_redundant and not is_calm:
                     tasks.start_soon(self._disturb)
                 await self._end(life, tasks)
-                await self._perhaps_lose()
         self._bucket.pace.fault_rate = 0.0
         self._medium.set_pace(0.0, 0.002 if self._medium.is_redundant else self._bucket.pace.typical_s)
         await self._quiet_life()
@@ -149,20 +149,24 @@ class History:
         what = await self._medium.disturb()
         self.note(f"disturbed {what}")
 
-    async def _perhaps_lose(self) -> None:
+    async def _perhaps_lose(self, *, is_part_out: bool) -> None:
         """Nobody lives, and nothing is on its way any more: a part of the medium may be lost that isn't needed.
 
         Not before a life has seen what was lost before: two losses at once are more than anything survives.
         """
         opened = self.counts.get("open", 0)
-        if not self._medium.is_redundant or opened == self._opened_at_loss or self._random.random() < 0.5:
+        if not self._medium.is_redundant or opened == self._opened_at_loss:
+            return
+        if not is_part_out and self._random.random() < 0.5:
             return
         while self._living:  # noqa: ASYNC110 - simulated time
             await anyio.sleep(1)
         self._bucket.pace.fault_rate = 0.0
         await anyio.sleep(_DEADLINE_MS / 1000)
         node = (await self._image(BucketClient(self._bucket))).nodes.get(_NODE)
-        lost = self._medium.lose("" if node is None else "".join(node.words.values()))
+        lost = self._medium.lose(
+            "" if node is None else "".join(node.words.values()), what_was_well=is_part_out
+        )
         if lost:
             self._opened_at_loss = self.counts.get("open", 0)
             self.note(f"lost {lost}")
@@ -172,10 +176,12 @@ class History:
         random = self._random
         with anyio.move_on_after(random.choice((0.3, 5.0, 20.0))):
             await life.opened.wait()
-        await anyio.sleep(random.uniform(0.0, random.choice((0.2, 1.0, 4.0))))
-        how = random.choice(("kill", "kill", "stop", "cut", "takeover"))
-        if random.random() < 0.7:
-            await self._wait_until_busy(life)
+        is_part_out = self._medium.is_redundant and life.opened.is_set() and await self._wait_for_part(life)
+        if not is_part_out:
+            await anyio.sleep(random.uniform(0.0, random.choice((0.2, 1.0, 4.0))))
+            if random.random() < 0.7:
+                await self._wait_until_busy(life)
+        how = "kill" if is_part_out else random.choice(("kill", "kill", "stop", "cut", "takeover"))
         self.note(f"{how} {life.number}")
         if how == "kill":
             await self._kill(life)
@@ -185,9 +191,10 @@ class History:
             self._medium.cut_off(life.number, cut_s)
             tasks.start_soon(self._kill_late, life, cut_s + random.uniform(0, 5))
         elif how == "takeover":
-            tasks.start_soon(self._kill_late, life, random.uniform(1, 10))
+            tasks.start_soon(self._be_overtaken, life)
         else:
             await self._stop(life)
+        await self._perhaps_lose(is_part_out=is_part_out)
 
     async def _wait_until_busy(self, life: _Life) -> None:
         """Something is on its way to the WAL, if anything is soon."""
@@ -197,6 +204,26 @@ class History:
                 await life.appended.wait()
         await anyio.sleep(self._random.uniform(0, 0.5 * self._medium.typical_s))
 
+    async def _wait_for_part(self, life: _Life) -> bool:
+        """In many lives: a part of the medium went wrong just now, or returns, beside other work; whether one did."""
+        random = self._random
+
+        def is_degraded() -> bool:
+            return bool(life.wal.statistics().state == "degraded")
+
+        until = random.choice(("", "it goes wrong", "it returns", "it is back"))
+        life.appends_max += 100
+        if not until or not await _becomes(lambda: bool(self._medium.disturbed), within_s=5):
+            return False
+        if until != "it goes wrong":
+            if not await _becomes(is_degraded, within_s=5):
+                return False
+            is_half_way = until == "it returns"
+            await _becomes(lambda: not is_degraded() or (is_half_way and random.random() < 0.01), within_s=60)
+        await anyio.sleep(random.uniform(0, random.choice((1, 10)) * self._bucket.pace.typical_s))
+        self.note(f"awaited {life.number} {until}")
+        return True
+
     async def _kill(self, life: _Life) -> None:
         await self._medium.kill(life.number)
         life.client.is_dead = True
@@ -205,6 +232,13 @@ class History:
     async def _kill_late(self, life: _Life, after_s: float) -> None:
         await anyio.sleep(after_s)
         await self._kill(life)
+
+    async def _be_overtaken(self, life: _Life) -> None:
+        """The old owner stays awake and goes on writing until a while after its successor has opened."""
+        life.appends_max += 100
+        opened = self.counts.get("open", 0)
+        await _becomes(lambda: self.counts.get("open", 0) > opened, within_s=20)
+        await self._kill_late(life, self._random.uniform(0, 5))
 
     async def _stop(self, life: _Life) -> None:
         with anyio.move_on_after(30):
@@ -493,6 +527,15 @@ class History:
         except* CorruptError as group:
             assert not self._medium.is_redundant, f"what another place holds wasn't used: {_message(group)}"
             self.note(f"told {_first(group)}")
+
+
+async def _becomes(holds: Callable[[], bool], *, within_s: float) -> bool:
+    """Whether ``holds`` becomes true soon."""
+    with anyio.move_on_after(within_s):
+        while not holds():  # noqa: ASYNC110 - simulated time
+            await anyio.sleep(0.02)
+        return True
+    return False
 
 
 def _is_end(error: BaseException) -> bool:

@@ -25,6 +25,8 @@ class Medium:
     typical_s = 0.02
     #: Whether the log promises to survive what ``damage`` does.
     is_redundant = False
+    #: The part of it that was disturbed last.
+    disturbed = ""
 
     def __init__(self, registry: PluginRegistry, plugin: str, settings: Mapping[str, object]) -> None:
         self.registry = registry
@@ -59,8 +61,11 @@ class Medium:
         """For a while something is wrong that a log survives while it is open; what it was."""
         return ""
 
-    def lose(self, word: str) -> str:
-        """Nobody has the log open: lose what it survives the loss of, by its word in metadata; what that was."""
+    def lose(self, word: str, *, what_was_well: bool) -> str:
+        """Nobody has the log open: lose what it survives the loss of, by its word in metadata; what that was.
+
+        ``what_was_well`` is all but the part that was disturbed.
+        """
         return ""
 
     async def settle(self, wal: Any) -> None:

@@ -87,6 +87,7 @@ class ReplicatedMedium(Medium):
         random, disk, zone = self.random, self._block.disk, self.zone_bucket
         await asyncio.sleep(random.uniform(0, 3))
         what = random.choice(("", "disk fails", "disk is slow", "zone fails", "zone is slow"))
+        self.disturbed = what[:4]
         if what == "disk fails":
             disk.is_failing = True
         elif what == "disk is slow":
@@ -100,12 +101,17 @@ class ReplicatedMedium(Medium):
         disk.slowness = zone.slowness = 1.0
         return what
 
-    def lose(self, word: str) -> str:
-        """All of one, or what it has is damaged; only if the other one holds the log, too."""
+    def lose(self, word: str, *, what_was_well: bool) -> str:
+        """All of one, or what it has is damaged; only if the other one holds the log, too.
+
+        One that was out, or about to be, has to have all that was acknowledged while it counted, and before.
+        """
         if not _both_count(word):
             return ""
         place = self.random.choice(("disk", "zone"))
-        if self.random.random() < 0.5:
+        if what_was_well:
+            place = "zone" if self.disturbed == "disk" else "disk"
+        if what_was_well or self.random.random() < 0.5:
             self._replace(place)
             return place
         self._damaged = place
