@@ -256,11 +256,15 @@ class Partition:
                 read_header(records) if is_prepared else check_batch(records, rules, produce_version, now_ms)
             )
             if config.codec is not None and header.codec != config.codec:
+                if self._is_known_duplicate(header, now_ms, on_done):
+                    return False
                 return self._append_recompressed(records, header, now_ms, on_done)
             max_timestamp = header.max_timestamp
             if rules.full and not is_prepared:
                 found = check_records_nowait(records, header, rules, now_ms)
                 if found is None:
+                    if self._is_known_duplicate(header, now_ms, on_done):
+                        return False
                     raise Preparation(self._preparer, records, header, rules, now_ms).due()
                 max_timestamp = found
             if max_timestamp != header.max_timestamp or header.attributes & BROKER_BITS:
@@ -288,6 +292,21 @@ class Partition:
         except PenstockError as error:
             on_done(AppendOutcome(append_error_code(error), str(error)))
             return False
+        return True
+
+    def _is_known_duplicate(
+        self, header: BatchHeader, now_ms: int, on_done: Callable[[AppendOutcome], None]
+    ) -> bool:
+        """Whether the batch is a duplicate, which is answered then: what takes long isn't done for it once more."""
+        if header.producer_id < 0:
+            return False
+        try:
+            admitted = self.producers.admit(header, now_ms)
+        except BatchError:
+            return False  # told once it is known that the batch itself is right
+        if not isinstance(admitted, Duplicate):
+            return False
+        self._answer_duplicate(admitted, on_done)
         return True
 
     def _refusal(self) -> AppendOutcome:
