@@ -219,6 +219,22 @@ def struct_min_size(message: Message, name: str, version: int) -> int:
     return sum(min_size(message, item, version) for item in untagged) + (version in message.flexible)
 
 
+def smallest_element(message: Message, version: int) -> int:
+    """The fewest bytes that an element of the message's arrays takes, 0 if it has none.
+
+    Numbers aside: they are decoded together.
+    """
+    fields = [item for items in (message.fields, *message.structs.values()) for item in items]
+    return min(
+        (
+            min_size(message, item, version, element=True)
+            for item in fields
+            if item.is_array and version in item.versions and (item.is_struct or item.type == "string")
+        ),
+        default=0,
+    )
+
+
 def python_type(message: Message, item: Field) -> str:
     if item.is_struct:
         base = message.class_names[item.type]
@@ -765,7 +781,8 @@ def index_source(schemas: list[dict[str, Any]]) -> str:
         if request.versions != response.versions or request.flexible != response.flexible:
             raise ValueError(f"request and response differ in versions: module={raw['module']}")
         flexible = min(request.flexible, default=request.high + 1)
-        entry = (raw["module"], request.low, request.high, flexible)
+        smallest = tuple(smallest_element(request, version) for version in request.versions)
+        entry = (raw["module"], request.low, request.high, flexible, smallest)
         lines.append(f"    {raw['api_key']}: {entry!r},".replace("'", '"'))
         keys.append(f"    {raw['module'].upper()} = {raw['api_key']}")
     return (
@@ -775,8 +792,9 @@ def index_source(schemas: list[dict[str, Any]]) -> str:
         '__all__ = ("INDEX", "ApiKey")\n\n'
         "from enum import IntEnum\n\n\n"
         'class ApiKey(IntEnum):\n    """API key of a request."""\n\n' + "\n".join(keys) + "\n\n\n"
-        "#: API key -> (module, lowest version, highest version, first flexible version).\n"
-        "INDEX: dict[int, tuple[str, int, int, int]] = {\n" + "\n".join(lines) + "\n}\n"
+        "#: API key -> (module, lowest version, highest version, first flexible version, and of each version the\n"
+        "#: fewest bytes that an element of the request's arrays takes, 0 if there are none but of numbers).\n"
+        "INDEX: dict[int, tuple[str, int, int, int, tuple[int, ...]]] = {\n" + "\n".join(lines) + "\n}\n"
     )
 
 

@@ -82,7 +82,6 @@ APIS: Final = (
     ),
     Api(
         key=ApiKey.DELETE_ACLS,
-        long_bytes=2 * 1024,
         needs=(the_cluster(Operation.ALTER),),
         nowait=delete_acls_nowait,
         handler=other_portions,

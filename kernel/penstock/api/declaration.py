@@ -6,7 +6,7 @@ and the table in ``docs/kafka-compatibility.md`` follow from it; nothing else na
 
 from __future__ import annotations
 
-__all__ = ("CODEC", "Api", "FailureResponse", "Frame", "Handler", "NowaitHandler", "one_code")
+__all__ = ("CODEC", "SHORT_BYTES", "Api", "FailureResponse", "Frame", "Handler", "NowaitHandler", "one_code")
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 from penstock.api.authorization import Need
 from penstock.api.context import ApiContext, RequestContext
 from penstock.wire.api_keys import ApiKey
-from penstock.wire.registry import Message, supported_versions
+from penstock.wire.registry import Message, smallest_element, supported_versions
 
 #: ``async def handle_x(request, context) -> response``
 Handler: TypeAlias = Callable[[Any, RequestContext], Awaitable[Message]]
@@ -27,6 +27,11 @@ FailureResponse: TypeAlias = Callable[[Any, int, int], Message | None]
 
 #: As far as there is a codec.
 CODEC: Final = -1
+#: A request of less is short, whatever it holds.
+SHORT_BYTES: Final = 256
+#: A request of so many bytes is long, and so is one that may have more than so many elements.
+_LONG_BYTES: Final = 4 * 1024
+_SHORT_ELEMENTS: Final = 200
 
 
 class Frame(Enum):
@@ -66,9 +71,6 @@ class Api:
     failure: FailureResponse | None = None
     #: The answer, in version 0, to a version that isn't handled. None: the connection is closed, as in Kafka.
     unsupported: Callable[[ApiContext], Message] | None = None
-    #: A request of this size is decoded, and its response encoded, in a thread: others get their turns meanwhile.
-    #: What is shorter takes the loop for 50,000 bytecodes at most, so it is less where elements take few bytes.
-    long_bytes: int = 4 * 1024
     #: Whether a client that hasn't authenticated yet may ask.
     before_identity: bool = False
     #: What a reader of the documents should know beside versions and permissions; Markdown.
@@ -97,6 +99,15 @@ class Api:
     def is_pipelined(self) -> bool:
         """Whether the connection handles it itself, where its bytes are."""
         return self.handler is None and self.nowait is None
+
+    def long_bytes(self, version: int) -> int:
+        """A request of this size is decoded, and its response encoded, in a thread: others get their turns meanwhile.
+
+        What is shorter takes the loop for 50,000 bytecodes at most. An element takes up to 250, however short it is:
+        an empty string is one byte.
+        """
+        element_bytes = smallest_element(self.key, version) or _LONG_BYTES
+        return min(max(SHORT_BYTES, _SHORT_ELEMENTS * element_bytes), _LONG_BYTES)
 
     @property
     def name(self) -> str:

@@ -50,7 +50,7 @@ _ISOLATION_LEVELS: Final = frozenset({0, 1})
 _COLD_BYTES: Final = 4 * 1024 * 1024
 _NO_EPOCH: Final = -1
 #: A fetch of more partitions looks at a portion of them at a time, then others get their turn.
-SLICE_PARTITIONS = 100
+SLICE_PARTITIONS = 64
 _PORTION_PARTITIONS: Final = 50
 #: What a fetch that waits keeps, and for each partition (by the sizes of the objects).
 _PARKED_BYTES: Final = 4096

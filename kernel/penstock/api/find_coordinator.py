@@ -79,7 +79,6 @@ def _no_coordinator(key: str, error: ErrorCode, message: str) -> Coordinator:
 APIS: Final = (
     Api(
         key=ApiKey.FIND_COORDINATOR,
-        long_bytes=2 * 1024,
         needs=(
             each(Operation.DESCRIBE, ResourceType.GROUP),
             each(Operation.DESCRIBE, ResourceType.TRANSACTIONAL_ID),

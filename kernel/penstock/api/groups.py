@@ -270,7 +270,6 @@ APIS: Final = (
     ),
     Api(
         key=ApiKey.DESCRIBE_GROUPS,
-        long_bytes=2 * 1024,
         needs=(each(Operation.DESCRIBE, ResourceType.GROUP),),
         handler=handle_describe_groups,
     ),

@@ -195,7 +195,6 @@ APIS: Final = (
     ),
     Api(
         key=ApiKey.ALTER_PARTITION_REASSIGNMENTS,
-        long_bytes=2 * 1024,
         needs=(the_cluster(Operation.ALTER),),
         nowait=alter_partition_reassignments_nowait,
         handler=other_portions,

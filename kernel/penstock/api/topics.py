@@ -266,7 +266,8 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
             _check_time(request.timeout_ms)
             await deadline.of(logs.wait_changed([one.name for one in left if one.name is not None]))
     except KafkaError as error:
-        return DeleteTopicsResponse(responses=[_not_deleted(state, error) for state in asked])
+        responses = [_not_deleted(state, error) async for state in in_portions(asked)]
+        return DeleteTopicsResponse(responses=responses)
     results, found = await _find_deletable(asked, asked_times, context, denied, hidden)
     times = Counter([name async for name, _ in in_portions(found, _NAMES)])
     names: dict[str, DeletableTopicResult] = {}
@@ -291,7 +292,7 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
             outcomes = await deadline.of(logs.delete_topics(list(names)))
         except KafkaError as error:
             outcomes = [error] * len(names)
-        async for result, outcome in in_portions(zip(names.values(), outcomes, strict=True), _NAMES):
+        async for result, outcome in in_portions(zip(names.values(), outcomes, strict=True)):
             if outcome is not None:
                 _refuse(result, outcome)
     responses = [one async for one in in_portions(results, _NAMES) if id(one) not in dropped]
@@ -454,7 +455,6 @@ def _check_growth(asked: CreatePartitionsTopic, context: RequestContext) -> int:
 APIS: Final = (
     Api(
         key=ApiKey.CREATE_TOPICS,
-        long_bytes=2 * 1024,
         # the cluster's permission covers all topics; configs are shown to who may describe them (KIP-525)
         needs=(
             each(Operation.CREATE, ResourceType.CLUSTER),
@@ -470,7 +470,6 @@ APIS: Final = (
     ),
     Api(
         key=ApiKey.CREATE_PARTITIONS,
-        long_bytes=1024,  # an assignment to nobody takes two
         needs=(each(Operation.ALTER, ResourceType.TOPIC),),
         handler=handle_create_partitions,
     ),

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 
 from penstock.api.context import RequestContext
-from penstock.api.declaration import Api, Frame
+from penstock.api.declaration import SHORT_BYTES, Api, Frame
 from penstock.api.errors import error_code_of, is_expected, quoted
 from penstock.api.gate import UnidentifiedError
 from penstock.errors import PenstockError
@@ -52,7 +52,7 @@ def start(
     slot.charges = context.charges
     message: Message | None = None
     size = len(frame)
-    if size < api.long_bytes and (
+    if (size < SHORT_BYTES or size < api.long_bytes(version)) and (
         size < COUNTED_BYTES or admit_nowait(core, channel.handling, context, size)
     ):
         message = decode_request(api_key, version, bytes(frame), header.body_pos, lenient=True)

@@ -21,6 +21,7 @@ __all__ = (
     "encode_response",
     "is_flexible",
     "is_supported",
+    "smallest_element",
     "supported_versions",
 )
 
@@ -104,6 +105,15 @@ def is_flexible(api_key: int, version: int) -> bool:
     """Whether this version has tagged fields (KIP-482), hence request header v2; False without a codec."""
     entry = INDEX.get(api_key)
     return entry is not None and entry[3] <= version <= entry[2]
+
+
+def smallest_element(api_key: int, version: int) -> int:
+    """The fewest bytes of an element of a request's arrays, but for those of numbers; 0 if it has none.
+
+    For supported versions only.
+    """
+    _, low, _, _, sizes = INDEX[api_key]
+    return sizes[version - low]
 
 
 def decode_request_header(buf: Buffer) -> RequestHeader:
