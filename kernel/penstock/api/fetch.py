@@ -37,6 +37,7 @@ from penstock.wire.messages.fetch import (
     NodeEndpoint,
     PartitionData,
 )
+from penstock.work.pieces import PORTION
 
 _SESSIONS_VERSION: Final = 7
 _TOPIC_IDS_VERSION: Final = 13
@@ -247,6 +248,8 @@ class _Fetch:
             self._add_to_response(entry, topics)
             if number % min(SLICE_PARTITIONS, _PORTION_PARTITIONS) == 0:
                 await anyio.lowlevel.checkpoint()
+        # a session may have thousands, of which its short requests name none
+        self._context.is_long = len(found.entries) > PORTION
         return self._response(topics)
 
     def _response(self, topics: list[FetchableTopicResponse]) -> FetchResponse:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import string
+import struct
 import sys
-from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import CodeType, FrameType
@@ -215,8 +215,8 @@ NO_NAMES, SHORT_NAMES = "", "short"
 _LETTERS: Final = string.ascii_letters + string.digits
 
 
-def exchange(port: int, frame: bytes) -> None:
-    """Send it and read the answer, or the end of the connection."""
+def exchange(port: int, frame: bytes) -> bytes:
+    """Send it and read the answer; nothing where the connection ends."""
     with socket.create_connection(("127.0.0.1", port), HANG_S) as sock:
         sock.sendall(frame)
         missing = 4
@@ -224,12 +224,15 @@ def exchange(port: int, frame: bytes) -> None:
         while missing:
             got = sock.recv(missing)
             if not got:
-                return
+                return b""
             size += got
             missing -= len(got)
         missing = int.from_bytes(size, "big")
+        answer = bytearray()
         while missing and (got := sock.recv(min(missing, 1 << 20))):
             missing -= len(got)
+            answer += got
+        return bytes(answer)
 
 
 @asynccontextmanager
@@ -288,8 +291,25 @@ def nearly_long(request: Request, version: int, path: Sequence[str], prefix: str
         return encode_frame(request, version, 1, filled(request, version, path, prefix, count))
 
     limit = TABLE[request.api_key].long_bytes(version)
-    counts = range(limit)
-    return frame(bisect_left(counts, limit, key=lambda count: len(frame(count))) - 1)
+    few, more = len(frame(0)), len(frame(100))
+    count = 100 * (limit - few) // (more - few)
+    while len(found := frame(count)) >= limit:
+        count -= 1
+    return found
+
+
+async def test_a_short_fetch_is_answered_in_portions_for_all_partitions_of_its_session() -> None:
+    meter = Meter()
+    request, version = API_REQUESTS[ApiKey.FETCH], TABLE[ApiKey.FETCH].high
+    first = filled(request, version, ("topics", "partitions"), "known", 600) | {"session_epoch": 0}
+    async with serving_groups() as port:
+        answer = await run_in_thread(exchange, port, encode_frame(request, version, 1, first))
+        _, _, _, _, session_id = struct.unpack_from(">ibihi", answer)
+        goes_on = minimal(request, version) | {"session_id": session_id, "session_epoch": 1}
+        with meter.measuring():
+            again = await run_in_thread(exchange, port, encode_frame(request, version, 2, goes_on))
+    assert len(again) > 10_000, "each is unknown, which is told each time"
+    assert meter.most <= STEPS_MAX, meter.where
 
 
 async def test_a_long_commit_is_decided_and_becomes_visible_in_short_steps() -> None:
