@@ -439,6 +439,75 @@ def whole_requests(pair: Pair) -> None:
                 )
 
 
+def patterns(pair: Pair) -> None:
+    """Transactions by a pattern: what is one, and what isn't."""
+    for states in ([], ["no"]):
+        for pattern in (
+            None,
+            "",
+            "a.*",
+            "a{1,2}?|(?i:b)",
+            r"[^\]-a[:digit:]]",
+            "*",
+            "a++",
+            "[z-a]",
+            "(?=a)",
+            r"\1",
+            "(",
+        ):
+            ask(
+                pair,
+                f"{pattern!r} in {states}",
+                ApiKey.LIST_TRANSACTIONS,
+                2,
+                state_filters=states,
+                transactional_id_pattern=pattern,
+            )
+
+
+def times_of_producers(pair: Pair) -> None:
+    """The time that is told of an idempotent producer: of its last record, or of when that came."""
+    make(pair, "timed")
+    data = build_batch([(b"key", b"value", (), 1_000)], producer_id=7, producer_epoch=0, base_sequence=0)
+    written = {"name": "timed", "partition_data": [{"index": 0, "records": bytes(data)}]}
+    ask(pair, "written", ApiKey.PRODUCE, 9, acks=-1, timeout_ms=5_000, topic_data=[written])
+    asked = {"name": "timed", "partition_indexes": [0]}
+    ask(pair, "described", ApiKey.DESCRIBE_PRODUCERS, 0, topics=[asked])
+
+
+def no_ids(pair: Pair) -> None:
+    """Topics of the id zero, in sessions and without."""
+    partition = {"partition": 0, "fetch_offset": 0, "partition_max_bytes": 1 << 20}
+    for epoch in (0, -1):
+        for topic_id in (bytes(16), b"\x09" * 16):
+            topics = [{"topic_id": topic_id, "partitions": [partition]}]
+            label = f"epoch {epoch}, id {topic_id[0]}"
+            ask(pair, label, ApiKey.FETCH, 16, max_wait_ms=0, session_epoch=epoch, topics=topics)
+
+
+def configs_of_groups(pair: Pair) -> None:
+    """Configs of groups and of subscriptions to metrics: those that are known, and values that aren't right."""
+    for kind, name, values in (
+        (32, "consumer.session.timeout.ms", ("50000", "x", "1")),
+        (16, "interval.ms", ("1000", "x")),
+        (32, "no.such", ("1",)),
+    ):
+        for value in values:
+            resource = {
+                "resource_type": kind,
+                "resource_name": "configured",
+                "configs": [{"name": name, "value": value}],
+            }
+            ask(
+                pair,
+                f"resource {kind}, {name}={value}",
+                ApiKey.INCREMENTAL_ALTER_CONFIGS,
+                1,
+                resources=[resource],
+                validate_only=True,
+            )
+
+
 #: By name.
 FURTHER_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "claims of batches": claims_of_batches,
@@ -454,4 +523,8 @@ FURTHER_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "orders of checks": orders_of_checks,
     "whole requests": whole_requests,
     "followers": followers,
+    "patterns": patterns,
+    "times of producers": times_of_producers,
+    "no ids": no_ids,
+    "configs of groups": configs_of_groups,
 }

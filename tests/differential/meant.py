@@ -118,6 +118,14 @@ MEANT: Final = (
         penstock=40,
     ),
     Meant(
+        name="no configs of groups",
+        reason="nothing here would go by them, so none are stored; each is refused with one code",
+        where=("configs of groups",),
+        request="resource (32, consumer|16, interval).*",
+        path=r".*error_code",
+        penstock=40,
+    ),
+    Meant(
         name="loggers of its own",
         reason="levels are read at start, and they are Python's",
         where=("kinds of configs",),
@@ -146,6 +154,13 @@ MEANT: Final = (
         penstock=-1,
     ),
     Meant(
+        name="when a producer wrote last",
+        reason="Kafka tells the time that the client gave its last records; here it is when they came",
+        where=("times of producers",),
+        path=r".*\.last_timestamp",
+        penstock="<now>",
+    ),
+    Meant(
         name="the greatest timestamp of what is there",
         reason="Kafka goes on to name a record that DeleteRecords has deleted, until its whole segment is",
         where=("offsets by time",),
@@ -168,6 +183,13 @@ MEANT: Final = (
         reason="Kafka fails on ids outside of its cache's ranges; here such a session just isn't there",
         where=("fetch",),
         request="session_id is -?214748364[78]",
+    ),
+    Meant(
+        name="no topic has the id zero",
+        reason="Kafka fails on a session that begins with it; here it is a topic that isn't there",
+        where=("no ids",),
+        request="epoch 0, id 0",
+        path=r"error_code|session_id|responses.*",
     ),
     Meant(
         name="an empty topic name is illegal everywhere",

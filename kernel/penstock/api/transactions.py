@@ -12,6 +12,7 @@ from typing import Final
 from penstock.api.authorization import each
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
+from penstock.api.patterns import is_pattern
 from penstock.api.portions import Steps, first_portion, other_portions
 from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
@@ -41,12 +42,17 @@ _STATES: Final = frozenset(
 def _list_transactions(
     request: ListTransactionsRequest, context: RequestContext
 ) -> Steps[ListTransactionsResponse]:
-    """An empty list; states that don't exist are told, so that a misspelt filter isn't taken for "none"."""
+    """An empty list; states that don't exist, and what is no pattern, are told, so that a misspelt filter isn't taken
+    for "none".
+    """
     unknown: dict[str, None] = {}
     for state in request.state_filters:
         yield
         if state not in _STATES:
             unknown[state] = None
+    pattern = request.transactional_id_pattern
+    if pattern and not (yield from is_pattern(pattern)):
+        return ListTransactionsResponse(error_code=ErrorCode.INVALID_REGULAR_EXPRESSION)
     return ListTransactionsResponse(unknown_state_filters=list(unknown), transaction_states=[])
 
 

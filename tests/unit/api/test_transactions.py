@@ -20,6 +20,16 @@ def test_no_transactions_are_listed_and_misspelt_states_are_told_once(logs: Fake
     assert (response.transaction_states, response.unknown_state_filters) == ([], ["ongoing"])
 
 
+def test_what_is_no_pattern_is_told(logs: FakeLogs) -> None:
+    for pattern, code in (
+        (None, ErrorCode.NONE),
+        ("a.*", ErrorCode.NONE),
+        ("a(", ErrorCode.INVALID_REGULAR_EXPRESSION),
+    ):
+        request = ListTransactionsRequest(transactional_id_pattern=pattern)
+        assert list_transactions_nowait(request, make_context(logs, 2)).error_code == code
+
+
 def test_every_transactional_id_that_is_asked_for_is_not_found(logs: FakeLogs) -> None:
     request = DescribeTransactionsRequest(transactional_ids=["payments", "", "payments"])
     response = describe_transactions_nowait(request, make_context(logs, 0))
