@@ -29,9 +29,8 @@ FailureResponse: TypeAlias = Callable[[Any, int, int], Message | None]
 CODEC: Final = -1
 #: A request of less is short, whatever it holds.
 SHORT_BYTES: Final = 256
-#: A request of so many bytes is long, and so is one that may have more than so many elements.
+#: A request of so many bytes is long, whatever it holds.
 _LONG_BYTES: Final = 4 * 1024
-_SHORT_ELEMENTS: Final = 200
 
 
 class Frame(Enum):
@@ -71,6 +70,8 @@ class Api:
     failure: FailureResponse | None = None
     #: The answer, in version 0, to a version that isn't handled. None: the connection is closed, as in Kafka.
     unsupported: Callable[[ApiContext], Message] | None = None
+    #: A request that may have more elements is long: an element takes up to 250 bytecodes, however short it is.
+    short_elements: int = 200
     #: Whether a client that hasn't authenticated yet may ask.
     before_identity: bool = False
     #: What a reader of the documents should know beside versions and permissions; Markdown.
@@ -103,11 +104,10 @@ class Api:
     def long_bytes(self, version: int) -> int:
         """A request of this size is decoded, and its response encoded, in a thread: others get their turns meanwhile.
 
-        What is shorter takes the loop for 50,000 bytecodes at most. An element takes up to 250, however short it is:
-        an empty string is one byte.
+        What is shorter takes the loop for 50,000 bytecodes at most. An element may be an empty string, of one byte.
         """
         element_bytes = smallest_element(self.key, version) or _LONG_BYTES
-        return min(max(SHORT_BYTES, _SHORT_ELEMENTS * element_bytes), _LONG_BYTES)
+        return min(max(SHORT_BYTES, self.short_elements * element_bytes), _LONG_BYTES)
 
     @property
     def name(self) -> str:

@@ -663,6 +663,7 @@ APIS: Final = (
         # and CLUSTER_ACTION, of followers, which there are none here
         needs=(each(Operation.READ, ResourceType.TOPIC),),
         nowait=fetch_nowait,
+        short_elements=360,  # the shortest are topics without partitions, which are only decoded
         handler=handle_fetch,
         cancellable=True,
         failure=one_code(FetchResponse, since=_SESSIONS_VERSION),
