@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("run",)
+__all__ = ("run", "run_alone")
 
 import gc
+import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,25 @@ def run(
         reason = "no clause is selected" if code == pytest.ExitCode.NO_TESTS_COLLECTED else code.name
         raise PluginError(f"the conformance suite couldn't run: reason={reason} {listener.error}".rstrip())
     return listener.report
+
+
+def run_alone(target: Target, clauses: Sequence[str]) -> Sequence[ClauseResult]:
+    """What comes out of these clauses without a session of pytest, which takes longer to start than most of them.
+
+    Nothing is left out by level, and a failed assertion says less than in a session. Blocks; call it from the main
+    thread. Raises KeyError where the kind hasn't such a clause, and what ``run`` raises of plugins and settings.
+    """
+    from penstock_conformance import plugin
+
+    places = clause_places(target.kind)
+    report = Report(target, target.info(target.registry()))
+    with _not_collected():
+        return [
+            plugin.run_alone(
+                getattr(importlib.import_module(f"{__package__}.{places[name].stem}"), f"test_{name}"), report
+            )
+            for name in clauses
+        ]
 
 
 @contextmanager

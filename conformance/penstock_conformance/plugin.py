@@ -149,11 +149,17 @@ def _kind(item: pytest.Item) -> str:
 @pytest.fixture
 def env(request: pytest.FixtureRequest) -> Iterator[Env | StrategyEnv]:
     """The surroundings of one clause."""
-    target = request.config.stash[_TARGET]
+    with _entered(request.config.stash[_TARGET], request.node.name) as surroundings:
+        yield surroundings
+
+
+@contextmanager
+def _entered(target: Target, name: str) -> Iterator[Env | StrategyEnv]:
+    """The surroundings of the clause ``name``, cleaned at the end."""
     with tempfile.TemporaryDirectory(
         prefix="penstock-conformance-", dir=target.work_dir or None, ignore_cleanup_errors=True
     ) as directory:
-        surroundings = _surroundings(target, Path(directory), request.node.name)
+        surroundings = _surroundings(target, Path(directory), name)
         yield surroundings
         _run(surroundings.clean, target.deadline_s)
 
@@ -171,7 +177,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
     if not _kind(pyfuncitem) or not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     clause = clause_of(pyfuncitem.function)
-    result = _new_result(pyfuncitem, clause)
+    result = _new_result(pyfuncitem.name, pyfuncitem.function)
     pyfuncitem.stash[_RESULT] = result
     surroundings = cast("Env | StrategyEnv", pyfuncitem.funcargs["env"])
     started = time.monotonic()
@@ -182,6 +188,22 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
     if result.outcome not in ("pass", "unclaimed_passes"):
         pytest.skip(f"{result.outcome}: {result.detail}")
     return True
+
+
+def run_alone(function: Any, report: Report) -> ClauseResult:
+    """What comes out of a clause without a session of pytest, whose start takes longer than most clauses.
+
+    Without one, nobody has rewritten its assertions: one without words of its own says only where it is.
+    """
+    result = _new_result(function.__name__, function)
+    try:
+        with _entered(report.target, function.__name__) as surroundings:
+            _run_clause(function, surroundings, clause_of(function), result, report)
+    except (KeyboardInterrupt, pytest.exit.Exception):
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever a broken plugin raises fails the clause
+        result.outcome, result.detail = "fail", _said(error)
+    return result
 
 
 def _run_clause(
@@ -321,27 +343,27 @@ def pytest_runtest_makereport(
     result = item.stash.get(_RESULT, None)
     if outcome.failed:
         if result is None:
-            result = item.stash[_RESULT] = _new_result(item, clause_of(getattr(item, "function", None)))
+            result = item.stash[_RESULT] = _new_result(item.name, getattr(item, "function", None))
         result.outcome = "fail"
-        result.detail = _detail(call.excinfo) if call.excinfo is not None else ""
+        result.detail = _said(call.excinfo.value) if call.excinfo is not None else ""
         result.traceback = outcome.longreprtext
     if outcome.when == "teardown" and result is not None:
         item.config.stash[_REPORT].add(result)
     return outcome
 
 
-def _new_result(item: pytest.Item, clause: Clause) -> ClauseResult:
+def _new_result(name: str, function: Any) -> ClauseResult:
+    clause = clause_of(function)
     return ClauseResult(
-        name=item.name.removeprefix("test_"),
-        rule=" ".join((inspect.getdoc(getattr(item, "function", None)) or "").split()),
+        name=name.removeprefix("test_"),
+        rule=" ".join((inspect.getdoc(function) or "").split()),
         level=clause.level,
         capability=clause.claims or clause.refuses,
     )
 
 
-def _detail(failure: pytest.ExceptionInfo[BaseException]) -> str:
+def _said(error: BaseException) -> str:
     """What was wrong; for an assertion without words, what it expected, as the clause says it."""
-    error = failure.value
     if isinstance(error, BaseExceptionGroup):
         error = _single(error)
     text = _first_line(error)

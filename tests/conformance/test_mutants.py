@@ -15,7 +15,8 @@ from tests.depth import in_full
 from tests.keeper import MARK
 from tests.patience import HANG_S
 
-from penstock_conformance import KINDS, STRATEGY
+from penstock_conformance import KINDS, STRATEGY, Target, run
+from penstock_conformance._run import run_alone
 from penstock_conformance.mutants import MUTANTS
 
 _Outcomes = dict[tuple[str, str], dict[str, Any]]
@@ -33,7 +34,7 @@ def _try_all(names: Sequence[tuple[str, str]]) -> _Outcomes:
         env["PENSTOCK_LOAD_PLUGINS"] = ""  # they stand alone; a strategy is a broker with all its plugins
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "penstock_conformance.mutants", "--json"),
+            *(sys.executable, "-m", "penstock_conformance.mutants", "--json", "--alone"),
             *(f"{kind}:{defect}" for kind, defect in names),
         ],
         capture_output=True,
@@ -102,6 +103,21 @@ def test_mutant_is_caught_by_name(
     tried = outcomes[kind, defect].result()
     assert (kind, defect) in tried, f"the run broke off before this mutant, after: {list(tried)}"
     assert tried[kind, defect]["survived"] == [], f"not caught: {tried[kind, defect]}"
+
+
+def test_clauses_without_a_session_of_pytest_come_out_as_in_one() -> None:
+    """One fails, one passes, one doesn't apply."""
+    target = Target(
+        kind="wal",
+        plugin="mutant",
+        settings={"defect": "acks_after_the_seal"},
+        modules=("penstock_conformance.mutants",),
+        levels=(1,),
+    )
+    session = run(target, select="seal or new_log", tracebacks=False).clauses
+    alone = run_alone(target, [clause.name for clause in session])
+    assert {clause.outcome for clause in session} == {"pass", "fail", "not_applicable"}
+    assert [(each.name, each.outcome) for each in alone] == [(each.name, each.outcome) for each in session]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, STRATEGY])
