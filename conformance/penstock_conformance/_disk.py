@@ -81,6 +81,17 @@ class FaultyDisk:
                         _put(images[path], offset + start, data[start : start + _SECTOR_BYTES])
         return {path: bytes(image) for path, image in images.items()}
 
+    @property
+    def is_synced(self) -> bool:
+        """A power cut would take nothing now."""
+        with self._lock:
+            return not any(self._unsynced.values())
+
+    def synced(self) -> dict[str, bytes]:
+        """Files as the worst power cut would leave them now: nothing of what wasn't synced is there."""
+        with self._lock:
+            return {path: bytes(image) for path, image in self._durable.items()}
+
     def restore(self, images: dict[str, bytes]) -> None:
         """Give the files, which are closed, the bytes of :meth:`power_cut`."""
         for path, image in images.items():

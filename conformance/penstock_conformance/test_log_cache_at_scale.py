@@ -216,10 +216,13 @@ async def test_payloads_of_all_sizes_are_whole(env: Env) -> None:
     async with env.open() as cache:
         log = _Log(env.account)
         sums = []
-        for size in sizes:
+        known: list[int | None] = []
+        for number, size in enumerate(sizes):
             entry = log.entry(1, size=size)
             entry.data[:] = body = env.random.randbytes(size)
             sums.append(crc32c(body))
+            entry.checksum = sums[-1] if number % 3 else None
+            known.append(entry.checksum)
             cache.put(entry)
         for when in ("active", "frozen"):
             for bytes_max in (2**31, 2**32, 2**32 + 1, _ALL):
@@ -227,6 +230,7 @@ async def test_payloads_of_all_sizes_are_whole(env: Env) -> None:
                 found = [len(entry.data) for entry in got]
                 assert found == list(sizes), f"{when}, at most {bytes_max} bytes: payloads of {found} bytes"
             assert [crc32c(entry.data) for entry in got] == sums, f"{when}: other bytes than were put"
+            assert [entry.checksum for entry in got] == known, f"{when}: other checksums than were known"
             if when == "active":
                 assert cache.active_bytes == sum(sizes), f"{cache.active_bytes} of {sum(sizes)} bytes"
                 block = cache.freeze()
@@ -250,6 +254,11 @@ async def test_long_streams_are_read_to_their_end(env: Env) -> None:
                 _check(got, [entry], f"a read at entry {place} of 2,500")
             got = cache.get(1, entry.base_offset, _ALL, 24 * 1500)
             _check(got, entries[place : place + 1500], f"a read of 1,500 entries from entry {place}")
+        cache.drop_stream(1)
+        active = (cache.active_bytes, cache.statistics().active_bytes)
+        assert active == (0, 0), (
+            f"the only stream is deleted, and so many bytes are in the active block: {active}"
+        )
 
 
 async def test_offsets_and_positions_of_any_size(env: Env) -> None:

@@ -211,11 +211,14 @@ async def test_put_if_absent_creates_once(env: Env) -> None:
 
 @clause(claims="put_if_absent")
 async def test_put_if_absent_has_one_winner_among_tasks(env: Env) -> None:
-    """Every method is safe to call from several tasks at once; exactly one creator wins."""
+    """Every method is safe to call from several tasks at once; exactly one creator wins, also of what was deleted."""
     async with env.open() as store:
         for number in range(10):
             key = f"race/{number}"
             winners: list[int] = []
+            if number % 2:
+                await store.put(key, [b"before"])
+                await store.delete([key])
 
             async def create(owner: int, key: str = key, winners: list[int] = winners) -> None:
                 try:

@@ -154,6 +154,8 @@ async def test_every_printable_key_is_its_own(env: Env) -> None:
             "odd/_",
             "odd/a%",
             "odd/a^",
+            "odd/aA",
+            "odd/AB",
         ):
             wanted = [key for key in keys if key.startswith(prefix)]
             _check_keys(await _listed(store, prefix), wanted, f"keys that begin with {prefix!r}")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
 
 from penstock.errors import AlreadyExistsError, NotFoundError
 from penstock_conformance._body import make_body
@@ -13,9 +17,14 @@ from penstock_conformance._growth import grows_nothing
 KIND = "object_store"
 
 
+async def _look(store: Any) -> None:
+    with suppress(NotFoundError):
+        await store.get("given-up")
+
+
 @clause(level=5)
 async def test_long_use_grows_nothing(env: Env) -> None:
-    """Hundreds of puts, reads, listings left early, misses, refusals, aborts and deletions: nothing stays of them."""
+    """Of puts, reads, listings left early, misses, refusals, aborts, deletions and calls given up, nothing stays."""
     async with env.open() as store:
 
         async def cycle(number: int) -> None:
@@ -37,5 +46,11 @@ async def test_long_use_grows_nothing(env: Env) -> None:
                 await upload.write_part([b"given up"])
                 await upload.abort()
             await store.delete([key])
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(store.put, "given-up", [b"given up"])
+                tasks.start_soon(_look, store)
+                for _ in range(number % 4):
+                    await checkpoint()
+                tasks.cancel_scope.cancel()
 
         await grows_nothing(cycle, lambda: sum(path.is_file() for path in env.data_dir.rglob("*")))

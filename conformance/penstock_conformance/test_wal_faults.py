@@ -32,6 +32,9 @@ from penstock_conformance._wal_steps import append_all, check_same, make_bodies,
 KIND = "wal"
 
 _OUTAGE = "unavailable"
+#: Lives that end by a cut, each later than the one before, and the groups of one that has no reason to end.
+_CUT_LIVES = 4
+_CUT_GROUPS = 60
 
 
 async def _live(
@@ -178,6 +181,43 @@ async def test_power_cut_takes_nothing_that_was_acknowledged(env: Env) -> None:
             history.add(bodies, appends[:told])
             history.doubt(bodies[told : len(appends)])
             medium.disk.restore(images)
+
+
+@clause(level=4)
+async def test_each_acknowledgement_is_of_what_is_synced(env: Env) -> None:
+    """Durable when acknowledged: alone or with others, small or large, the first behind a trim, and the hundredth."""
+    async with faulty_medium(env) as medium:
+        kept: list[bytes] = []
+        for life in range(_CUT_LIVES):
+            async with medium.open(life + 1) as wal:
+                found = [bytes(entry.data) for entry in await recovered(wal)]
+                check_same(found[len(found) - len(kept) :], kept, f"acknowledged entries, after {life} cuts")
+                images = await _synced_at_a_doubt(env, medium, wal, kept, doubts=life * life)
+            medium.disk.restore(images)
+
+
+async def _synced_at_a_doubt(
+    env: Env, medium: WalMedium, wal: Any, kept: list[bytes], doubts: int
+) -> dict[str, bytes]:
+    """What is synced when entries were just acknowledged and something isn't, past so many other ``doubts``.
+
+    ``kept`` is then what was acknowledged and not trimmed.
+    """
+    for number in range(_CUT_GROUPS):
+        bodies = make_bodies(
+            env.random.choice((1, 1, 1, 3, 20)), size=env.random.choice((20, 500, 2000)), owner=number
+        )
+        appends = await append_all(wal, bodies)
+        medium.require_disk()
+        kept += bodies
+        if not medium.disk.is_synced:
+            doubts -= 1
+            if doubts < 0:
+                break
+        if number % 6 == 5 or env.random.random() < 0.1:
+            await wal.trim(appends[-1].next_position)
+            kept.clear()
+    return medium.disk.synced()
 
 
 @clause(level=4)

@@ -382,3 +382,24 @@ class PinsNoLargeMemory(PlainAllocator):
         if grant.memory is not None and not isinstance(grant, _Reservation) and grant.size > 3 * 2**20:
             grant.memory = None
         super().give_back(grant)
+
+
+@mutant(KIND, "knows_no_case", _BITS)
+class KnowsNoCase(PlainAllocator):
+    """Keeps purposes as an environment keeps its names."""
+
+    def statistics(self) -> AllocatorStatistics:
+        told = super().statistics()
+        used: dict[str, int] = {}
+        for name, size in told.used_by_purpose.items():
+            used[name.lower()] = used.get(name.lower(), 0) + size
+        return replace(told, used_by_purpose=used)
+
+
+@mutant(KIND, "has_places_for_64_listeners", "dozens_of_listeners_are_all_asked")
+class HasPlacesFor64Listeners(PlainAllocator):
+    """Calls as many as there are bits in a word."""
+
+    def add_pressure_listener(self, listener: Callable[[int], int | None]) -> None:
+        if len(self._listeners) < 64:
+            super().add_pressure_listener(listener)

@@ -170,3 +170,14 @@ class KeepsFilesOfWhatItRefused(DirectoryStore):
         except AlreadyExistsError:
             (self._temporary / os.urandom(8).hex()).write_bytes(b"".join(body))
             raise
+
+
+@mutant(STORE, "goes_on_for_who_gave_up", "long_use_grows_nothing", level=5)
+class GoesOnForWhoGaveUp(DirectoryStore):
+    """Keeps the caller's request, to tell of its end some time."""
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        telling = asyncio.get_running_loop().create_task(asyncio.sleep(3600))
+        token = await super().put(key, body)
+        telling.cancel()
+        return token

@@ -470,3 +470,24 @@ class Has32BitsForBytesMax(PlainLogCache):
         self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
     ) -> Sequence[StreamEntry]:
         return super().get(stream_id, start_offset, end_offset, bytes_max & 0xFFFFFFFF)
+
+
+@mutant(KIND, "forgets_checksums_of_large_entries", _PAYLOADS)
+class ForgetsChecksumsOfLargeEntries(PlainLogCache):
+    """Keeps large entries elsewhere, with a header that has no place for it."""
+
+    def put(self, entry: StreamEntry) -> None:
+        if len(entry.data) > 2**20:
+            entry.checksum = None
+        super().put(entry)
+
+
+@mutant(KIND, "counts_long_streams_that_are_gone", _LONG)
+class CountsLongStreamsThatAreGone(PlainLogCache):
+    """Takes a deleted stream from its count entry by entry, as far as one turn allows."""
+
+    def drop_stream(self, stream_id: int) -> None:
+        entries = self._active.streams.get(stream_id, [])
+        late = sum(len(entry.data) for entry in entries[1000:])
+        super().drop_stream(stream_id)
+        self._active.size_bytes += late

@@ -469,3 +469,17 @@ class MakesRoomForSnapshots(PlainMetadataLog):
             entries = [info.key for info in await _listed(self._store, "log/")]
             await self._store.delete([key for key in entries if key <= self._key(snapshot.index)])
         await super().write_snapshot(snapshot)
+
+
+@mutant(KIND, "trusts_itself_after_a_thousand", "more_than_four_thousand_entries_are_read")
+class TrustsItselfAfterAThousand(PlainMetadataLog):
+    """Looks for others while it is new here."""
+
+    async def _find_last(self) -> int:
+        return await super()._find_last() if self.statistics().appends < 1000 else self._last_index
+
+    async def _create(self, key: str, body: bytes) -> None:
+        if self.statistics().appends < 1000:
+            await super()._create(key, body)
+        else:
+            await self._store.put(key, [body])

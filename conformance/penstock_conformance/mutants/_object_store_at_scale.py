@@ -144,6 +144,16 @@ class DeletesByPattern(DirectoryStore):
         await super().delete(found)
 
 
+@mutant(KIND, "lists_prefixes_in_any_case", _KEYS)
+class ListsPrefixesInAnyCase(DirectoryStore):
+    """Asks a database whose LIKE knows no case."""
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        async for info in super().list("", start_after):
+            if info.key.lower().startswith(prefix.lower()):
+                yield info
+
+
 @mutant(KIND, "decodes_keys_twice", _KEYS)
 class DecodesKeysTwice(DirectoryStore):
     """Takes the escapes in a key for its own."""

@@ -262,3 +262,23 @@ class HidesItsOwnersError(DirectoryStore):
         """Called when the context is left."""
         if sys.exc_info()[1] is not None:
             raise UnavailableError("the store broke off")
+
+
+@mutant(KIND, "creates_again_without_looking", "put_if_absent_has_one_winner_among_tasks")
+class CreatesAgainWithoutLooking(DirectoryStore):
+    """Knows of a key that it deleted that it is free."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        self._free: set[str] = set()
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await super().delete(keys)
+        self._free |= set(keys)
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        if key not in self._free:
+            return await super().put_if_absent(key, body)
+        token = await self.put(key, body)
+        self._free.discard(key)
+        return token

@@ -27,6 +27,7 @@ _FULL = "full_medium_is_told_and_leaves_no_hole"
 _SYNCS = "failed_syncs_acknowledge_nothing"
 _SHORT = "short_writes_are_completed_or_told"
 _POWER = "power_cut_takes_nothing_that_was_acknowledged"
+_SYNCED = "each_acknowledgement_is_of_what_is_synced"
 _LOST = "lost_replies_are_resolved"
 _OUTAGE = "outage_is_not_the_end_of_the_log"
 _TRIM = "failed_trim_loses_nothing"
@@ -184,6 +185,31 @@ class MarksGroupsBeforeTheyAreDurable(WithSteps):
         self._header = self._header._replace(confirmed=position + len(block))
         self._write_header()
         super()._write_block(block, position)
+
+
+@mutant(KIND, "has_synced_with_the_trim", _SYNCED, level=4)
+class HasSyncedWithTheTrim(WithSteps):
+    """Takes the sync of a trim for that of the next group."""
+
+    _has_synced = False
+
+    def _drop(self, position: int) -> None:
+        super()._drop(position)
+        self._has_synced = True
+
+    def _sync(self, entries: int) -> None:
+        if not self._has_synced:
+            super()._sync(entries)
+        self._has_synced = False
+
+
+@mutant(KIND, "syncs_most_groups", _SYNCED, level=4)
+class SyncsMostGroups(WithSteps):
+    """Leaves each ninth group to the sync of the next."""
+
+    def _sync(self, entries: int) -> None:
+        if self._groups % 9 != 8:
+            super()._sync(entries)
 
 
 @mutant(KIND, "takes_its_own_object_for_anothers", _LOST, level=4)
