@@ -165,6 +165,8 @@ async def test_nothing_above_a_trim_is_lost_on_later_laps(env: Env) -> None:
         capacity = wal.statistics().capacity_bytes
         if capacity > 32 * 2**20:
             not_applicable("filling the log several times would take long, set a capacity of at most 32MiB")
+        has_identity = wal.capabilities.identity
+    identity = await env.identify() if has_identity else None
     history: list[tuple[bytes, WalAppend]] = []
     size = capacity // 120 or 2000
     trimmed = 0
@@ -188,6 +190,8 @@ async def test_nothing_above_a_trim_is_lost_on_later_laps(env: Env) -> None:
             await history[-1][1].wait_durable()
             trimmed = max(trimmed, history[-env.random.randrange(3, 9)][1].position)
             await wal.trim(trimmed)
+        now = await env.identify() if has_identity else None
+        assert now == identity, f"it is another log after lap {epoch - 1}: identity={now} before={identity}"
 
 
 @clause(claims="bounded")

@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -763,3 +763,22 @@ class KeepsChargesAfterAnError(_Broken):
             self._charges.append(self._allocator.charge_anyway(1, "lake"))
             yield table
             self._charges.pop().release()
+
+
+@_broken("maintains_without_the_lock", "a_newer_owner_may_come_during_maintenance", level=2)
+class MaintainsWithoutTheLock(JsonLinesTable):
+    """Nobody else should be at work when a table is maintained."""
+
+    _is_at_work = False
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with contextlib.nullcontext() if self._is_at_work else super()._locked():
+            yield
+
+    def _maintain(self, dry_run: bool) -> LakeMaintenance:
+        self._is_at_work = True
+        try:
+            return super()._maintain(dry_run)
+        finally:
+            self._is_at_work = False

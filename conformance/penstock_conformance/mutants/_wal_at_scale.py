@@ -439,3 +439,15 @@ class ShowsWhatIsBeforeDamage(FileWal):
         with suppress(CorruptError):
             async for entry in super().read(path, epoch):
                 yield entry
+
+
+@mutant(KIND, "is_another_log_on_its_second_lap", "nothing_above_a_trim_is_lost_on_later_laps")
+class IsAnotherLogOnItsSecondLap(FileWal):
+    """Begins anew when nothing is left of what it began with."""
+
+    def _drop(self, position: int) -> None:
+        lap = self._header.start // self._capacity
+        super()._drop(position)
+        if self._header.start // self._capacity > lap:
+            self._header = self._header._replace(identity=os.urandom(8))
+            self._write_header()
