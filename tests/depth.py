@@ -20,7 +20,7 @@ from _pytest.mark import ParameterSet
 #: By name: in the default run, in the full one.
 NUMBERS = {
     "broker_lives": (8, 100),  # random histories of a broker in simulated time
-    "crowd_seeds": (2, 8),  # random crowds of clients in simulated time
+    "crowd_seeds": (1, 8),  # random crowds of clients in simulated time
     "examples": (20, 100),  # of Hypothesis: percent of those that each property names
     "fuzz_cases": (180, 900),  # requests of each seed, and their connections
     "kills": (6, 50),  # of a broker that small batches are written to
@@ -32,7 +32,7 @@ NUMBERS = {
     "probe_writers": (2, 3),  # processes that a probe of a cloud races with each other
     "race_rounds": (3, 50),  # races of processes for one object, on each store
     "race_writers": (3, 8),  # the processes
-    "refusals": (500, 10_000),  # of a client that fills a broker's memory
+    "refusals": (250, 10_000),  # of a client that fills a broker's memory
     "replica_histories": (5, 50),  # random histories of a log in several places
     "unusual": (1, 9),  # of each kind, plugins that keep their contract in an unusual way
     "wal_lives": (2, 20),  # random histories of each log in simulated time

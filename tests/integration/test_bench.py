@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient
-from tests.depth import in_full
 from tests.integration.conftest import ServeProcess, free_port
 from tests.patience import HANG_S
 
@@ -191,7 +190,8 @@ def test_broker_that_dies_in_the_middle_ends_the_run(tmp_path: Path) -> None:
             run.run({})
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, *in_full(signal.SIGTERM)])
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_measurement_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -253,6 +253,7 @@ def test_cold_reads_are_measured(tmp_path: Path) -> None:
     assert min(found.floor.quiet_p99_ms + found.floor.reading_p99_ms) > 0
 
 
+@pytest.mark.full
 def test_the_lake_is_measured(tmp_path: Path) -> None:
     pytest.importorskip("pyiceberg")
     found = measure_lake(

@@ -64,7 +64,7 @@ def test_large_batches_survive_kills(serve: ServeFactory, wal: str) -> None:
     """Read from the cache, after another kill, and from objects after a stop that uploaded everything."""
     broker = serve("stream.upload_interval=1s", "stream.upload_bytes=8MiB", *WALS[wal])
     ledgers = mixed_ledgers(broker)
-    run_crashes(broker, ledgers, 4, seed=3)
+    run_crashes(broker, ledgers, 3, seed=3)
     check_all(broker, ledgers)
     broker.kill()
     broker.start()

@@ -25,6 +25,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
+@pytest.mark.full  # tables over kills, and tables in a bucket, are tried apart from each other in each run
 def test_records_are_in_a_table_in_the_bucket_once_over_kills(
     serve: ServeFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

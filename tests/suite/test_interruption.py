@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis.configuration import storage_directory
 from tests import keeper
-from tests.depth import pairs
+from tests.depth import in_full
 from tests.fetched import cache_dir
 from tests.patience import HANG_S
 
@@ -74,7 +74,12 @@ def temporary(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("number", "workers"), pairs([signal.SIGINT, signal.SIGTERM, signal.SIGKILL], [2, 0])
+    ("number", "workers"),
+    [
+        (signal.SIGINT, 2),
+        (signal.SIGKILL, 0),
+        *in_full((signal.SIGINT, 0), (signal.SIGKILL, 2), (signal.SIGTERM, 2), (signal.SIGTERM, 0)),
+    ],
 )
 def test_an_interrupted_run_leaves_nothing(
     temporary: Path, repository: Path, number: signal.Signals, workers: int

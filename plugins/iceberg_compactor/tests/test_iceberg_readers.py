@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio.to_thread
 import pytest
+from tests.depth import in_full
 from tests.iceberg_place import load, opened, topic
 from tests.iceberg_readers import chdb, duckdb_with_iceberg
 from tests.lake_records import lake_records
@@ -47,7 +48,7 @@ async def written(place: Path, mode: str) -> AsyncIterator[Any]:
         yield load(compactor)
 
 
-@pytest.mark.parametrize("mode", ["append", "upsert"])
+@pytest.mark.parametrize("mode", ["append", *in_full("upsert")])
 async def test_duckdb_and_polars_see_the_same_rows(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +71,7 @@ async def test_duckdb_and_polars_see_the_same_rows(
         assert (len(frame), frame["x"].sum()) == EXPECTED[mode][:2]
 
 
-@pytest.mark.parametrize("mode", ["append", "upsert"])
+@pytest.mark.parametrize("mode", ["upsert", *in_full("append")])
 async def test_clickhouse_sees_the_same_rows(tmp_path: Path, mode: str) -> None:
     async with written(tmp_path, mode) as loaded:
         scan = f"icebergLocal('{loaded.location().removeprefix('file://')}')"
