@@ -81,7 +81,7 @@ MEANT: Final = (
     Meant(
         name="no transactions of other requests",
         reason="the transactional id that Kafka gave a producer id for, and that is refused here",
-        where=("describe_transactions", "list_transactions"),
+        where=("describe_transactions", "list_transactions", "patterns"),
         path=r"transaction_states.*",
         is_left_behind=True,
     ),
