@@ -51,8 +51,8 @@ class _Model:
         self._claims = partitioner.capabilities
         self._places: dict[tuple[int, int], int] = {}
         self._news: dict[str, dict[int, PartitionLoad]] = {}
-        # each is the beginning of the next, and some are beyond 64 characters
-        self._topics = ["t" * (n + 1) for n in range(_TOPICS)] + ["t" * 248 + "-"]
+        # each is the beginning of the next, some are beyond 64 characters, and some differ in little
+        self._topics = ["t" * (n + 1) for n in range(_TOPICS)] + ["t" * 248 + "-", "t.t", "t_t", "Tt", "tT"]
 
     def choose(self, topic: str, key: bytes | None, count: int, size: int | None = None) -> int:
         """A choice that is in range."""

@@ -175,6 +175,17 @@ class IgnoresNewsOfAnEarlierMoment(PlainPartitioner):
             super().update_load(topic, loads, now_ms)
 
 
+@mutant(KIND, "takes_small_and_capital_letters_for_one", _MODEL)
+class TakesSmallAndCapitalLettersForOne(PlainPartitioner):
+    """Looks topics up as file names are on some systems."""
+
+    def _draw(self, topic: str, partition_count: int) -> int:
+        return super()._draw(topic.lower(), partition_count)
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        super().update_load(topic.lower(), loads, now_ms)
+
+
 @mutant(KIND, "takes_news_for_topics_that_begin_alike", _MODEL)
 class TakesNewsForTopicsThatBeginAlike(PlainPartitioner):
     """Looks topics up by the beginning of their names."""
