@@ -12,7 +12,7 @@ import anyio
 import pytest
 from penstock_object_store_fsspec import Settings, penstock_register_object_store
 from tests.cloud_servers import CloudServer, serving_azure, serving_gcs
-from tests.depth import FULL, how_many, in_full
+from tests.depth import how_many, in_full
 from tests.s3_server import serving_s3
 
 from penstock.errors import AlreadyExistsError, ConfigError, InvalidRequestError, NotFoundError
@@ -194,13 +194,9 @@ async def test_a_missing_bucket_is_one_sentence(cloud: CloudServer) -> None:
 _OF_PROCESSES = ("conditional creation", "reads of other processes")
 
 
+@pytest.mark.parametrize("cloud", ["s3", *in_full("gs", "az")], indirect=True)
 @pytest.mark.parametrize("about", [each for each in questions() if each not in _OF_PROCESSES])
-async def test_the_probe_finds_nothing_broken(
-    store: ObjectStore, cloud: CloudServer, about: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if cloud.protocol == "az" and not FULL:  # 256 in one deletion; a page of a listing has 5,000
-        monkeypatch.setattr("penstock_tools.probe.checks._MANY_KEYS", 300)
-        monkeypatch.setattr("penstock_tools.probe.checks._PAGE_KEYS", 256)
+async def test_the_probe_finds_nothing_broken(store: ObjectStore, cloud: CloudServer, about: str) -> None:
     findings = await questions()[about](Bench(store=store, writers=(), prefix="p/", rounds=4))
     assert [each for each in findings if each.verdict == "broken"] == []
 
