@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -247,8 +248,10 @@ async def test_a_full_disk_refuses_appends_until_space_returns(
     open_wal: Opener, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """Pending appends wait, new ones get FullError, and nothing needs a restart."""
+    tried = threading.Event()
 
     def no_space(*args: object) -> None:
+        tried.set()
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async with open_wal() as wal:
@@ -257,6 +260,7 @@ async def test_a_full_disk_refuses_appends_until_space_returns(
             patch.setattr(FileDevice, method, no_space)
             waiting = [wal.append([b"waiting"])]
             with anyio.fail_after(HANG_S):
+                await anyio.to_thread.run_sync(tried.wait, HANG_S)  # before the log has no room itself
                 while True:
                     try:
                         waiting.append(wal.append([b"waiting"]))
