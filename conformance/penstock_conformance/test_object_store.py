@@ -410,6 +410,11 @@ async def test_statistics_count(env: Env) -> None:
         assert counters.bytes_written >= 150
         assert counters.bytes_read >= 100
         assert counters.consecutive_failures == 0, f"the last attempts have succeeded: {counters}"
+        await store.put("c", [b"z" * 100_000])
+        before = store.statistics().bytes_read
+        await store.get("c", 10, 30)
+        read = store.statistics().bytes_read - before
+        assert 20 <= read < 50_000, f"20 bytes of 100,000 were read, told are {read}"
 
 
 # --- 2: races between processes

@@ -320,6 +320,16 @@ class CountsNothing(DirectoryStore):
         return ObjectStoreStatistics()
 
 
+@mutant(KIND, "counts_whole_objects_for_ranges", "statistics_count")
+class CountsWholeObjectsForRanges(DirectoryStore):
+    """Of whatever is asked for, it counts what there is."""
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        found = await super().get(key, start, end)
+        self._counts.bytes_read += self._info(key).size - len(found)
+        return found
+
+
 @mutant(KIND, "takes_missing_objects_for_failures", "statistics_count")
 class TakesMissingObjectsForFailures(DirectoryStore):
     """Counts each as an attempt that failed, whatever succeeds behind it."""
