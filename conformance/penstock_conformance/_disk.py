@@ -42,6 +42,8 @@ class FaultyDisk:
         self._unsynced: dict[str, list[tuple[int, bytes]]] = {}
         #: Called before each sync has its effect, in whatever thread.
         self.on_sync: Callable[[], None] = lambda: None
+        #: Called after each write, read and sync, in whatever thread; others go on meanwhile.
+        self.after: Callable[[], None] = lambda: None
         #: Calls that were seen, and that failed.
         self.seen: Counter[str] = Counter()
         self.failed = 0
@@ -196,18 +198,22 @@ class FaultyDisk:
         return int(self._system["pwritev"](fd, buffers, offset))
 
     def _pwrite(self, fd: int, data: Any, offset: int) -> int:
-        return self._through(fd, [data], offset, 0)
+        return self._pwritev(fd, [data], offset)
 
     def _pwritev(self, fd: int, buffers: Sequence[Any], offset: int, flags: int = 0) -> int:
-        return self._through(fd, buffers, offset, flags)
+        done = self._through(fd, buffers, offset, flags)
+        self.after()
+        return done
 
     def _write(self, fd: int, data: Any) -> int:
         if not self._path(fd):
             return int(self._system["write"](fd, data))
-        return self._through(fd, [data], None, 0)
+        return self._writev(fd, [data])
 
     def _writev(self, fd: int, buffers: Sequence[Any]) -> int:
-        return self._through(fd, buffers, None, 0)
+        done = self._through(fd, buffers, None, 0)
+        self.after()
+        return done
 
     def _synced(self, name: str, fd: Any) -> None:
         with self._lock:
@@ -229,17 +235,23 @@ class FaultyDisk:
 
     def _fsync(self, fd: Any) -> None:
         self._synced("fsync", fd)
+        self.after()
 
     def _fdatasync(self, fd: Any) -> None:
         self._synced("fdatasync", fd)
+        self.after()
 
     def _pread(self, fd: int, size: int, offset: int) -> bytes:
         self._read(fd)
-        return bytes(self._system["pread"](fd, size, offset))
+        data = bytes(self._system["pread"](fd, size, offset))
+        self.after()
+        return data
 
     def _preadv(self, fd: int, buffers: Sequence[Any], offset: int, flags: int = 0) -> int:
         self._read(fd)
-        return int(self._system["preadv"](fd, buffers, offset, flags))
+        size = int(self._system["preadv"](fd, buffers, offset, flags))
+        self.after()
+        return size
 
     def _read(self, fd: int) -> None:
         if self._path(fd):

@@ -209,3 +209,34 @@ class TrimsWhenItIsFenced(StoreWal):
             if len(body) > 1:  # a group, no seal
                 await self._drop([other for other in await self._slots() if other < slot])
             raise
+
+
+@mutant(KIND, "looks_before_it_has_the_lock", "a_newer_owner_may_come_between_any_accesses", level=2)
+class LooksBeforeItHasTheLock(FileWal):
+    """Reads who owns the log, waits until nobody else writes, and believes what it read."""
+
+    _was_owner: bool | None = None
+
+    def _flush(self) -> None:
+        self._was_owner = super()._is_owner() if self._queue else None
+        super()._flush()
+        self._was_owner = None
+
+    def _is_owner(self) -> bool:
+        return super()._is_owner() if self._was_owner is None else self._was_owner
+
+
+@mutant(
+    KIND, "judges_its_opening_before_it_has_the_lock", "a_newer_owner_may_come_between_any_accesses", level=2
+)
+class JudgesItsOpeningBeforeItHasTheLock(FileWal):
+    """Reads whose log it is, and then takes it over."""
+
+    def _take_over(self) -> None:
+        header = self._read_header()
+        if header.epoch >= self._epoch:
+            raise FencedError(f"a newer owner holds the log: epoch={header.epoch}")
+        self._header = header._replace(epoch=self._epoch)
+        with self._locked():
+            self._write_header()
+        self._end = self._confirmed = self._header.start
