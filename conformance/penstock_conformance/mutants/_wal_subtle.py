@@ -14,7 +14,7 @@ import anyio
 
 from penstock.errors import CorruptError, FencedError
 from penstock.spi.plugin import Buffer
-from penstock.spi.wal import WalAppend
+from penstock.spi.wal import WalAppend, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.mutants._wal_in_store import StoreWal
 from penstock_conformance.reference._wal import RECORD_BYTES, FileWal, Header
@@ -79,6 +79,26 @@ class BeginsAnewUnderAnEmptyHeader(FileWal):
     @classmethod
     def identify(cls, path: Path, epoch: int) -> str | None:
         return super().identify(path, epoch) if path.exists() and any(path.read_bytes()[:64]) else None
+
+
+@mutant(KIND, "finds_no_log_under_a_damaged_header", "no_damage_is_passed_over", level=3)
+class FindsNoLogUnderADamagedHeader(FileWal):
+    """Says that there is none yet where it can't read whose it is."""
+
+    @classmethod
+    def identify(cls, path: Path, epoch: int) -> str | None:
+        try:
+            return super().identify(path, epoch)
+        except CorruptError:
+            return None
+
+
+@mutant(KIND, "takes_less_than_no_time", "statistics_tell_the_state")
+class TakesLessThanNoTime(FileWal):
+    """Takes the beginning of a group from its end."""
+
+    def statistics(self) -> WalStatistics:
+        return replace(super().statistics(), last_group_us=-5)
 
 
 @mutant(KIND, "is_unsealed_by_a_trim", "sealed_log_can_be_trimmed")
