@@ -120,6 +120,24 @@ async def test_entries_of_all_sizes_come_back_as_they_were(env: Env) -> None:
     check_same(await read(env), bodies, "entries of all sizes")
 
 
+async def test_megabytes_of_small_entries_come_back_as_they_were(env: Env) -> None:
+    """``data`` is exactly the bytes that were appended, wherever in the log they are, or in what is read at once."""
+    async with env.open() as wal:
+        await recovered(wal)
+        bodies: list[bytes] = []
+        size = 0
+        while size < 5 * 2**20 // 2 and _has_room(wal):
+            left = room_of(wal, 200_000)
+            burst: list[bytes] = []
+            while left > 0:
+                burst.append(env.random.randbytes(env.random.randrange(1000, 2500)))
+                left -= len(burst[-1])
+            await append_all(wal, burst)
+            bodies += burst
+            size += sum(map(len, burst))
+    check_same(await read(env), bodies, f"{len(bodies)} small entries")
+
+
 async def _append_in_pieces(env: Env, wal: Any, body: bytes) -> WalAppend:
     """In one buffer, or in thousands; mostly at once, sometimes when all before is durable."""
     step = env.random.choice((len(body), len(body), 1 + len(body) // 3000, 1 + len(body) // 40))

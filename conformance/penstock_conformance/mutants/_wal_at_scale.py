@@ -430,6 +430,18 @@ class ChecksTheFirst64Records(FileWal):
             yield entry
 
 
+@mutant(KIND, "reads_a_mebibyte_at_a_time", "megabytes_of_small_entries_come_back_as_they_were")
+class ReadsAMebibyteAtATime(FileWal):
+    """Puts a small entry that two reads share together with a byte that is wrong."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        async for entry in super().recover():
+            if entry.position // 2**20 != entry.next_position // 2**20 and 1 < len(entry.data) < 3000:
+                data = bytes(entry.data)
+                entry = WalEntry(entry.position, entry.next_position, memoryview(data[:-1] + data[:1]))
+            yield entry
+
+
 @mutant(KIND, "shows_what_is_before_damage", "damage_far_into_the_log_is_reported", level=3)
 class ShowsWhatIsBeforeDamage(FileWal):
     """Is content, from outside, with what can be read."""
