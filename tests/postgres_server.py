@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -66,7 +66,8 @@ class PostgresServer:
             yield
         finally:
             for one in processes:
-                os.kill(one, signal.SIGCONT)
+                with suppress(ProcessLookupError):  # it had ended, and the first has buried it by now
+                    os.kill(one, signal.SIGCONT)
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
