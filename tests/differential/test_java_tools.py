@@ -45,6 +45,7 @@ def tool(penstock: ServeProcess, tmp_path_factory: pytest.TempPathFactory) -> To
     return run
 
 
+@pytest.mark.full
 def test_reassignments_end_well_and_leave_nothing_behind(
     tool: Tool, penstock: ServeProcess, tmp_path: Path
 ) -> None:

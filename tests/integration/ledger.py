@@ -27,7 +27,7 @@ _PACE_BYTES_PER_S = 4_000_000
 
 #: Of these, thousands in a second are enough: each costs a producer, the broker and who checks it.
 _SMALL_BYTES = 100
-_PAUSE_OF_SMALL_S = 0.01
+_PAUSE_OF_SMALL_S = 0.02
 
 
 def value_of(writer: int, number: int, size: int) -> bytes:
@@ -110,7 +110,7 @@ class Ledger:
             if size > _PACED_BYTES:
                 time.sleep(size / _PACE_BYTES_PER_S)
             elif number % 50 == 0:
-                time.sleep(_PAUSE_OF_SMALL_S if size <= _SMALL_BYTES else 0.002)
+                time.sleep(_PAUSE_OF_SMALL_S if size <= _SMALL_BYTES else 0.004)
         deadline = time.monotonic() + HANG_S
         while producer.flush(0.2) and time.monotonic() < deadline:
             if self._abandoned:

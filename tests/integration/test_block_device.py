@@ -66,6 +66,7 @@ def test_kills_lose_nothing_on_a_device(
                 broker.kill()
 
 
+@pytest.mark.full
 def test_a_second_broker_takes_the_device_over(serve: ServeFactory, tmp_path: Path) -> None:
     """The first ends at its next write; the second, and whoever follows, has all that either acknowledged."""
     with loop_device(tmp_path, CAPACITY_BYTES) as device:

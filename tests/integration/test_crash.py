@@ -59,7 +59,7 @@ WALS = {
 }
 
 
-@pytest.mark.parametrize("wal", ["direct", *in_full("wal_s3", "buffered")])
+@pytest.mark.parametrize("wal", in_full("direct", "wal_s3", "buffered"))
 def test_large_batches_survive_kills(serve: ServeFactory, wal: str) -> None:
     """Read from the cache, after another kill, and from objects after a stop that uploaded everything."""
     broker = serve("stream.upload_interval=1s", "stream.upload_bytes=8MiB", *WALS[wal])

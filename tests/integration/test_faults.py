@@ -222,7 +222,7 @@ def flaky(serve: ServeFactory) -> Flaky:
     return Flaky(broker)
 
 
-@pytest.mark.parametrize("mode", ["fail", "stall"])
+@pytest.mark.parametrize("mode", ["fail", *in_full("stall")])
 def test_store_down(flaky: Flaky, mode: str) -> None:
     """Acknowledgements go on until the WAL is full, then producers wait, then all goes on by itself."""
     broker = flaky.broker

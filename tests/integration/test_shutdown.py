@@ -10,6 +10,7 @@ import time
 
 import pytest
 from confluent_kafka import Consumer
+from tests.depth import in_full
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.ledger import SILENT, TOPIC, Ledger, check, create_topic, read_all
 from tests.integration.test_faults import acks_go_on
@@ -97,7 +98,7 @@ def test_parked_requests_are_answered(serve: ServeFactory) -> None:
         sock.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *in_full(signal.SIGINT)])
 def test_stops_under_load(serve: ServeFactory, number: signal.Signals) -> None:
     """Stopped again and again under producers and a consumer group: nothing acknowledged is lost or doubled."""
     rng = random.Random(int(number))

@@ -77,8 +77,13 @@ def temporary(tmp_path: Path) -> Iterator[Path]:
     ("number", "workers"),
     [
         (signal.SIGINT, 2),
-        (signal.SIGKILL, 0),
-        *in_full((signal.SIGINT, 0), (signal.SIGKILL, 2), (signal.SIGTERM, 2), (signal.SIGTERM, 0)),
+        *in_full(
+            (signal.SIGKILL, 0),
+            (signal.SIGINT, 0),
+            (signal.SIGKILL, 2),
+            (signal.SIGTERM, 2),
+            (signal.SIGTERM, 0),
+        ),
     ],
 )
 def test_an_interrupted_run_leaves_nothing(
