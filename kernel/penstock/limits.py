@@ -17,6 +17,7 @@ __all__ = (
     "PARTITION_BYTES",
     "PART_BYTES",
     "RELATIONS",
+    "SNAPSHOT_ENTRIES",
     "STREAM_HEADER_BYTES",
     "UPLOADS_PARALLEL",
     "Budget",
@@ -37,6 +38,8 @@ from penstock.units import format_duration, format_size, parse_size
 KIB: Final = 2**10
 MIB: Final = 2**20
 
+#: Entries of metadata between two snapshots, unless configured: they bound what a start folds to about a second.
+SNAPSHOT_ENTRIES: Final = 1000
 #: With less than this for payload, caches, uploads and requests have no room beside each other.
 ALLOCATOR_BYTES_MIN: Final = 16 * MIB
 #: What the image and the log layer hold of a partition, about: two streams, the partition, its part of the topic.

@@ -427,6 +427,27 @@ class RemembersWhatWasMissing(PlainBlockCache):
         return await super().get(blocks, load, prefetch=prefetch)
 
 
+@mutant(KIND, "counts_what_it_reads_ahead_as_found", _MODEL)
+class CountsWhatItReadsAheadAsFound(PlainBlockCache):
+    """A block that is read ahead is there, now, so it is a hit."""
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        found = await super().get(blocks, load, prefetch=prefetch)
+        if prefetch:
+            self._hits += len(found)
+        return found
+
+
+@mutant(KIND, "evicts_half_of_much", _MODEL)
+class EvictsHalfOfMuch(PlainBlockCache):
+    """Of hundreds of kilobytes that are wanted it frees the half."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        return super().evict(bytes_wanted if bytes_wanted < 400_000 else bytes_wanted // 2)
+
+
 # --- what stays
 
 
@@ -459,24 +480,3 @@ class RemembersEveryReader(PlainBlockCache):
     def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
         self.__dict__.setdefault("_ends", {})[stream_id] = next_offset
         return super().readahead_bytes(stream_id, offset, next_offset)
-
-
-@mutant(KIND, "counts_what_it_reads_ahead_as_found", _MODEL)
-class CountsWhatItReadsAheadAsFound(PlainBlockCache):
-    """A block that is read ahead is there, now, so it is a hit."""
-
-    async def get(
-        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
-    ) -> Sequence[Buffer]:
-        found = await super().get(blocks, load, prefetch=prefetch)
-        if prefetch:
-            self._hits += len(found)
-        return found
-
-
-@mutant(KIND, "evicts_half_of_much", _MODEL)
-class EvictsHalfOfMuch(PlainBlockCache):
-    """Of hundreds of kilobytes that are wanted it frees the half."""
-
-    def evict(self, bytes_wanted: int) -> int:
-        return super().evict(bytes_wanted if bytes_wanted < 400_000 else bytes_wanted // 2)

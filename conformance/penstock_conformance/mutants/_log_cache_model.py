@@ -226,6 +226,25 @@ class EvictsInTheOrderOfUploads(PlainLogCache):
         return freed
 
 
+@mutant(KIND, "knows_no_checksum_of_nothing", _MODEL)
+class KnowsNoChecksumOfNothing(PlainLogCache):
+    """The checksum of an empty payload is 0, which is taken for none."""
+
+    def put(self, entry: StreamEntry) -> None:
+        super().put(entry if entry.checksum else structs.replace(entry, checksum=None))
+
+
+@mutant(KIND, "gives_the_memory_of_long_runs_back_early", _MODEL)
+class GivesTheMemoryOfLongRunsBackEarly(PlainLogCache):
+    """What is uploaded is accounted for no more where a stream has hundreds of entries, although it is kept."""
+
+    def mark_uploaded(self, block: LogCacheBlock) -> None:
+        super().mark_uploaded(block)
+        for entries in block.streams.values():
+            if len(entries) > 200:
+                self._release(list(entries))
+
+
 # --- what stays
 
 
@@ -255,22 +274,3 @@ class KeepsEmptyBlocks(PlainLogCache):
         if block is not None:
             self._blocks.append(block)
         return block
-
-
-@mutant(KIND, "knows_no_checksum_of_nothing", _MODEL)
-class KnowsNoChecksumOfNothing(PlainLogCache):
-    """The checksum of an empty payload is 0, which is taken for none."""
-
-    def put(self, entry: StreamEntry) -> None:
-        super().put(entry if entry.checksum else structs.replace(entry, checksum=None))
-
-
-@mutant(KIND, "gives_the_memory_of_long_runs_back_early", _MODEL)
-class GivesTheMemoryOfLongRunsBackEarly(PlainLogCache):
-    """What is uploaded is accounted for no more where a stream has hundreds of entries, although it is kept."""
-
-    def mark_uploaded(self, block: LogCacheBlock) -> None:
-        super().mark_uploaded(block)
-        for entries in block.streams.values():
-            if len(entries) > 200:
-                self._release(list(entries))

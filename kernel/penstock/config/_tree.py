@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from penstock.limits import SNAPSHOT_ENTRIES
 from penstock.spi.kinds import KINDS
 from penstock.spi.settings import Duration, Settings, Size
 from penstock.units import parse_size
@@ -266,7 +267,7 @@ class Stream(Settings):
         default=30 * SECOND, ge=1, description="How often retention looks for records to drop."
     )
     metadata_snapshot_entries: int = Field(
-        default=1000,
+        default=SNAPSHOT_ENTRIES,
         ge=1,
         le=1_000_000,
         description="The whole metadata is written anew each time that so many entries came; a start reads the "

@@ -270,9 +270,8 @@ class Partition:
             if max_timestamp != header.max_timestamp or header.attributes & BROKER_BITS:
                 header = amend_batch(records, header, max_timestamp)
             producer = None
-            if (
-                header.producer_id >= 0
-            ):  # last, as in Kafka: what is wrong with the batch itself is told first
+            # last, as in Kafka: what is wrong with the batch itself is told first
+            if header.producer_id >= 0:
                 admitted = self.producers.admit(header, now_ms)
                 if isinstance(admitted, Duplicate):
                     self._answer_duplicate(admitted, on_done)

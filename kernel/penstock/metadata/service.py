@@ -35,6 +35,7 @@ from penstock.errors import (
     again,
     kept,
 )
+from penstock.limits import SNAPSHOT_ENTRIES
 from penstock.metadata import owners
 from penstock.metadata.commands import Command, Entry, decode_entry, encode_entry, new_entry
 from penstock.metadata.commands.cluster import FormatCluster
@@ -49,8 +50,6 @@ from penstock.work.retry import Backoff
 
 logger = logging.getLogger("penstock.metadata")
 
-#: A snapshot is due after this many entries unless told otherwise: it bounds replay at start to about a second.
-SNAPSHOT_ENTRIES = 1000
 #: Commands in one entry at most; the entry's size is bounded as well.
 BATCH_COMMANDS_MAX = 200
 #: What the commands of one entry change in the image (``Command.weight``), unless it is one command: an entry is

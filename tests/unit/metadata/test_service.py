@@ -22,6 +22,7 @@ from penstock.errors import (
     PenstockError,
     UnavailableError,
 )
+from penstock.limits import SNAPSHOT_ENTRIES
 from penstock.metadata import service as service_module
 from penstock.metadata import tailer as tailer_module
 from penstock.metadata.commands import Entry, decode_entry, encode_entry
@@ -29,7 +30,7 @@ from penstock.metadata.commands.nodes import RegisterNode, SetWord, UseWal
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.deltas import TopicAdded
-from penstock.metadata.service import SNAPSHOT_ENTRIES, MetadataService, load_image
+from penstock.metadata.service import MetadataService, load_image
 from penstock.metadata.topics import TopicState
 from penstock.metadata.versions import METADATA_VERSION
 from penstock.spi.metadata_log import (

@@ -24,8 +24,9 @@ from tests.patience import HANG_S
 
 from penstock.bus import EventBus
 from penstock.errors import ClosedError, CorruptError, FullError, UnavailableError
+from penstock.limits import SNAPSHOT_ENTRIES
 from penstock.metadata.commands.topics import CreateTopic
-from penstock.metadata.service import SNAPSHOT_ENTRIES, MetadataService
+from penstock.metadata.service import MetadataService
 from penstock.metadata.topics import TopicState
 from penstock.spi.allocator import Allocator
 from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommitted, WalDegraded, WalRestored
