@@ -30,6 +30,7 @@ from penstock.errors import (
     ConflictError,
     FencedError,
     FullError,
+    NotFoundError,
 )
 from penstock.spi.metadata_log import MetadataSnapshot
 from penstock.spi.plugin import Buffer
@@ -160,8 +161,11 @@ async def create_race(env: Env, *, owner: int, size: int = 2000) -> None:
                 tell(True)
 
 
-async def count_with_swap(env: Env, *, key: str, times: int) -> None:
-    """Object store: add one to a counter ``times`` times with compare_and_swap."""
+async def count_with_swap(env: Env, *, key: str, times: int, beside: str) -> None:
+    """Object store: add one to a counter ``times`` times with compare_and_swap, and tell so.
+
+    Then append a ``+`` to ``beside``, which others put, again and again, until it isn't there any more.
+    """
     async with env.open() as store:
         tell("ready")
         ask()
@@ -175,6 +179,15 @@ async def count_with_swap(env: Env, *, key: str, times: int) -> None:
                 except ConflictError:
                     continue
                 break
+        tell("counted")
+        while True:
+            try:
+                info = await store.head(beside)
+                body = bytes(await store.get(beside))
+            except NotFoundError:
+                return
+            with suppress(ConflictError):
+                await store.compare_and_swap(beside, [body, b"+"], info.token)
 
 
 async def overwrite(env: Env, *, key: str, owner: int, sizes: list[int]) -> None:

@@ -444,23 +444,32 @@ async def test_put_if_absent_has_one_winner_among_processes(env: Env) -> None:
 
 @clause(level=2, claims="compare_and_swap")
 async def test_swap_loses_no_update_among_processes(env: Env) -> None:
-    """``compare_and_swap`` is atomic over every process that uses the store."""
+    """``compare_and_swap`` is atomic over every process that uses the store: it loses no other swap, and no put."""
     times = 10 * env.rounds
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(env.open())
         _shared(store)
         await store.put("count", [b"0"])
+        await store.put("beside", [b""])
+        job = {"key": "count", "times": times, "beside": "beside"}
         children = [
-            await stack.enter_async_context(Child(env, "count_with_swap", key="count", times=times))
-            for _ in range(_PROCESSES)
+            await stack.enter_async_context(Child(env, "count_with_swap", **job)) for _ in range(_PROCESSES)
         ]
         for child in children:
             assert await child.next() == "ready", "a child process failed to open the store"
         for child in children:
             await child.tell("go")
         for child in children:
-            await child.finish()
+            assert await child.next() == "counted", "a child process failed to swap"
         assert int(bytes(await store.get("count"))) == times * _PROCESSES, "updates were lost"
+        for number in range(times):
+            await store.put("beside", [b"%d" % number])
+            for _ in range(4):
+                found = bytes(await store.get("beside")).rstrip(b"+")
+                assert found == b"%d" % number, f"a swap with an older token has undone a put: {found!r}"
+        await store.delete(["beside"])
+        for child in children:
+            await child.finish()
 
 
 @clause(level=2)

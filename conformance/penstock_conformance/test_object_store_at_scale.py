@@ -16,6 +16,7 @@ from penstock.errors import (
     InvalidRequestError,
     NotFoundError,
     PenstockError,
+    UnavailableError,
 )
 from penstock_conformance._body import check_body, make_body
 from penstock_conformance._clause import clause, not_applicable
@@ -615,7 +616,7 @@ async def _upload(store: Any, key: str, parts: Iterable[bytes]) -> None:
 @clause(level=4)
 async def test_outage_is_not_emptiness(env: Env) -> None:
     """NotFoundError if there is no such object, and only then: when nothing can be opened, nothing is known, nor that
-    an object is there, or another one."""
+    an object is there, or another one. Statistics count the calls that failed, and tell when the outage is over."""
     async with env.open() as store:
         local_folder(store)
         await store.put("dir/key", [b"x" * 1000])
@@ -634,6 +635,12 @@ async def test_outage_is_not_emptiness(env: Env) -> None:
             if store.capabilities.compare_and_swap:
                 asked["compare_and_swap"] = await error_of(store.compare_and_swap("dir/other", [b"y"], token))
             not_deleted = await error_of(store.delete(["dir/other"]))
+            failed = sum(isinstance(error, UnavailableError) for error in (*asked.values(), not_deleted))
+            told = store.statistics()
+        assert told.errors >= failed, f"{failed} calls failed, told are {told.errors}"
+        if isinstance(not_deleted, UnavailableError):
+            assert told.consecutive_failures > 0, f"the last call failed: {told}"
+            assert told.last_error, f"nothing says why calls failed: {told}"
         for what, error in asked.items():
             if error is None and what == "put":
                 not_applicable("the store opens nothing for a put")
@@ -647,6 +654,8 @@ async def test_outage_is_not_emptiness(env: Env) -> None:
         _check_bytes(await store.get("dir/key"), b"x" * 1000, "an object after the outage")
         await store.put("dir/key", [b"z"])
         _check_bytes(await store.get("dir/key"), b"z", "an object that is put after the outage")
+        told = store.statistics()
+        assert told.consecutive_failures == 0, f"calls succeed again: {told}"
 
 
 @clause(level=4)

@@ -220,6 +220,9 @@ async def test_counters_begin_with_the_opener(env: Env) -> None:
             assert (told.puts, told.gets, told.bytes_written) == (0, 0, 0), (
                 f"the work of another opener: {told}"
             )
+            assert (told.errors, told.consecutive_failures, told.last_error) == (0, 0, ""), (
+                f"nothing has failed: {told}"
+            )
             await second.put("key/9", [b"y"])
             assert first.statistics().puts == counters.puts, "another opener's put is counted"
 

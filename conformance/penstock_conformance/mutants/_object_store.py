@@ -65,6 +65,14 @@ class SwapsWithoutALock(DirectoryStore):
         yield
 
 
+@mutant(KIND, "swaps_over_what_is_put_meanwhile", "swap_loses_no_update_among_processes", level=2)
+class SwapsOverWhatIsPutMeanwhile(DirectoryStore):
+    """Has a lock for those who swap, and none for those who put."""
+
+    def _write(self, key: str, body: Sequence[Buffer], *, exclusive: bool, locked: bool = False) -> str:
+        return super()._write(key, body, exclusive=exclusive, locked=True)
+
+
 @mutant(KIND, "lists_from_a_cache", "listing_sees_completed_puts_at_once")
 class ListsFromACache(DirectoryStore):
     """Keeps the first listing."""

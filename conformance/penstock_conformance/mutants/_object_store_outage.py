@@ -6,9 +6,10 @@ __all__ = ()
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from penstock.errors import AlreadyExistsError, ConflictError, NotFoundError, UnavailableError
-from penstock.spi.object_store import ObjectInfo
+from penstock.spi.object_store import ObjectInfo, ObjectStoreStatistics
 from penstock.spi.plugin import Buffer
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference._object_store import DirectoryStore
@@ -56,6 +57,32 @@ class DeletesNothingInAnOutage(DirectoryStore):
     async def delete(self, keys: Sequence[str]) -> None:
         with suppress(UnavailableError):
             await super().delete(keys)
+
+
+@mutant(KIND, "counts_no_failures", "outage_is_not_emptiness", level=4)
+class CountsNoFailures(DirectoryStore):
+    """Tells how often it was asked, and not how often in vain."""
+
+    def statistics(self) -> ObjectStoreStatistics:
+        return replace(super().statistics(), errors=0, consecutive_failures=0, last_error="")
+
+
+@mutant(KIND, "is_in_an_outage_for_ever", "outage_is_not_emptiness", level=4)
+class IsInAnOutageForEver(DirectoryStore):
+    """Takes all failures for such as follow each other."""
+
+    def statistics(self) -> ObjectStoreStatistics:
+        told = super().statistics()
+        return replace(told, consecutive_failures=told.errors)
+
+
+@mutant(KIND, "says_why_though_nothing_failed", "counters_begin_with_the_opener")
+class SaysWhyThoughNothingFailed(DirectoryStore):
+    """Has a word for the state of a disk that is well."""
+
+    def statistics(self) -> ObjectStoreStatistics:
+        told = super().statistics()
+        return replace(told, last_error=told.last_error or "none")
 
 
 @mutant(KIND, "makes_room_for_a_swap", "full_disk_is_told_and_harms_nothing", level=4)

@@ -22,6 +22,7 @@ from penstock.errors import (
     ConflictError,
     InvalidRequestError,
     NotFoundError,
+    PenstockError,
     UnavailableError,
 )
 from penstock.hookspecs import hookimpl
@@ -50,6 +51,9 @@ class _Counts:
     lists: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    errors: int = 0
+    consecutive_failures: int = 0
+    last_error: str = ""
 
 
 class DirectoryStore:
@@ -76,32 +80,36 @@ class DirectoryStore:
         await checkpoint()
         if start < 0 or (end is not None and end < start):
             raise InvalidRequestError(f"not a range: key={key} start={start} end={end}")
-        body = self._read(key)[_TOKEN_BYTES:]
-        if start > len(body):
-            raise InvalidRequestError(f"the range starts past the object: key={key} start={start}")
-        data = self._range(body, start, end)
-        self._counts.gets += 1
-        self._counts.bytes_read += len(data)
-        return data
+        with self._counted():
+            body = self._read(key)[_TOKEN_BYTES:]
+            if start > len(body):
+                raise InvalidRequestError(f"the range starts past the object: key={key} start={start}")
+            data = self._range(body, start, end)
+            self._counts.gets += 1
+            self._counts.bytes_read += len(data)
+            return data
 
     def _range(self, body: bytes, start: int, end: int | None) -> bytes:
         return body[start:end]
 
     async def head(self, key: str) -> ObjectInfo:
         await checkpoint()
-        return self._info(key)
+        with self._counted():
+            return self._info(key)
 
     async def put(self, key: str, body: Sequence[Buffer]) -> str:
         await checkpoint()
-        return self._write(key, body, exclusive=False)
+        with self._counted():
+            return self._write(key, body, exclusive=False)
 
     async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
         await checkpoint()
-        return self._write(key, body, exclusive=True)
+        with self._counted():
+            return self._write(key, body, exclusive=True)
 
     async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
         await checkpoint()
-        with self._locked():
+        with self._counted(), self._locked():
             try:
                 current = self._info(key).token
             except NotFoundError:
@@ -116,7 +124,7 @@ class DirectoryStore:
 
     async def delete(self, keys: Sequence[str]) -> None:
         await checkpoint()
-        with self._locked():
+        with self._counted(), self._locked():
             for key in keys:
                 self._path(key).unlink(missing_ok=True)
                 self._counts.deletes += 1
@@ -124,10 +132,13 @@ class DirectoryStore:
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
         await checkpoint()
         self._counts.lists += 1
-        for key in sorted(self._keys()):
+        with self._counted():
+            keys = sorted(self._keys())
+        for key in keys:
             if key.startswith(prefix) and key > start_after:
                 try:
-                    info = self._info(key)
+                    with self._counted():
+                        info = self._info(key)
                 except NotFoundError:
                     continue
                 yield info
@@ -148,7 +159,25 @@ class DirectoryStore:
             lists=counts.lists,
             bytes_read=counts.bytes_read,
             bytes_written=counts.bytes_written,
+            errors=counts.errors,
+            consecutive_failures=counts.consecutive_failures,
+            last_error=counts.last_error,
         )
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A call that fails is counted; every other one is answered by the medium, be it with a refusal."""
+        try:
+            yield
+        except UnavailableError as error:
+            self._counts.errors += 1
+            self._counts.consecutive_failures += 1
+            self._counts.last_error = str(error)
+            raise
+        except PenstockError:
+            self._counts.consecutive_failures = 0
+            raise
+        self._counts.consecutive_failures = 0
 
     def _path(self, key: str) -> Path:
         # a dot is escaped, too: "." and ".." are no names of files

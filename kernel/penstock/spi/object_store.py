@@ -79,8 +79,9 @@ class ObjectStoreStatistics:
     lists: Annotated[int, counter("requests", "Listings.")] = 0
     bytes_read: Annotated[int, counter("bytes", "Bytes read.")] = 0
     bytes_written: Annotated[int, counter("bytes", "Bytes written.")] = 0
+    #: Calls that raised UnavailableError. A refusal, or an object that isn't there, is an answer.
     errors: Annotated[int, counter("requests", "Requests that failed.")] = 0
-    #: Attempts that the store repeats by itself count too.
+    #: Attempts that the store repeats by itself count too. An answer of the medium, also a refusal, makes it 0 again.
     consecutive_failures: Annotated[
         int,
         gauge(
@@ -88,6 +89,7 @@ class ObjectStoreStatistics:
             "Attempts that failed since one succeeded.",
         ),
     ] = 0
+    #: Kept when attempts succeed again; empty as long as none has failed.
     last_error: Annotated[str, text("Why the last of them failed.")] = ""
     outage_s: Annotated[float, gauge("s", "For how long nothing has worked; the kernel fills it in.")] = 0.0
 

@@ -106,6 +106,7 @@ class UnusualStore:
         self._mutex = threading.Lock()
         self._limiter = anyio.CapacityLimiter(1 if way.one_at_a_time else 8)
         self._counts: Counter[str] = Counter()
+        self._last_error = ""
 
     @property
     def capabilities(self) -> ObjectStoreCapabilities:
@@ -126,9 +127,14 @@ class UnusualStore:
                 return work()
 
         try:
-            return await anyio.to_thread.run_sync(locked, limiter=self._limiter)
+            answer = await anyio.to_thread.run_sync(locked, limiter=self._limiter)
         except sqlite3.Error as error:
-            raise UnavailableError(f"the store's database fails: reason={error}") from error
+            self._counts["errors"] += 1
+            self._counts["failing"] += 1
+            self._last_error = f"the store's database fails: reason={error}"
+            raise UnavailableError(self._last_error) from error
+        self._counts["failing"] = 0
+        return answer
 
     def _row(self, key: str) -> Any:
         row = self._database.execute(
@@ -254,6 +260,9 @@ class UnusualStore:
             lists=counts["lists"],
             bytes_read=counts["bytes_read"],
             bytes_written=counts["bytes_written"],
+            errors=counts["errors"],
+            consecutive_failures=counts["failing"],
+            last_error=self._last_error,
         )
 
     def close(self) -> None:
