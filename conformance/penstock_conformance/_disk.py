@@ -70,16 +70,19 @@ class FaultyDisk:
             for faults in self._faults.values():
                 faults.clear()
 
-    def power_cut(self, rng: random.Random) -> dict[str, bytes]:
-        """Files as a power cut would leave them now: what wasn't synced is there, or not, sector by sector."""
+    def power_cut(self, rng: random.Random, likely: float | None = None) -> dict[str, bytes]:
+        """Files as a power cut would leave them now: what wasn't synced is there, or not, sector by sector.
+
+        ``likely``: that a sector is there; anything if None.
+        """
         with self._lock:
             images = {path: bytearray(image) for path, image in self._durable.items()}
             unsynced = {path: list(writes) for path, writes in self._unsynced.items()}
         for path, writes in unsynced.items():
-            likely = rng.choice((0.0, 0.2, 0.9, 1.0))
+            share = rng.choice((0.0, 0.2, 0.9, 1.0)) if likely is None else likely
             for offset, data in rng.sample(writes, len(writes)) if rng.random() < 0.3 else writes:
                 for start in range(0, len(data), _SECTOR_BYTES):
-                    if rng.random() < likely:
+                    if rng.random() < share:
                         _put(images[path], offset + start, data[start : start + _SECTOR_BYTES])
         return {path: bytes(image) for path, image in images.items()}
 

@@ -304,27 +304,32 @@ async def test_epoch_has_one_owner_whatever_it_did(env: Env) -> None:
 
 async def test_sequence_is_the_callers_again_at_once(env: Env) -> None:
     """``data`` is any sequence, and the caller's again when ``append`` returns; its buffers are when it is done."""
-    parts = [
-        b"one",
-        bytearray(b"and two"),
-        memoryview(b"-and three-")[1:-1],
-        memoryview(bytearray(b"and four")),
-    ]
-    wanted = [b"oneand twoand threeand four"] * 6
+    pieces = [b"one", b"and two", b"-and three-", b"and four"]
+    wanted: list[bytes] = []
     async with env.open() as wal:
         await recovered(wal)
-        for make in (list, tuple, UserList):
+        times = min(room_of(wal, 2**20), wal.capabilities.entry_bytes_max) // 60
+        makers: list[tuple[Callable[[Sequence[Buffer]], Any], int]]
+        makers = [(list, 1), (tuple, 1), (UserList, 1), (list, times)]
+        for make, long in makers:
+            one, two, three, four = (piece * long for piece in pieces)
+            parts: list[Buffer] = [
+                *(one, bytearray(two), memoryview(three)[1:-1], memoryview(bytearray(four)))
+            ]
+            whole = b"".join(parts)
+            wanted += [whole] * 2
             data: Any = make(parts)
             first = wal.append(data)
             assert list(data) == parts, "append changed the sequence that it was given"
             await first.wait_durable()
             assert list(data) == parts, "append changed the sequence that it was given, later"
-            second = wal.append(data, crc32c(wanted[0]))
+            second = wal.append(data, crc32c(whole))
             if make is not tuple:
                 data.clear()
                 data.append(b"of the caller's next entry")
             await second.wait_durable()
             assert make is tuple or list(data) == [b"of the caller's next entry"], "it is the caller's"
+            assert b"".join(parts) == whole, "the log changed buffers of the caller"
     check_same(await read(env), wanted, "whose sequences were used again")
 
 

@@ -35,6 +35,9 @@ _OUTAGE = "unavailable"
 #: Lives that end by a cut, each later than the one before, and the groups of one that has no reason to end.
 _CUT_LIVES = 4
 _CUT_GROUPS = 60
+#: Groups that a cut tears, and the entries of each.
+_TORN_GROUPS = 6
+_TORN_ENTRIES = 12
 
 
 async def _live(
@@ -181,6 +184,37 @@ async def test_power_cut_takes_nothing_that_was_acknowledged(env: Env) -> None:
             history.add(bodies, appends[:told])
             history.doubt(bodies[told : len(appends)])
             medium.disk.restore(images)
+
+
+@clause(level=4)
+async def test_what_a_power_cut_left_behind_never_comes_back(env: Env) -> None:
+    """No entry is returned after a missing one, also not when others of its size have filled the hole since: what a
+    cut left of a group that nobody was told of is out of the log, once its next owner has recovered without it."""
+    async with faulty_medium(env) as medium:
+        wanted: list[bytes] = []
+        for number in range(_TORN_GROUPS):
+            async with medium.open(3 * number + 1) as wal:
+                check_same(
+                    [bytes(entry.data) for entry in await recovered(wal)], wanted, f"after {number} cuts"
+                )
+                wanted += await _acked(wal, [b"first"])
+                medium.require_disk()
+                torn: list[dict[str, bytes]] = []
+
+                def cut(torn: list[dict[str, bytes]] = torn) -> None:
+                    torn.append(medium.disk.power_cut(env.random, 0.9))
+
+                medium.disk.on_sync = cut
+                await append_all(wal, make_bodies(_TORN_ENTRIES, size=1200, owner=number))
+                medium.disk.on_sync = lambda: None
+            medium.disk.restore(torn[0] if torn else {})
+            async with medium.open(3 * number + 2) as wal:
+                found = [bytes(entry.data) for entry in await recovered(wal)]
+                check_same(found[: len(wanted)], wanted, "acknowledged before a cut")
+                wanted = found + await _acked(wal, make_bodies(3, size=1200, owner=100 + number))
+            async with medium.open(3 * number + 3) as wal:
+                found = [bytes(entry.data) for entry in await recovered(wal)]
+                check_same(found, wanted, "entries where a cut had left others")
 
 
 @clause(level=4)

@@ -566,6 +566,18 @@ class TrustsTheLastEntry(FileWal):
 # --- what belongs to the caller
 
 
+@mutant(KIND, "releases_large_views_of_the_caller", _CALLERS)
+class ReleasesLargeViewsOfTheCaller(FileWal):
+    """Takes what it was given for its own, and lets go of it as soon as it is written."""
+
+    def _answer(self, group: _Group) -> None:
+        super()._answer(group)
+        for _, data in group:
+            for part in data:
+                if isinstance(part, memoryview) and len(part) > 32_768:
+                    part.release()
+
+
 @mutant(KIND, "keeps_the_callers_list", _CALLERS)
 class KeepsTheCallersList(FileWal):
     """Takes the buffers out of it when it writes."""

@@ -409,3 +409,11 @@ class SaysThatItIsSealed(FileWal):
             await super().seal()
         except OSError:
             self._fail("fenced", [], FencedError("the log is sealed"))
+
+
+@mutant(KIND, "leaves_torn_groups_behind_its_end", "what_a_power_cut_left_behind_never_comes_back", level=4)
+class LeavesTornGroupsBehindItsEnd(FileWal):
+    """Goes on in the middle of the group that a cut has torn, and removes nothing of its end."""
+
+    def _settle(self, position: int) -> None:
+        self._end = self._confirmed = position

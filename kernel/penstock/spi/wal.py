@@ -221,8 +221,9 @@ class WriteAheadLog(Protocol):
     def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         """Append one entry, the concatenation of ``data``; the call fixes its order and returns at once.
 
-        ``data`` is any sequence, and the caller's again when this returns; its buffers are left unchanged until the
-        append is done, and views are of bytes. ``checksum`` is the CRC-32C of the entry if the caller knows it: a
+        ``data`` is any sequence, and the caller's again when this returns; its buffers, whose views are of bytes, are
+        left unchanged until the append is done. Until then a log may hold them, later none; it changes none, and
+        releases no view of the caller's. ``checksum`` is the CRC-32C of the entry if the caller knows it: a
         log that keeps that one needn't go over the bytes, others ignore it. Callbacks append, too; while the
         context is left, that is flushed, or refused with ClosedError.
         Raises FullError when a bounded log has no room (trim, then retry: nothing was appended);
