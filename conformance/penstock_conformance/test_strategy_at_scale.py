@@ -12,6 +12,7 @@ from penstock_conformance._strategy_kafka import Acked, Records, compare, in_ord
 KIND = "strategy"
 
 _PARTITIONS = 200
+_FEW = 6
 #: Records that are twice as much as the memory of a broker that has the least.
 _LARGE = 900_000
 _LARGE_COUNT = 2 * ALLOCATOR_BYTES_MIN // _LARGE
@@ -20,15 +21,16 @@ _LARGE_COUNT = 2 * ALLOCATOR_BYTES_MIN // _LARGE
 @clause(level=3)
 async def test_what_is_acknowledged_at_once_survives_the_next_moment(env: StrategyEnv) -> None:
     """A broker that dies (SIGKILL) in the very moment of an acknowledgement has kept what it acknowledged: one
-    record, hundreds of as many partitions, and large ones."""
+    record, hundreds of as many partitions, and a large one among a few. Timers hardly move on until then, so what a
+    log puts off by one isn't done yet."""
     env.need_durable()
     acked: dict[int, Acked] = {}
     partitions = min(_PARTITIONS, env.config().tree.topics.partitions_max // 2)
-    large = [env.random.choice((300, 3000)) for _ in range(partitions // 4)] + [_LARGE]
+    few = [env.random.choice((300, 3000)) for _ in range(min(_FEW, partitions - 1))]
     async with env.broker() as broker, env.client() as client:
         await broker.start()
         await client.ask(Records.create_topic, "topic", partitions)
-        for sizes in ([300], [300] * partitions, large) * env.rounds:
+        for sizes in ([300], [300] * partitions, [*few, _LARGE]) * env.rounds:
             acked |= await broker.die_acknowledging("topic", 1, sizes, len(acked))
             await broker.start()
             compare(await client.ask(Records.fetch_all, "topic"), acked)

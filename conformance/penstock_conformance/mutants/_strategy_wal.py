@@ -83,7 +83,7 @@ class AcknowledgesTheThirdOfManyEarly(FileWal):
     def _write(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
         super()._write(group[:2])
         if len(group) > 2:
-            asyncio.get_running_loop().call_later(0.3, self._catch_up, group[2:])
+            asyncio.get_running_loop().call_later(0.02, self._catch_up, group[2:])
 
     def _catch_up(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
         if self._state == "open":
