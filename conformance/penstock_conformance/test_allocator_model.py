@@ -18,7 +18,7 @@ from penstock.spi.allocator import AllocatorStatistics
 from penstock_conformance._clause import clause
 from penstock_conformance._env import Env, raises
 from penstock_conformance._figures import Figures
-from penstock_conformance._growth import grows_nothing
+from penstock_conformance._growth import grows_nothing, kept_bytes
 from penstock_conformance._steps import Steps
 
 KIND = "allocator"
@@ -28,6 +28,9 @@ _LIMIT = 16 * _MIB
 _SETTINGS = {"limit": str(_LIMIT)}
 _STEPS = 325
 _SIZES = (1, 3, 61, 997, 5_001, 66_003, 300_007, _MIB + 1, 2 * _MIB + 77)
+#: Requests that come and go, each of another size; a number that is kept of each.
+_REQUESTS = 1500
+_REQUEST_BYTES = 30
 _PURPOSES = [f"purpose-{number}" for number in range(24)]
 
 
@@ -463,3 +466,23 @@ async def test_long_use_grows_nothing(env: Env) -> None:
             del item, view
 
         await grows_nothing(cycle)
+
+
+@clause(level=5)
+async def test_sizes_are_forgotten_with_what_is_given_back(env: Env) -> None:
+    """An account that is even takes no memory, of however many sizes the requests were."""
+    async with env.open(settings=_SETTINGS) as allocator:
+
+        async def come_and_go(first: int) -> None:
+            for size in range(first, first + _REQUESTS):
+                allocator.charge_nowait(size, "append").release()
+                (await allocator.charge(size, "fetch")).release()
+                allocator.charge_anyway(size, "state").release()
+                if size % 20 == 0:
+                    allocator.allocate_nowait(size, "append").release()
+
+        await come_and_go(1)
+        async with kept_bytes() as grown:
+            await come_and_go(1 + _REQUESTS)
+            kept = grown()
+    assert kept < _REQUESTS * _REQUEST_BYTES, f"{_REQUESTS} sizes came and went, and {kept} bytes stay"

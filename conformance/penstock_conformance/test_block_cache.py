@@ -220,7 +220,7 @@ async def test_failed_load_is_told_to_all_and_not_cached(env: Env) -> None:
 
 
 async def test_no_kind_of_error_is_kept(env: Env) -> None:
-    """A failed load caches nothing: not even that the object isn't there, or can't be read."""
+    """A failed load caches nothing: not even that the object isn't there, or can't be read. It takes no memory."""
     async with env.open() as cache:
         kinds = (NotFoundError, CorruptError, InvalidRequestError, FullError, UnavailableError)
         for number, kind in enumerate(kinds):
@@ -229,6 +229,10 @@ async def test_no_kind_of_error_is_kept(env: Env) -> None:
             store.error = kind("the suite lets the load fail")
             with raises(kind):
                 await cache.get(blocks, store.load)
+            used = env.account.statistics().used_bytes
+            assert used == number * 2 * blocks[0].size, (
+                f"a load that failed with {kind.__name__} keeps memory"
+            )
             store.error = None
             _check(blocks, await cache.get(blocks, store.load))
 

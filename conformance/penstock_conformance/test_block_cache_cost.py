@@ -23,6 +23,12 @@ _READERS = 20_000
 _READER_BYTES = 40
 
 
+#: Blocks of an object that is read once, and is destroyed then; such objects; a number that is kept of each block.
+_BLOCKS = 40
+_OBJECTS = 60
+_BLOCK_BYTES = 24
+
+
 async def _load(blocks: Sequence[BlockRef]) -> Sequence[Buffer]:
     return [bytes(block.size) for block in blocks]
 
@@ -81,3 +87,21 @@ async def test_readers_that_came_once_are_forgotten(env: Env) -> None:
                 cache.readahead_bytes(stream_id, 0, 100)
             kept = grown()
     assert kept < _READERS * _READER_BYTES, f"{_READERS} further readers take {kept} bytes"
+
+
+@clause(level=5)
+async def test_blocks_that_are_gone_are_forgotten(env: Env) -> None:
+    """Of blocks that are cached no more nothing is remembered, however many there were."""
+    async with env.open() as cache:
+
+        async def come_and_go(first: int) -> None:
+            for number in range(first, first + _OBJECTS):
+                await cache.get([BlockRef(number, place, 10) for place in range(_BLOCKS)], _load)
+                cache.forget_object(number)
+
+        await come_and_go(0)
+        async with kept_bytes() as grown:
+            await come_and_go(_OBJECTS)
+            kept = grown()
+    count = _OBJECTS * _BLOCKS
+    assert kept < count * _BLOCK_BYTES, f"{count} blocks came and went, and {kept} bytes stay"

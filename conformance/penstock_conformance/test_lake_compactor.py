@@ -59,8 +59,15 @@ async def test_rows_are_the_records(env: Env) -> None:
             assert commit.files > 0
             assert commit.size_bytes > 3 * 2**20, f"a commit of more than 3 MiB says otherwise: {commit}"
             assert await table.positions() == {0: 6}
+            rows.append(row(0, 6))
+            written = await table.write(columns(0, rows[-1:], 6, 7))
+            assert not written.is_full, (
+                "one small record is said to take so much memory that it has to be committed"
+            )
+            commit = await table.commit({0: 7})
+            assert commit.size_bytes < 2**20, f"a commit of one small record says otherwise: {commit}"
         positions, found = await look_at(compactor, topic)
-    assert positions == {0: 6}
+    assert positions == {0: 7}
     assert found == rows, "rows aren't the records"
 
 
@@ -295,16 +302,24 @@ async def test_epoch_zero_only_looks(env: Env) -> None:
         assert list(await reader.tables()) == [], "looking made a table"
         async with compactor.open_table(topic, 3) as table:
             await _commit(table, 0, 0, 5)
+            await _commit(table, 1, 0, 5)
             await table.write(made(0, 5, 9))
+            files = _files_of(env)
             async with reader.open_table(topic, 0) as looked:
-                assert await looked.positions() == {0: 5}
+                assert await looked.positions() == {0: 5, 1: 5}
                 facts = await looked.describe()
                 assert facts
                 assert all(isinstance(fact, str) for fact in facts.values())
                 if reader.capabilities.maintains:
                     assert (await looked.maintain(dry_run=True)).dry_run
+            assert _files_of(env) == files, "looking, or a dry run, changed files"
             await table.commit({0: 9})
-        await check_table(reader, topic, {0: 9})
+        await check_table(reader, topic, {0: 9, 1: 5})
+
+
+def _files_of(env: Env) -> list[str]:
+    """What is below the clause's directory."""
+    return sorted(str(path) for path in env.data_dir.rglob("*"))
 
 
 async def test_a_topic_made_again_does_not_go_on_in_the_old_table(env: Env) -> None:
@@ -430,10 +445,12 @@ async def test_maintenance_changes_no_row_and_no_position(env: Env) -> None:
             expected = dict(await table.positions())
             would = await table.maintain(dry_run=True)
             assert would.dry_run
+            assert abs(would.saved_bytes) < 2**30, f"a table of 30 records would take so much less: {would}"
             await check_table(compactor, topic, expected)
             did = await table.maintain()
             assert not did.dry_run
             assert dict(did.figures) == dict(would.figures), "a dry run says something else than is done"
+            assert abs(did.saved_bytes) < 2**30, f"a table of 30 records takes so much less: {did}"
             await check_table(compactor, topic, expected)
             await _commit(table, 0, expected[0], expected[0] + 5)
             await table.maintain()

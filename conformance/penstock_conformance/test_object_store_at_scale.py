@@ -594,6 +594,11 @@ async def test_full_disk_is_told_and_harms_nothing(env: Env) -> None:
             _check_bytes(await store.get("there"), old, f"what was there before {what} on a full disk")
             listed = await _listed(store)
             assert listed == ["there"], f"{what} on a full disk left an object: {listed}"
+        for what, put in puts.items():
+            key = "there" if what == "compare_and_swap" else "new"
+            await put(key, [old])
+            _check_bytes(await store.get(key), old, f"{what} where there is room again")
+            await store.delete(["new"])
         await store.put("there", [body])
         _check_bytes(await store.get("there"), body, "an object that is put when there is room again")
 

@@ -6,6 +6,7 @@ __all__ = ()
 
 import mmap
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -251,6 +252,19 @@ class KeepsADescriptorOfEachRefusal(PlainAllocator):
         except FullError:
             os.open("/dev/null", os.O_RDONLY)
             raise
+
+
+@mutant(KIND, "counts_requests_by_size", "sizes_are_forgotten_with_what_is_given_back", level=5)
+class CountsRequestsBySize(PlainAllocator):
+    """Draws a histogram, with a column for each byte."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._by_size: Counter[int] = Counter()
+
+    def _grant(self, size: int, purpose: str, mapped: bool, own: int) -> _Grant | None:
+        self._by_size[size] += 1
+        return super()._grant(size, purpose, mapped, own)
 
 
 @mutant(KIND, "keeps_all_who_gave_up", _GROWTH, level=5)

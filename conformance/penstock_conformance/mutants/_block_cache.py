@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from penstock.errors import UnavailableError
+from penstock.errors import NotFoundError, UnavailableError
 from penstock.hookspecs import hookimpl
+from penstock.spi.allocator import Allocator
 from penstock.spi.block_cache import (
     BlockCacheCapabilities,
     BlockCacheSpec,
@@ -72,6 +73,30 @@ class CachesFailures(PlainBlockCache):
         for slot in slots:
             slot.error = error
             slot.done.set()
+
+
+@mutant(KIND, "pays_for_what_is_not_there", "no_kind_of_error_is_kept")
+class PaysForWhatIsNotThere(PlainBlockCache):
+    """Gives memory back when the store fails, and forgets it when an object is gone."""
+
+    def _settle_failed(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], error: Exception) -> None:
+        if isinstance(error, NotFoundError):
+            for slot in slots:
+                slot.charge = None
+        super()._settle_failed(missing, slots, error)
+
+
+@mutant(KIND, "knows_all_blocks_that_ever_were", "blocks_that_are_gone_are_forgotten", level=5)
+class KnowsAllBlocksThatEverWere(PlainBlockCache):
+    """Has a number for each, to tell a block that comes for the second time."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._ever: set[int] = set()
+
+    def _spawn(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], load: BlockLoader) -> None:
+        self._ever.update(hash(block) for block in missing)
+        super()._spawn(missing, slots, load)
 
 
 @mutant(KIND, "exceeds_its_limit", "memory_stays_under_the_limit", "prefetch_pushes_out_nobody")

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -514,6 +515,41 @@ class CommitsInTwoSteps(JsonLinesTable):
 def _watch(compactor: LakeCompactor, step: Callable[[str], None]) -> None:
     assert isinstance(compactor, JsonLinesCompactor)
     compactor.step = step
+
+
+@_broken("tells_the_size_of_the_table", "rows_are_the_records")
+class TellsTheSizeOfTheTable(JsonLinesTable):
+    """A commit is as large as all that there is."""
+
+    def _commit(self, positions: Mapping[int, int]) -> LakeCommit:
+        done = super()._commit(positions)
+        return replace(done, size_bytes=sum(file["bytes"] for file in self._read()["files"]))
+
+
+@_broken("is_always_full", "rows_are_the_records")
+class IsAlwaysFull(JsonLinesTable):
+    """Wants each write committed at once."""
+
+    async def write(self, records: LakeRecords) -> LakeWritten:
+        return replace(await super().write(records), is_full=True)
+
+
+@_broken("plans_in_a_file", "epoch_zero_only_looks")
+class PlansInAFile(JsonLinesTable):
+    """Writes down what maintenance would do."""
+
+    def _maintain(self, dry_run: bool) -> LakeMaintenance:
+        if dry_run:
+            (self._folder / "plan").touch()
+        return super()._maintain(dry_run)
+
+
+@_broken("saves_a_terabyte", "maintenance_changes_no_row_and_no_position")
+class SavesATerabyte(JsonLinesTable):
+    """Tells what might be."""
+
+    def _maintain(self, dry_run: bool) -> LakeMaintenance:
+        return replace(super()._maintain(dry_run), saved_bytes=10**12)
 
 
 @hookimpl

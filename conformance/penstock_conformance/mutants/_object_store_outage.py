@@ -7,6 +7,7 @@ __all__ = ()
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from penstock.errors import AlreadyExistsError, ConflictError, NotFoundError, UnavailableError
 from penstock.spi.object_store import ObjectInfo, ObjectStoreStatistics
@@ -57,6 +58,24 @@ class DeletesNothingInAnOutage(DirectoryStore):
     async def delete(self, keys: Sequence[str]) -> None:
         with suppress(UnavailableError):
             await super().delete(keys)
+
+
+@mutant(KIND, "takes_what_it_could_not_create_for_there", "full_disk_is_told_and_harms_nothing", level=4)
+class TakesWhatItCouldNotCreateForThere(DirectoryStore):
+    """Notes which keys are taken before they are."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        self._begun: set[str] = set()
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        if key in self._begun:
+            raise AlreadyExistsError(f"the object exists: key={key}")
+        try:
+            return await super().put_if_absent(key, body)
+        except UnavailableError:
+            self._begun.add(key)
+            raise
 
 
 @mutant(KIND, "counts_no_failures", "outage_is_not_emptiness", level=4)

@@ -192,7 +192,7 @@ class LakeWritten:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LakeCommit:
-    """A commit that happened."""
+    """A commit that happened: what it added, not what the table has."""
 
     #: What names it in the table's own history: a snapshot id, a file.
     version: str
@@ -312,6 +312,7 @@ class LakeCompactor(Protocol):
 
         Epoch 0 only looks: it fences nobody, makes nothing and removes nothing, and of its methods ``positions``,
         ``describe``, ``rows`` and ``maintain(dry_run=True)`` are called; a table that isn't there is a NotFoundError.
+        They tell of the table as it was when it was opened, or of a later state of it.
 
         Leaving it drops what wasn't committed. Raises what the methods of :class:`LakeTable` raise.
         """
