@@ -33,7 +33,8 @@ def _block(object_id: int, number: int, size: int = _BLOCK_BYTES) -> BlockRef:
 
 
 def _content(block: BlockRef) -> bytes:
-    return (f"{block.object_id}/{block.position};".encode() * (block.size // 4 + 1))[: block.size]
+    name = f"{block.object_id}/{block.position};".encode()
+    return (name * (block.size // len(name) + 1))[: block.size]
 
 
 class _Store:
