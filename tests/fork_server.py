@@ -251,6 +251,7 @@ def _import_all() -> None:
                 importlib.import_module(module.name)
     for name in ("anyio._backends._asyncio", "encodings.idna", "pydantic.type_adapter", "uvloop"):
         importlib.import_module(name)
+    importlib.import_module("penstock.plugins").PluginRegistry().load_all()  # reads what is installed
 
 
 def _fork_on_demand(control: socket.socket) -> _Request | None:

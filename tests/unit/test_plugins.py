@@ -97,12 +97,12 @@ class FakeDistribution:
 
 def install(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str, str]) -> None:
     """Have exactly these entry points: (name, module, distribution)."""
-    found = []
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
     for name, module, distribution in points:
         point = importlib.metadata.EntryPoint(name, module, plugins_module.ENTRY_POINT_GROUP)
         vars(point)["dist"] = FakeDistribution(distribution, "1.2")
-        found.append(point)
-    monkeypatch.setattr(_discovery, "_of_group", lambda path: found)
+        found.setdefault(distribution, []).append(point)
+    monkeypatch.setattr(_discovery, "_in", lambda place, changed_ns: found)
 
 
 # Discovery
@@ -115,19 +115,34 @@ def test_entry_points_are_listed_without_importing(write: Write, monkeypatch: py
     assert list(registry.load_all()) == ["lazy_one"]
 
 
+def _installed(place: Path, name: str, version: str, plugin: str) -> None:
+    told = place / f"{name}-{version}.dist-info"
+    told.mkdir(parents=True)
+    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (told / "entry_points.txt").write_text(f"[penstock.plugins]\n{plugin} = {plugin}_module\n")
+
+
 def test_what_is_installed_is_read_once_and_again_after_an_installation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     names = [*_discovery.entry_points()]
-    read = _discovery._of_group.cache_info().misses
+    read = _discovery._in.cache_info().misses
     assert [*_discovery.entry_points()] == names
-    assert _discovery._of_group.cache_info().misses == read
-    told = tmp_path / "late-1.0.dist-info"
-    told.mkdir()
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
-    (told / "entry_points.txt").write_text("[penstock.plugins]\nlate = late_module\n")
+    assert _discovery._in.cache_info().misses == read
+    _installed(tmp_path, "late", "1.0", "late")
     assert set(_discovery.entry_points()) == {*names, "late"}
+    assert _discovery._in.cache_info().misses == read + 1
+
+
+def test_of_a_distribution_that_is_there_twice_the_first_on_the_path_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, version, name in (("older", "1.0", "Some.Plugins"), ("newer", "2.0", "some_plugins")):
+        _installed(tmp_path / place, name, version, "one_of_some")
+        monkeypatch.syspath_prepend(tmp_path / place)
+    (found,) = _discovery.entry_points()["one_of_some"]
+    assert _discovery.entry_point_origin(found) == "some_plugins 2.0"
 
 
 def test_only_the_selected_plugin_is_imported(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,12 +265,6 @@ def test_two_distributions_with_one_name_are_refused(write: Write, monkeypatch: 
         PluginError, match=r"two plugins have the same name.*name=same from left 1.2 and right 1.2"
     ):
         PluginRegistry().select("wal", "same")
-
-
-def test_one_distribution_found_twice_counts_once(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = write("same_module", provider("wal", "same"))
-    install(monkeypatch, ("same", module, "my-dist"), ("same", module, "My_Dist"))
-    assert PluginRegistry().select("wal", "same").name == "same"
 
 
 def test_two_providers_of_one_name_are_refused(write: Write) -> None:

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -19,20 +19,28 @@ ENTRY_POINT_GROUP = "penstock.plugins"
 
 
 def entry_points() -> dict[str, list[importlib.metadata.EntryPoint]]:
-    """The entry points of the group by name. One distribution found twice on the path counts once."""
+    """The entry points of the group by name. Of a distribution that is on the path twice the first one counts."""
     found: dict[str, list[importlib.metadata.EntryPoint]] = {}
-    for entry_point in _of_group(tuple((place, _changed_ns(place)) for place in sys.path)):
-        same_name = found.setdefault(entry_point.name, [])
-        if not any(_distribution(other) == _distribution(entry_point) for other in same_name):
-            same_name.append(entry_point)
+    seen: set[str] = set()
+    for place in sys.path:
+        for distribution, its_own in _in(place, _changed_ns(place)).items():
+            if distribution not in seen:
+                seen.add(distribution)
+                for entry_point in its_own:
+                    found.setdefault(entry_point.name, []).append(entry_point)
     return found
 
 
-@lru_cache(maxsize=4)
-def _of_group(path: tuple[tuple[str, int], ...]) -> importlib.metadata.EntryPoints:
-    """What is on the path, as long as no folder of it changes: reading what is installed takes milliseconds."""
-    del path
-    return importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+@lru_cache(maxsize=64)
+def _in(place: str, changed_ns: int) -> Mapping[str, Sequence[importlib.metadata.EntryPoint]]:
+    """By distribution, as long as the folder doesn't change: reading what is installed takes milliseconds."""
+    del changed_ns
+    found: dict[str, Sequence[importlib.metadata.EntryPoint]] = {}
+    for distribution in importlib.metadata.distributions(path=[place]):
+        its_own = distribution.entry_points.select(group=ENTRY_POINT_GROUP)
+        if its_own:
+            found.setdefault(_normalized(distribution.name), tuple(its_own))
+    return found
 
 
 def _changed_ns(place: str) -> int:
@@ -43,15 +51,28 @@ def _changed_ns(place: str) -> int:
         return 0
 
 
-def _distribution(entry_point: importlib.metadata.EntryPoint) -> str:
-    name = entry_point.dist.name if entry_point.dist is not None else ""
-    return re.sub(r"[-_.]+", "-", name).lower()
+def _normalized(distribution: str) -> str:
+    """https://packaging.python.org/en/latest/specifications/name-normalization/"""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def entry_point_origin(entry_point: importlib.metadata.EntryPoint) -> str:
     if entry_point.dist is None:
         return f"entry point {entry_point.value}"
-    return f"{entry_point.dist.name} {entry_point.dist.version}"
+    return " ".join(_name_and_version(entry_point.dist))
+
+
+def entry_point_version(entry_point: importlib.metadata.EntryPoint) -> str:
+    """Of the distribution; empty if there is none."""
+    return _name_and_version(entry_point.dist)[1]
+
+
+@lru_cache(maxsize=64)
+def _name_and_version(distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
+    """Of one distribution, read once: each look at either parses all that is known of it, its README too."""
+    if distribution is None:
+        return "", ""
+    return distribution.name, distribution.version
 
 
 def import_path(name: str, path: Path) -> ModuleType:

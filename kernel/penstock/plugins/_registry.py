@@ -28,7 +28,13 @@ from penstock.plugins._checks import (
     check_spec,
     validate_settings,
 )
-from penstock.plugins._discovery import entry_point_origin, entry_points, import_path, import_plugin
+from penstock.plugins._discovery import (
+    entry_point_origin,
+    entry_point_version,
+    entry_points,
+    import_path,
+    import_plugin,
+)
 from penstock.plugins._nested import NestedPlugin, NestedPlugins
 from penstock.spi.kinds import KINDS, OBJECT_STORE, REGISTER
 from penstock.spi.plugin import SPI_VERSION, PluginSpec
@@ -165,8 +171,7 @@ class PluginRegistry:
         entry_point = found[0]
         origin = entry_point_origin(entry_point)
         module = import_plugin(entry_point.load, name, origin)
-        version = entry_point.dist.version if entry_point.dist is not None else ""
-        self._register(name, module, origin, version)
+        self._register(name, module, origin, entry_point_version(entry_point))
 
     def _load_module(self, name: str) -> None:
         try:
