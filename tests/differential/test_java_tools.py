@@ -15,7 +15,7 @@ from tests.integration.conftest import penstock as run_penstock
 from tests.integration.kafka_clients import serving
 from tests.patience import HANG_S
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.full, pytest.mark.slow]
 
 REASSIGN = "org.apache.kafka.tools.reassign.ReassignPartitionsCommand"
 CONFIGS = "kafka.admin.ConfigCommand"
@@ -45,7 +45,6 @@ def tool(penstock: ServeProcess, tmp_path_factory: pytest.TempPathFactory) -> To
     return run
 
 
-@pytest.mark.full
 def test_reassignments_end_well_and_leave_nothing_behind(
     tool: Tool, penstock: ServeProcess, tmp_path: Path
 ) -> None:

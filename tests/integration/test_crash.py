@@ -95,7 +95,10 @@ def test_large_batches_survive_kills_while_the_store_lags(serve: ServeFactory) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("idempotent", [True, False], ids=["idempotent", "plain"])
+@pytest.mark.parametrize(
+    "idempotent",
+    [pytest.param(True, id="idempotent"), pytest.param(False, id="plain", marks=pytest.mark.full)],
+)
 def test_kills_lose_nothing_acknowledged(serve: ServeFactory, idempotent: bool, tmp_path: Path) -> None:
     """SIGKILL at random moments; then again with nothing left but the WAL's files, if any, and the object store."""
     broker = serve("stream.upload_interval=1s", "stream.upload_bytes=1MiB")
