@@ -1,8 +1,9 @@
 # A broker in an image: docker build -t penstock .   See docs/containers.md
-FROM python:3.13-slim AS build
+# the full image has the compiler that the native files need; what it builds runs on the slim one
+FROM python:3.13 AS build
 WORKDIR /src
 COPY . .
-RUN pip install --no-cache-dir build && python -m build --wheel --outdir /wheels .
+RUN pip install --no-cache-dir build && PENSTOCK_NATIVE=require python -m build --wheel --outdir /wheels .
 
 FROM python:3.13-slim
 COPY --from=build /wheels /wheels

@@ -164,7 +164,15 @@ def test_image_is_built_from_what_the_build_context_lets_through(tmp_path: Path)
         elif source.exists():
             shutil.copy(source, context / name)
     with zipfile.ZipFile(build_wheel(context, tmp_path)) as archive:
-        assert "penstock_tools/cli/serve.py" in archive.namelist()
+        names = archive.namelist()
+    assert "penstock_tools/cli/serve.py" in names
+    # with native code, or not at all: a slim image has no compiler, and pip would leave it out without a word
+    first = (REPOSITORY / "Dockerfile").read_text().split("FROM ")[1]
+    assert "PENSTOCK_NATIVE=require python -m build" in first
+    assert "slim" not in first.splitlines()[0]
+    sources = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "kernel").rglob("*.c")}
+    assert sources
+    assert {name for name in sources if not (context / name).is_file()} == set()
 
 
 @pytest.mark.parametrize("editable", [False, True])
