@@ -34,6 +34,10 @@ async def test_what_is_acknowledged_at_once_survives_the_next_moment(env: Strate
             acked |= await broker.die_acknowledging("topic", 1, sizes, len(acked))
             await broker.start()
             compare(await client.ask(Records.fetch_all, "topic"), acked)
+        acked |= await client.ask(Records.produce, "topic", 1, [300] * 2 * partitions, first=len(acked))
+        await broker.stop()
+        await broker.start()  # and now from objects: what hundreds of partitions had got was uploaded at once
+        compare(await client.ask(Records.fetch_all, "topic"), acked)
         await broker.stop()
     await env.verify()
 

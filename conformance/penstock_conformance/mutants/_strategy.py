@@ -220,3 +220,21 @@ class StaysInMemory(PlainLogCache):
     def __init__(self) -> None:
         super().__init__()
         self.known.append(self)
+
+
+@mutant(
+    STRATEGY,
+    "uploads_a_dozen_streams_of_a_block",
+    "what_is_acknowledged_at_once_survives_the_next_moment",
+    level=3,
+    part="log_cache",
+)
+class UploadsADozenStreamsOfABlock(PlainLogCache):
+    """Has no room for a thirteenth."""
+
+    def freeze(self) -> Block | None:
+        block = super().freeze()
+        if block is not None:
+            for stream_id in list(block.streams)[12:]:
+                self._release(block.streams.pop(stream_id))
+        return block
