@@ -315,7 +315,8 @@ async def _read_in_an_outage(medium: WalMedium, epoch: int, after: int, times: i
 
 @clause(level=4)
 async def test_failed_trim_loses_nothing(env: Env) -> None:
-    """``trim`` may be durable later: if the medium fails in it, what is above is there all the same."""
+    """``trim`` may be durable later: if the medium fails in it, what is above is there all the same, also when the
+    next trim succeeds."""
     async with faulty_medium(env) as medium:
         epoch = 1
         for number in range(6):
@@ -329,9 +330,16 @@ async def test_failed_trim_loses_nothing(env: Env) -> None:
                 images = medium.disk.power_cut(env.random) if medium.is_disk else {}
                 medium.heal()
                 assert error is None or isinstance(error, PenstockError), f"a failed trim raised {error!r}"
+                if number > 2:
+                    with suppress(PenstockError):  # the log may have failed
+                        await wal.trim(appends[29].next_position)
+                        bodies = bodies[10:]
+                        images = {}
             medium.disk.restore(images)
             found = await read(env, epoch + 1)
-            check_same(found[-20:], bodies[20:], "above a trim that met a failing medium")
+            check_same(
+                found[len(found) - len(bodies[20:]) :], bodies[20:], "above a trim that met a failing medium"
+            )
             epoch += 2
 
 

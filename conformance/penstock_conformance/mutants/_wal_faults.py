@@ -335,6 +335,15 @@ class DeletesFromTheEnd(StoreWal):
                 return
 
 
+@mutant(KIND, "forgets_what_a_failed_trim_left", _TRIM, level=4)
+class ForgetsWhatAFailedTrimLeft(StoreWal):
+    """Begins each trim behind the one before, whatever came of that: a hole is between them."""
+
+    async def _drop(self, slots: list[int]) -> None:
+        self._undropped = []
+        await super()._drop(slots)
+
+
 @mutant(KIND, "takes_any_object_for_its_own", _LATE, level=4)
 class TakesAnyObjectForItsOwn(StoreWal):
     """Exists is as good as done: somebody must have put it."""

@@ -69,6 +69,8 @@ class StoreWal:
         #: Numbers and ends of the groups that are there.
         self._kept: deque[tuple[int, int]] = deque()
         self._superfluous: list[int] = []
+        #: Numbers of objects that are to be deleted.
+        self._undropped: list[int] = []
 
     # -- taking over and reading ---------------------------------------------------------------------------
 
@@ -183,13 +185,18 @@ class StoreWal:
         await self._drop([*gone, *(slot for slot in self._superfluous if kept and slot < kept[0][0])])
 
     async def _drop(self, slots: list[int]) -> None:
-        """From the first on, so that there is never a hole."""
-        for slot in sorted(slots):
+        """From the first on, those that couldn't be deleted before included, so that there is never a hole."""
+        self._undropped = sorted({*self._undropped, *slots})
+        self._superfluous = [slot for slot in self._superfluous if slot not in slots]
+        while self._undropped:
+            slot = self._undropped[0]
             try:
                 await self._store.delete([self._key(slot)])
             except UnavailableError:
-                return  # they stay, and so does what is behind them
-        self._superfluous = [slot for slot in self._superfluous if slot not in slots]
+                return  # it stays, and so does what is behind it
+            self._undropped = [
+                other for other in self._undropped if other != slot
+            ]  # another trim may be at it
 
     async def seal(self) -> None:
         raise InvalidRequestError("this log can't be sealed")
