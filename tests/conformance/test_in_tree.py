@@ -78,6 +78,7 @@ _MORE: list[tuple[str, ...]] = [
     # a log on a store that conforms: what is left is what a kill leaves in real files
     ("metadata_log", "metadata_object", "--object-store", "object_store_fsspec", "--level", "3"),
     ("wal", "wal_on_shelf", *_SHELF),
+    ("wal", "plain_store_wal", *_SHELF, "--level", "2", "--level", "4"),
     *((kind, "reference", *_REFERENCE) for kind in KINDS),
 ]
 

@@ -88,7 +88,7 @@ class KeepsTheObjectsThatItTrims(StoreWal):
     """Trimmed is what recovery leaves out; the store keeps everything."""
 
     async def _drop(self, slots: list[int]) -> None:
-        self._superfluous = []
+        pass
 
 
 @mutant(STORE, "remembers_what_is_missing", "long_use_grows_nothing", level=5)

@@ -44,7 +44,10 @@ _LOG_ID = 1
 
 
 class StoreWal:
-    """See ``penstock.spi.wal.WriteAheadLog``. An object for each group; a takeover takes the next number."""
+    """See ``penstock.spi.wal.WriteAheadLog``. An object for each group; a takeover takes the next number.
+
+    What it puts there stays for ever: the owner before may sleep until everything else is trimmed, and goes on there.
+    """
 
     #: Puts at the same time.
     writes_max: ClassVar[int] = 1
@@ -68,7 +71,6 @@ class StoreWal:
         self._digest = 0
         #: Numbers and ends of the groups that are there.
         self._kept: deque[tuple[int, int]] = deque()
-        self._superfluous: list[int] = []
         #: Numbers of objects that are to be deleted.
         self._undropped: list[int] = []
 
@@ -97,12 +99,13 @@ class StoreWal:
         cursor = Cursor()
         wanted = -1
         for slot in await self._slots():
-            if wanted not in (-1, slot):
+            if (
+                wanted not in (-1, slot) and cursor != Cursor()
+            ):  # behind seals alone what is missing was trimmed
                 raise CorruptError(f"an object is missing: slot={wanted} position={cursor.position}")
             wanted = slot + 1
             body = memoryview(await self._body(slot, cursor))[_HEAD.size :]
             if not body:
-                self._superfluous.append(slot)
                 continue
             if cursor == Cursor() and (first := parse_group_header(body)) is not None:
                 cursor = Cursor(first.position, first.sequence, first.previous_digest)
@@ -182,12 +185,11 @@ class StoreWal:
         gone = []
         while len(kept) > 1 and kept[0][1] <= confirmed:
             gone.append(kept.popleft()[0])
-        await self._drop([*gone, *(slot for slot in self._superfluous if kept and slot < kept[0][0])])
+        await self._drop(gone)
 
     async def _drop(self, slots: list[int]) -> None:
         """From the first on, those that couldn't be deleted before included, so that there is never a hole."""
         self._undropped = sorted({*self._undropped, *slots})
-        self._superfluous = [slot for slot in self._superfluous if slot not in slots]
         while self._undropped:
             slot = self._undropped[0]
             try:
