@@ -455,7 +455,7 @@ def _slow_down(loop: asyncio.AbstractEventLoop) -> None:
     """Have a second of the loop's clock take many seconds; a loop whose clock can't be set keeps it."""
     clock, begun = loop.time, loop.time()
     with suppress(AttributeError):
-        loop.time = lambda: begun + (clock() - begun) / _SLOWER  # type: ignore[method-assign]
+        loop.time = lambda: begun + (clock() - begun) / _SLOWER  # type: ignore[method-assign] # this loop only
 
 
 async def restart(
