@@ -28,11 +28,11 @@ class AzureBackend(RemoteBackend):
         return bytes(await stream.readall())
 
     async def request_head(self, key: str) -> ObjectInfo:
-        return _info(key, await self.blob(key).get_blob_properties(**_ONCE))
+        return self._info("head", key, await self.blob(key).get_blob_properties(**_ONCE))
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
         answer = await self.blob(key).upload_blob(data, overwrite=mode != "create", **_ONCE)
-        return _token(answer["etag"])
+        return _token(self.told("put", key, "ETag", answer.get("etag")))
 
     async def delete_one(self, key: str) -> None:
         await self.blob(key).delete_blob(**_ONCE)
@@ -48,7 +48,7 @@ class AzureBackend(RemoteBackend):
                 )
                 pages = listing.by_page(after)
                 async for page in pages:
-                    infos = [_info(found.name.removeprefix(self.prefix), found) async for found in page]
+                    infos = [self._listed(found) async for found in page]
                     return infos, pages.continuation_token
                 return [], None
 
@@ -57,14 +57,18 @@ class AzureBackend(RemoteBackend):
             if not token:
                 return
 
+    def _listed(self, found: Any) -> ObjectInfo:
+        name = self.told("list", "", "Name", found.name)
+        return self._info("list", name.removeprefix(self.prefix), found)
 
-def _info(key: str, found: Any) -> ObjectInfo:
-    return ObjectInfo(
-        key=key,
-        size=found.size,
-        modified_ms=int(found.last_modified.timestamp() * 1000),
-        token=_token(found.etag),
-    )
+    def _info(self, action: str, key: str, found: Any) -> ObjectInfo:
+        modified = self.told(action, key, "Last-Modified", found.last_modified)
+        return ObjectInfo(
+            key=key,
+            size=self.told(action, key, "Content-Length", found.size),
+            modified_ms=int(modified.timestamp() * 1000),
+            token=_token(self.told(action, key, "ETag", found.etag)),
+        )
 
 
 def _token(etag: str) -> str:

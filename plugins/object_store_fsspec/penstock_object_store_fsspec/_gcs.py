@@ -30,6 +30,13 @@ class GcsBackend(RemoteBackend):
             raise
         return bytes(contents)
 
+    async def ask_json(self, method: str, path: str, *names: str, **parameters: Any) -> dict[str, Any]:
+        """The fields of an answer in JSON. Raises ValueError if it is something else."""
+        answer = json.loads(await self.ask(method, path, *names, **parameters))
+        if not isinstance(answer, dict):
+            raise ValueError("not an object of JSON")
+        return answer
+
     def name(self, key: str) -> str:
         """The object's name in the bucket."""
         return f"{self.prefix}{key}"
@@ -39,8 +46,8 @@ class GcsBackend(RemoteBackend):
         return await self.ask("GET", "b/{}/o/{}", self.bucket, self.name(key), alt="media", headers=wanted)
 
     async def request_head(self, key: str) -> ObjectInfo:
-        found = json.loads(await self.ask("GET", "b/{}/o/{}", self.bucket, self.name(key)))
-        return _info(key, found)
+        found = await self.ask_json("GET", "b/{}/o/{}", self.bucket, self.name(key))
+        return self._info("head", key, found)
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
         # gcsfs's own boundary is always the same; bytes that have it in them, as any producer can write them, would
@@ -51,7 +58,7 @@ class GcsBackend(RemoteBackend):
             f"{json.dumps({'name': self.name(key)})}\r\n"
             f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
         )
-        answer = await self.ask(
+        answer = await self.ask_json(
             "POST",
             f"{self.filesystem._location}/upload/storage/v1/b/{{}}/o",
             self.bucket,
@@ -60,7 +67,7 @@ class GcsBackend(RemoteBackend):
             data=io.BytesIO(b"".join((head.encode(), data, f"\r\n--{boundary}--\r\n".encode()))),
             **({"ifGenerationMatch": "0"} if mode == "create" else {}),
         )
-        return str(json.loads(answer)["generation"])
+        return str(self.told("put", key, "generation", answer.get("generation")))
 
     async def delete_one(self, key: str) -> None:
         await self.ask("DELETE", "b/{}/o/{}", self.bucket, self.name(key))
@@ -69,23 +76,27 @@ class GcsBackend(RemoteBackend):
         parameters = {"prefix": self.name(prefix), "maxResults": "1000"}
         if start_after:
             parameters["startOffset"] = self.name(start_after)  # which is in the answer itself
+
+        async def next_page() -> tuple[list[ObjectInfo], str | None]:
+            page = await self.ask_json("GET", "b/{}/o", self.bucket, **parameters)
+            return [self._listed(found) for found in page.get("items", ())], page.get("nextPageToken")
+
         while True:
-            answer = await self.request(
-                "list", prefix, lambda: self.ask("GET", "b/{}/o", self.bucket, **parameters)
-            )
-            page = json.loads(answer)
-            infos = [_info(found["name"].removeprefix(self.prefix), found) for found in page.get("items", ())]
+            infos, token = await self.request("list", prefix, next_page)
             yield [info for info in infos if info.key > start_after]
-            if not page.get("nextPageToken"):
+            if not token:
                 return
-            parameters["pageToken"] = page["nextPageToken"]
+            parameters["pageToken"] = token
 
+    def _listed(self, found: dict[str, Any]) -> ObjectInfo:
+        name = self.told("list", "", "name", found.get("name"))
+        return self._info("list", name.removeprefix(self.prefix), found)
 
-def _info(key: str, found: dict[str, Any]) -> ObjectInfo:
-    modified = datetime.fromisoformat(found["updated"])
-    return ObjectInfo(
-        key=key,
-        size=int(found.get("size", 0)),
-        modified_ms=int(modified.timestamp() * 1000),
-        token=str(found["generation"]),
-    )
+    def _info(self, action: str, key: str, found: dict[str, Any]) -> ObjectInfo:
+        modified = datetime.fromisoformat(self.told(action, key, "updated", found.get("updated")))
+        return ObjectInfo(
+            key=key,
+            size=int(self.told(action, key, "size", found.get("size"))),
+            modified_ms=int(modified.timestamp() * 1000),
+            token=str(self.told(action, key, "generation", found.get("generation"))),
+        )

@@ -26,6 +26,7 @@ _CONFIG_OPTIONS = frozenset({"max_pool_connections"})
 #: So long credentials are used until s3fs's are asked again, which renews them.
 _CREDENTIALS_S = 300
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
+_LACKING = re.compile(r"([A-Z][A-Za-z-]+) [Hh]eader (?:missing|not present)")
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
 
 
@@ -108,7 +109,7 @@ class ObstoreBackend(S3Backend):
             found = await obstore.get_async(self._opened, place, options={"range": {"offset": start}})
             return memoryview(await found.bytes_async())
         except (obstore.exceptions.BaseError, OSError) as error:
-            raise _response_of(error) from None
+            raise self._failure("get", key, error) from None
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
         place = f"{self.prefix}{key}"
@@ -116,8 +117,12 @@ class ObstoreBackend(S3Backend):
         try:
             answer = await obstore.put_async(self._opened, place, data, mode=how, use_multipart=False)
         except (obstore.exceptions.BaseError, OSError) as error:
-            raise _response_of(error) from None
-        return str(answer["e_tag"])
+            raise self._failure("put", key, error) from None
+        return str(self.told("put", key, "ETag", answer["e_tag"]))
+
+    def _failure(self, action: str, key: str, error: Exception) -> Exception:
+        lacking = _LACKING.search(str(error))
+        return self.lacks(action, key, lacking[1]) if lacking else _response_of(error)
 
     @property
     def _opened(self) -> S3Store:

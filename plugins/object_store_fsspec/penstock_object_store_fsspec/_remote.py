@@ -48,7 +48,7 @@ _BUGS = (AssertionError, AttributeError, NameError, NotImplementedError, TypeErr
 
 
 class DeniedError(UnavailableError):
-    """Credentials are missing or refused, or the bucket isn't there: another attempt gives the same."""
+    """Another attempt gives the same: refused or missing credentials, no bucket, an answer that lacks something."""
 
 
 class RangeError(InvalidRequestError):
@@ -176,6 +176,29 @@ class RemoteBackend:
                 if not await backoff.wait():
                     raise
 
+    def told(self, action: str, key: str, field: str, value: T | None) -> T:
+        """``value``, which the answer has as ``field``. Raises DeniedError if the answer has none."""
+        if value is None:
+            raise self.lacks(action, key, field)
+        return value
+
+    def lacks(self, action: str, key: str, field: str) -> DeniedError:
+        """Whatever answers leaves out what the store's API has."""
+        return DeniedError(
+            "an answer of the object store lacks a field, its endpoint must be that of the store's API, without a "
+            f"proxy that leaves something out: {self._where(action, key, field=field)}"
+        )
+
+    def _where(self, action: str, key: str, **values: str) -> str:
+        """What was asked of which store, and ``values`` that aren't empty, for the end of a sentence."""
+        known = {
+            "key": repr(key) if key else "",
+            "location": self.location,
+            "endpoint": self.endpoint,
+            "action": action,
+        }
+        return " ".join(f"{name}={value}" for name, value in (known | values).items() if value)
+
     def _translate(self, action: str, key: str, error: Exception) -> PenstockError:
         """What went wrong, and what to do about it: another attempt (UnavailableError), or something else first.
 
@@ -183,13 +206,7 @@ class RemoteBackend:
         """
         status, code = status_of(error)
         name = type(error).__name__
-        values = [("key", repr(key) if key else ""), ("location", self.location), ("endpoint", self.endpoint)]
-        values += [
-            ("action", action),
-            ("status", str(status or "")),
-            ("code", "" if code == str(status) else code),
-        ]
-        where = " ".join(f"{each}={value}" for each, value in values if value)
+        where = self._where(action, key, status=str(status or ""), code="" if code == str(status) else code)
         if name == "ProfileNotFound":
             return DeniedError(
                 "the profile isn't in AWS's configuration files, correct AWS_PROFILE or "
@@ -258,6 +275,11 @@ class RemoteBackend:
                 data = await self.request("get", key, lambda: self.request_get(key, start, end))
             except RangeError:
                 data = b""
+        if end is not None and len(data) > end - start:
+            raise DeniedError(
+                "the object store answers with more than the range that it was asked for, its endpoint must be that "
+                f"of the store's API, without a proxy that leaves something out: {self._where('get', key)}"
+            )
         if not data:  # empty object, empty range, or a start at or past the end
             check_range(key, (await self.head(key)).size, start, end)
         return data

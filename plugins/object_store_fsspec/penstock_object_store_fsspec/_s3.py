@@ -75,12 +75,7 @@ class S3Backend(RemoteBackend):
 
     async def request_head(self, key: str) -> ObjectInfo:
         found = await self.call("head_object", key)
-        return ObjectInfo(
-            key=key,
-            size=found["ContentLength"],
-            modified_ms=int(found["LastModified"].timestamp() * 1000),
-            token=found["ETag"],
-        )
+        return self._info("head", key, found, "ContentLength")
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
         condition = {"IfNoneMatch": "*"} if mode == "create" else {}
@@ -96,7 +91,7 @@ class S3Backend(RemoteBackend):
                     raise
             else:
                 self._takes_checksums = True
-                return str(answer["ETag"])
+                return self.tag_of("put", key, answer)
         answer = await self.call("put_object", key, Body=data, **condition)
         if self._takes_checksums is None:
             self._takes_checksums = False
@@ -105,7 +100,7 @@ class S3Backend(RemoteBackend):
                 "drops a put that breaks off all the same: location=%s",
                 self.location,
             )
-        return str(answer["ETag"])
+        return self.tag_of("put", key, answer)
 
     async def request_delete(self, keys: Sequence[str]) -> None:
         for at in range(0, len(keys), _DELETE_KEYS_MAX):
@@ -126,24 +121,41 @@ class S3Backend(RemoteBackend):
         parameters: dict[str, Any] = {"Prefix": f"{self.prefix}{prefix}"}
         if start_after:
             parameters["StartAfter"] = f"{self.prefix}{start_after}"
-        while True:
-            answer = await self.request("list", prefix, lambda: self.call("list_objects_v2", **parameters))
-            yield [self._listed(found) for found in answer.get("Contents", ())]
+
+        async def next_page() -> tuple[list[ObjectInfo], str | None]:
+            answer = await self.call("list_objects_v2", **parameters)
+            infos = [self._listed(found) for found in answer.get("Contents", ())]
             if not answer.get("IsTruncated"):
+                return infos, None
+            field = "NextContinuationToken"
+            return infos, self.told("list", prefix, field, answer.get(field))
+
+        while True:
+            infos, token = await self.request("list", prefix, next_page)
+            yield infos
+            if token is None:
                 return
-            parameters["ContinuationToken"] = answer["NextContinuationToken"]
+            parameters["ContinuationToken"] = token
 
     def _listed(self, found: dict[str, Any]) -> ObjectInfo:
+        name = self.told("list", "", "Key", found.get("Key"))
+        return self._info("list", name.removeprefix(self.prefix), found, "Size")
+
+    def _info(self, action: str, key: str, found: dict[str, Any], size_field: str) -> ObjectInfo:
+        modified = self.told(action, key, "LastModified", found.get("LastModified"))
         return ObjectInfo(
-            key=found["Key"].removeprefix(self.prefix),
-            size=found["Size"],
-            modified_ms=int(found["LastModified"].timestamp() * 1000),
-            token=found["ETag"],
+            key=key,
+            size=self.told(action, key, size_field, found.get(size_field)),
+            modified_ms=int(modified.timestamp() * 1000),
+            token=self.tag_of(action, key, found),
         )
+
+    def tag_of(self, action: str, key: str, found: dict[str, Any]) -> str:
+        return str(self.told(action, key, "ETag", found.get("ETag")))
 
     async def create_multipart(self, key: str) -> _Upload:
         answer = await self.request("create upload", key, lambda: self.call("create_multipart_upload", key))
-        return _Upload(self, key, answer["UploadId"])
+        return _Upload(self, key, self.told("create upload", key, "UploadId", answer.get("UploadId")))
 
 
 class _Upload:
@@ -171,7 +183,7 @@ class _Upload:
             answer = await self._request("upload_part", PartNumber=number, Body=data)
         except NotFoundError as error:
             raise self._lost() from error
-        self._tags.append(answer["ETag"])
+        self._tags.append(self._backend.tag_of("upload_part", self._key, answer))
         self._gathered.clear()
 
     async def complete(self) -> None:

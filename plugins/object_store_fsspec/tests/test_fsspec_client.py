@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from penstock_object_store_fsspec import Settings
 from penstock_object_store_fsspec._connect import _choose_client
+from penstock_object_store_fsspec._remote import DeniedError
 from penstock_object_store_fsspec._s3 import S3Backend
 
 from penstock.errors import ConfigError
@@ -71,3 +72,23 @@ def test_what_obstore_says_in_words_is_status_and_code_and_nothing_of_the_reques
     found = _response_of(Exception(text))
     assert (found.status_code, found.error_code, type(found).__name__) == (status, code, name)
     assert "location" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("Generic S3 error: Content-Length Header missing from response", "Content-Length"),
+        ("Generic S3 error: Content-Range header not present in partial response", "Content-Range"),
+        (
+            "Generic S3 error: Unable to extract metadata from headers: ETag Header missing from response",
+            "ETag",
+        ),
+    ],
+)
+def test_what_obstore_misses_in_an_answer_is_told_and_not_asked_for_again(text: str, field: str) -> None:
+    settings = Settings.model_validate({"url": "s3://bucket", "client": "obstore"})
+    backend = ObstoreBackend(None, "s3://bucket/", "bucket", "", settings, lambda: 0)
+    found = backend._failure("put", "k", Exception(text))
+    assert isinstance(found, DeniedError)
+    assert "lacks a field" in str(found)
+    assert str(found).endswith(f"key='k' location=s3://bucket/ action=put field={field}")

@@ -45,6 +45,7 @@ class FakeFilesystem:
         self.writes = 0
         self.ignores_condition = False
         self.has_bucket = True
+        self.knows_ranges = True
 
     def __call__(self, **options: Any) -> FakeFilesystem:
         self.options = options
@@ -76,7 +77,7 @@ class FakeFilesystem:
             raise FileNotFoundError(path)
         if start >= len(self.objects[path]):
             raise HttpError(416)
-        return self.objects[path][start:end]
+        return self.objects[path][start:end] if self.knows_ranges else self.objects[path]
 
     async def _info(self, path: str) -> dict[str, Any]:
         await asyncio.sleep(0)
@@ -292,6 +293,17 @@ async def test_ranges_that_the_cloud_answers_with_416(store: ObjectStore) -> Non
         await store.get("j", 2, 2)
     with pytest.raises(NotFoundError):
         await store.head("k/below")
+
+
+async def test_a_range_that_whatever_answers_knows_nothing_of_is_no_data(
+    store: ObjectStore, cloud: FakeFilesystem
+) -> None:
+    await store.put("k", [b"0123"])
+    cloud.knows_ranges = False
+    with pytest.raises(
+        UnavailableError, match=r"more than the range that it was asked for.*location=gs://bucket"
+    ):
+        await store.get("k", 1, 3)
 
 
 async def test_listing_and_deleting(store: ObjectStore) -> None:

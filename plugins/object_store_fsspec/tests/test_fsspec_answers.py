@@ -1,0 +1,159 @@
+"""Answers without what the API of their store has in each: it is told what and whose, and nothing is asked again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from penstock_object_store_fsspec import Settings
+from penstock_object_store_fsspec._azure import AzureBackend
+from penstock_object_store_fsspec._gcs import GcsBackend
+from penstock_object_store_fsspec._remote import RemoteBackend
+from penstock_object_store_fsspec._s3 import S3Backend
+
+from penstock.errors import UnavailableError
+
+pytestmark = pytest.mark.anyio
+
+_MODIFIED = datetime(2026, 1, 2, tzinfo=UTC)
+_LISTED_S3 = {"Key": "in/k", "Size": 1, "LastModified": _MODIFIED, "ETag": "e"}
+_GCS = {"name": "in/k", "size": "1", "updated": _MODIFIED.isoformat(), "generation": "7"}
+_AZURE = {"name": "in/k", "size": 1, "last_modified": _MODIFIED, "etag": "e"}
+
+
+class Answers:
+    """A file system for each backend, whose requests are all answered with ``fields``, and counted."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.fields = fields
+        self.asked = 0
+        self.service_client = self
+        self._location = "https://store.example"
+        self.continuation_token = None
+
+    def _answer(self) -> Mapping[str, Any]:
+        self.asked += 1
+        return self.fields
+
+    async def _call_s3(self, operation: str, **parameters: Any) -> Mapping[str, Any]:
+        return self._answer()
+
+    async def _request(self, *names: Any, **parameters: Any) -> tuple[None, None, None, bytes]:
+        return None, None, None, json.dumps(self._answer()).encode()
+
+    def get_blob_client(self, *names: str) -> Answers:
+        return self
+
+    def get_container_client(self, name: str) -> Answers:
+        return self
+
+    async def get_blob_properties(self, **parameters: Any) -> Any:
+        return SimpleNamespace(**self._answer())
+
+    async def upload_blob(self, data: bytes, **parameters: Any) -> Mapping[str, Any]:
+        return self._answer()
+
+    def list_blobs(self, **parameters: Any) -> Answers:
+        return self
+
+    def by_page(self, token: str | None) -> Answers:
+        return self
+
+    async def __aiter__(self) -> Any:
+        yield self._page()
+
+    async def _page(self) -> Any:
+        yield SimpleNamespace(**self._answer())
+
+
+async def _head(backend: RemoteBackend) -> None:
+    await backend.head("k")
+
+
+async def _put(backend: RemoteBackend) -> None:
+    await backend.put("k", [b"x"])
+
+
+async def _list(backend: RemoteBackend) -> None:
+    async for _ in backend.list("", ""):
+        pass
+
+
+async def _begin_parts(backend: RemoteBackend) -> None:
+    await backend.create_multipart("k")
+
+
+_HEAD_S3 = {"ContentLength": 1, "LastModified": _MODIFIED, "ETag": "e"}
+#: A backend, what is asked of it, and the whole answer, of whose innermost mapping the fields are left out in turn.
+_CASES: list[tuple[type[RemoteBackend], Callable[[Any], Awaitable[None]], dict[str, Any]]] = [
+    (S3Backend, _head, _HEAD_S3),
+    (S3Backend, _put, {"ETag": "e"}),
+    (S3Backend, _list, {"Contents": [_LISTED_S3]}),
+    (S3Backend, _begin_parts, {"UploadId": "u"}),
+    (GcsBackend, _head, {field: _GCS[field] for field in ("size", "updated", "generation")}),
+    (GcsBackend, _put, {"generation": "7"}),
+    (GcsBackend, _list, {"items": [_GCS]}),
+    (AzureBackend, _head, {field: _AZURE[field] for field in ("size", "last_modified", "etag")}),
+    (AzureBackend, _put, {"etag": "e"}),
+    (AzureBackend, _list, _AZURE),
+]
+
+
+def _without(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, value in answer.items():
+        if isinstance(value, list):
+            yield from ({name: [inner]} for inner in _without(value[0]))
+        else:
+            rest = {other: kept for other, kept in answer.items() if other != name}
+            yield rest | ({name: None} if "etag" in answer else {})  # as Azure's library has it
+
+
+def _backend(kind: type[RemoteBackend], answers: Answers) -> RemoteBackend:
+    settings = Settings(url="memory://", retry_budget_ms=60_000)
+    return kind(answers, "store://bucket/in/", "bucket", "in/", settings, time.monotonic)
+
+
+@pytest.mark.parametrize(("kind", "ask", "whole"), _CASES)
+async def test_what_an_answer_lacks_is_told_and_not_asked_for_again(
+    kind: type[RemoteBackend], ask: Callable[[Any], Awaitable[None]], whole: dict[str, Any]
+) -> None:
+    await ask(_backend(kind, Answers(whole)))
+    for fields in _without(whole):
+        answers = Answers(fields)
+        with pytest.raises(
+            UnavailableError, match=r"lacks a field.*location=store://bucket/in/ action=.* field="
+        ):
+            await ask(_backend(kind, answers))
+        assert answers.asked == 1, fields
+
+
+async def test_a_listing_that_says_it_goes_on_but_not_where_is_told() -> None:
+    answers = Answers({"IsTruncated": True})
+    with pytest.raises(UnavailableError, match=r"lacks a field.* field=NextContinuationToken"):
+        await _list(_backend(S3Backend, answers))
+    assert answers.asked == 1
+
+
+async def test_a_part_without_its_tag_is_told() -> None:
+    upload = await _backend(S3Backend, answers := Answers({"UploadId": "u"})).create_multipart("k")
+    await upload.write_part([b"x"])
+    with pytest.raises(UnavailableError, match=r"lacks a field.* field=ETag"):
+        await upload.complete()
+    assert answers.asked == 2
+
+
+async def test_a_page_that_is_none_of_gcs_is_asked_for_again() -> None:
+    class Page(Answers):
+        async def _request(self, *names: Any, **parameters: Any) -> tuple[None, None, None, bytes]:
+            if self.asked:
+                return await super()._request()
+            self._answer()
+            return None, None, None, b"<html>be right back</html>"
+
+    await _list(_backend(GcsBackend, answers := Page({"items": [_GCS]})))
+    assert answers.asked == 2
