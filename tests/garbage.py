@@ -19,7 +19,7 @@ BYTES_MAX = 1024
 
 @contextmanager
 def nothing_to_collect() -> Iterator[None]:
-    """Fails if what happens inside left errors, frames or payload that only the garbage collector frees."""
+    """Fails if what happens inside left objects, errors, frames or payload that only the garbage collector frees."""
     gc.collect()
     gc.disable()
     try:
@@ -43,12 +43,14 @@ def nothing_to_collect() -> Iterator[None]:
 
 
 def _is_ours(one: object) -> bool:
-    """Errors and frames of Penstock; those of the test runner end when they end."""
+    """Objects, errors and frames of Penstock; those of the test runner end when they end."""
     if isinstance(one, BaseException):
         return isinstance(one, PenstockError) or any(map(_is_ours, _traces(one.__traceback__)))
     if isinstance(one, types.TracebackType):
         one = one.tb_frame
-    return isinstance(one, types.FrameType) and "/penstock" in one.f_code.co_filename
+    if isinstance(one, types.FrameType):
+        return "/penstock" in one.f_code.co_filename
+    return type(one).__module__.partition(".")[0] == "penstock"
 
 
 def _traces(trace: types.TracebackType | None) -> Iterator[types.TracebackType]:
@@ -62,4 +64,4 @@ def _told(one: object) -> str:
         one = one.tb_frame
     if isinstance(one, types.FrameType):
         return f"{Path(one.f_code.co_filename).name}:{one.f_code.co_name}"
-    return repr(one)[:100]
+    return repr(one)[:100] if isinstance(one, BaseException) else type(one).__qualname__

@@ -108,7 +108,7 @@ class _Queue:
         self._looked = 0
 
     def add(self, member: Member) -> None:
-        insort(self._order, member._turn)
+        insort(self._order, (*member._turn, member))
 
     def remove(self, member: Member) -> None:
         del self._order[bisect_left(self._order, member._turn)]
@@ -127,7 +127,11 @@ class _Queue:
 
 
 class Member:
-    """One connection. ``owner`` is whatever the caller wants to find again when the member loses its place."""
+    """One connection. ``owner`` is whatever the caller wants to find again when the member loses its place.
+
+    It is None once the member has left: it leads to the connection, which leads here, and what has left is to be
+    freed at once, not when the garbage collector comes.
+    """
 
     __slots__ = (
         "_address",
@@ -163,8 +167,8 @@ class Member:
         self._ahead = 0
         #: Its number among those that began to wait, by its first wait for what it is at; 0 before that.
         self._number = 0
-        #: Its place among those that wait.
-        self._turn: tuple[int, int, int, Member] = (0, 0, 0, self)
+        #: Its place among those that wait; no two that wait have the same.
+        self._turn = (False, 0, 0)
         self._moved = 0
         self._slow = False
         self._since = self._last = now
@@ -263,6 +267,7 @@ class Shares:
         address.members -= 1
         if not address.members:
             self._addresses.pop(address.name, None)
+        member.owner = None
 
     def held_by(self, address: str) -> int:
         """Bytes in the hands of an address."""
@@ -384,7 +389,7 @@ class Shares:
         if not member._number:
             self._number += 1
             member._number = self._number
-        member._turn = (member.held + size > member.earned, size + rest, member._number, member)
+        member._turn = (member.held + size > member.earned, size + rest, member._number)
         address = member._address
         address.waiting[member] = None
         address.queue_of(member).add(member)

@@ -301,8 +301,9 @@ class Connections:
                 yield
         if spare is None:
             for member in shares.hoarders()[:_HOARDERS_MAX]:
-                self._close_for_others(limiter, member)
-                yield
+                if member.held:  # it hasn't left since the step before
+                    self._close_for_others(limiter, member)
+                    yield
         elif is_in_vain:
             self._in_vain[limiter] = now
 
@@ -377,8 +378,8 @@ class Connections:
         for member in core.carried.victims(core.time()):
             if not core.carried.is_over:
                 yield
-                if member.owner.outbox.is_our_turn():
-                    continue
+                if member.owner is None or member.owner.outbox.is_our_turn():
+                    continue  # it has left, or waits for us
             self.outcompeted += 1
             client = member.owner.client
             core.warn(

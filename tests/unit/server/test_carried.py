@@ -211,6 +211,21 @@ async def test_of_those_that_carry_too_much_a_few_are_closed_in_an_iteration(
         await leave(halves)
 
 
+async def test_who_leaves_before_its_turn_to_be_closed_is_passed_over(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(logs, carried_bytes_max=MIB) as harness:
+        halves = await crowd(harness, 3, announcement(31_000) + bytes(30_000))
+        monkeypatch.setattr(Carried, "victims", lambda carried, _: iter(tuple(carried._members)))
+        closing = harness.server.connections._shedding()
+        next(closing)  # who is to go first is chosen
+        await leave(halves[:1])
+        await until(lambda: len(harness.server.connections) == 2)
+        assert len(list(closing)) == 2, "the others are closed"
+        assert harness.server.statistics().connections_closed_for_others == 2
+        await leave(halves[1:])
+
+
 async def test_who_carried_too_much_gives_it_back_at_once_and_is_closed_at_a_pace(
     logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
