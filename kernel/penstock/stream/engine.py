@@ -177,6 +177,7 @@ class StreamEngine:
         self._wal_degraded = False
         self._uncharged_entries = 0
         self._wal_full = False
+        self._is_trimming_dead = False
         self._closing = False
         #: Nothing is appended any more; what is in the log cache may still be on its way to the store.
         self._drained = False
@@ -195,6 +196,7 @@ class StreamEngine:
             node_epoch=node_epoch,
             now_ms=now_ms,
             told=metadata.witnessed,
+            full=self._make_room,
         )
         self._uploader = Uploader[LogCacheBlock](
             metadata,
@@ -380,9 +382,7 @@ class StreamEngine:
         try:
             append = self._wal.append((header, data), entry_checksum)
         except FullError:
-            self._wal_full = True
-            self._freeze()
-            self._uploader.hurry()
+            self._make_room()
             raise
         except FencedError as error:
             self._die(kept(error))
@@ -598,16 +598,23 @@ class StreamEngine:
 
     # -- upload ----------------------------------------------------------------------------------------------
 
+    def _make_room(self) -> None:
+        """The WAL is full: get on its way what fills it."""
+        self._wal_full = True
+        self._freeze()
+        self._uploader.hurry()
+
     def _freeze(self) -> None:
         if self._closing:
             return  # memory may still be short; what isn't uploaded is recovered
         block = self._log_cache.freeze()
         if block is not None:
             self._uploader.submit(block)
-        elif self._wal_full and not self._uploader.pending_blocks:
-            # what fills the WAL is of deleted streams: nothing to upload, only to trim. Up to where it ends
+        elif self._wal_full and not self._uploader.pending_blocks and not self._is_trimming_dead:
+            # what fills the WAL is of deleted streams, or marks: nothing to upload, only to trim. Up to where it ends
             # now: before the task runs, more may become durable that is not dead (I4)
-            self._tasks.start_soon(self._trim_dead, self._stored_end)
+            self._is_trimming_dead = True
+            self._tasks.start_soon(self._trim_dead, max(self._stored_end, self._marks.durable_end()))
 
     async def _trim_dead(self, position: int) -> None:
         try:
@@ -615,6 +622,8 @@ class StreamEngine:
         except UnavailableError as error:
             logger.warning("the WAL wasn't trimmed, the next upload does it: %s", error)
             return
+        finally:
+            self._is_trimming_dead = False
         self._trimmed_end = max(self._trimmed_end, position)
         self._wal_full = False
         self._made_progress()

@@ -131,7 +131,10 @@ def index_to_mark(image: Image, node_id: int, node_epoch: int) -> int:
 
 
 class MetadataMarks:
-    """Writes marks. ``told(index)`` is called when everything up to that index may be told to who asked for it."""
+    """Writes marks. ``told(index)`` is called when everything up to that index may be told to who asked for it.
+
+    ``full()`` is called when there was no room for a mark; a trim brings it.
+    """
 
     def __init__(
         self,
@@ -141,12 +144,14 @@ class MetadataMarks:
         node_epoch: int,
         now_ms: Callable[[], int],
         told: Callable[[int], None],
+        full: Callable[[], None] = lambda: None,
     ) -> None:
         self._wal = wal
         self._cluster_id = cluster_id
         self._node_epoch = node_epoch
         self._now_ms = now_ms
         self._told = told
+        self._full = full
         #: The index to be marked, the one on its way (0: none is), and that of the newest durable mark.
         self._wanted = 0
         self._flying = 0
@@ -172,7 +177,7 @@ class MetadataMarks:
         """Write the newest mark again, at the WAL's end; return when it is durable, or can't be."""
         if not self._flying:
             self._append()
-        while self._flying:
+        if self._flying:  # the next ones, which may follow without end, aren't waited for
             await self._landed.wait()
 
     async def trim(self, position: int) -> None:
@@ -180,8 +185,8 @@ class MetadataMarks:
         if self._wanted and position >= self._end:
             await self.renew()
         await self._wal.trim(position)
-        if self._marked < self._wanted and not self._flying:
-            self._append()  # there was no room before
+        if not self._flying and (self._marked < self._wanted or 0 < self._end <= position):
+            await self.renew()  # there was no room before
 
     def _append(self) -> None:
         index = self._wanted
@@ -192,6 +197,8 @@ class MetadataMarks:
             # full: the next trim makes room, for which metadata must go on; ended: the broker ends as well
             logger.debug("metadata index %d isn't marked in the WAL: %s", index, error)
             self._told(index)
+            if isinstance(error, FullError):
+                self._full()
             return
         self._flying = index
         self._landed = anyio.Event()

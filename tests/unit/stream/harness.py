@@ -61,6 +61,8 @@ class FakeWal:
         self.trimmed = 0
         self.automatic = True
         self.full = False
+        #: Bytes that it holds; None: any number.
+        self.capacity: int | None = None
         self.fail_trims = False
         self.state = "open"
 
@@ -86,9 +88,10 @@ class FakeWal:
     def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         if self.state not in ("open", "degraded"):
             raise ClosedError(f"the fake wal {self.state}")
-        if self.full:
-            raise FullError("the fake wal is full")
         joined = b"".join(data)
+        has_room = self.capacity is None or self.position + len(joined) - self.trimmed <= self.capacity
+        if self.full or not has_room:
+            raise FullError("the fake wal is full")
         assert checksum is None or checksum == crc32c(joined), "the engine knows the checksum"
         append = WalAppend(self.position, self.position + len(joined))
         self.position += len(joined)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.patience import HANG_S
 from tests.unit.stream.harness import FakeWal, World
 
-from penstock.errors import ClosedError, ConfigError, CorruptError, NotFoundError
+from penstock.errors import ClosedError, ConfigError, CorruptError, FullError, NotFoundError
 from penstock.metadata.commands.objects import AbandonObjects
 from penstock.metadata.commands.topics import DeleteTopic
 from penstock.spi.wal import WalEntry
@@ -91,6 +92,38 @@ async def test_a_mark_that_fails_is_told_of_and_comes_with_the_next_trim() -> No
     assert marked(wal) == [3]
 
 
+async def test_a_mark_that_had_to_go_since_there_was_no_room_to_write_it_again_is_back_after_the_trim() -> (
+    None
+):
+    wal = FakeWal()
+    writer, _ = marks(wal)
+    writer.mark(3)
+    wal.capacity = wal.position
+    await writer.trim(wal.position)
+    assert marked(wal) == [3]
+
+
+async def test_a_trim_waits_for_one_mark_and_not_for_all_that_follow_it() -> None:
+    wal = FakeWal()
+    writer, _ = marks(wal)
+    writer.mark(3)
+    wal.automatic = False
+    writer.mark(4)
+    trimmed = anyio.Event()
+
+    async def trim() -> None:
+        await writer.trim(wal.durable[-1].next_position)
+        trimmed.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(trim)
+        await anyio.wait_all_tasks_blocked()
+        writer.mark(5)
+        wal.complete(1)  # 4 is durable, and 5 on its way
+        with anyio.fail_after(HANG_S):
+            await trimmed.wait()
+
+
 async def test_a_trim_writes_the_newest_mark_again_before_it_drops_it_and_only_then() -> None:
     wal = FakeWal()
     writer, _ = marks(wal)
@@ -140,6 +173,22 @@ async def test_a_command_is_told_to_have_succeeded_when_its_mark_is_durable(worl
             world.wal.complete()
         assert marked(world.wal)[-1] == e.metadata.image.index
         world.wal.automatic = True
+
+
+async def test_a_wal_that_marks_alone_have_filled_makes_room_for_marks_and_records(world: World) -> None:
+    world.wal.capacity = 2000
+    async with world.open() as e:
+        for _ in range(60):
+            await e.metadata.submit(AbandonObjects([]))
+            await anyio.wait_all_tasks_blocked()
+            assert marked(world.wal)[-1] == e.metadata.image.index
+        while world.wal.position - world.wal.trimmed + 200 < world.wal.capacity:
+            await e.metadata.submit(AbandonObjects([]))
+        with pytest.raises(FullError):
+            e.append(b"x" * 300)
+        with anyio.fail_after(HANG_S):
+            await e.engine.wait_for_room(0)
+        e.append(b"x" * 300)
 
 
 async def test_without_commands_nothing_is_written(world: World) -> None:
