@@ -135,7 +135,7 @@ async def write(store: Any, way: str, key: str, body: Sequence[Buffer]) -> str |
     if way == "multipart":
         upload = await store.create_multipart(key)
         for part in body:
-            await upload.write_part([part])
+            await upload.write_part((part,))
         await upload.complete()
         return None
     if way == "compare_and_swap":

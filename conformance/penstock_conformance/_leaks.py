@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("counts", "errors_come_out", "leaves_nothing", "looks_leave_nothing")
+__all__ = ("counts", "each_way_out", "errors_come_out", "leaves_nothing", "looks_leave_nothing")
 
 import asyncio
 import gc
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -60,6 +60,24 @@ async def looks_leave_nothing(look: Callable[[], Awaitable[None]]) -> None:
 
 class _OwnersError(Exception):
     """An error of who opened the plugin, which knows nothing of it."""
+
+
+def each_way_out(env: Env, **options: Any) -> Iterator[AbstractAsyncContextManager[Any]]:
+    """Contexts of the plugin, opened one after the other: the first is left at its end, the second by an error.
+
+    What leaving promises holds for both. ``options`` are those of ``Env.open``.
+    """
+
+    @asynccontextmanager
+    async def left_by(error: _OwnersError | None, epoch: int) -> AsyncIterator[Any]:
+        with suppress(_OwnersError):
+            async with env.open(epoch=epoch, **options) as opened:
+                yield opened
+                if error is not None:
+                    raise error
+
+    yield left_by(None, 1)
+    yield left_by(_OwnersError("of the owner"), 2)
 
 
 async def errors_come_out(env: Env, use: Callable[[Any, int], Awaitable[None]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
@@ -11,6 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from penstock.errors import ClosedError, FullError, InvariantError, PenstockError
 from penstock_conformance._env import Env, raises, together
+from penstock_conformance._leaks import each_way_out
 
 KIND = "allocator"
 
@@ -261,7 +263,12 @@ async def _grant_and_cancel(allocator: Any, take: Any, grant_first: bool) -> Non
 
 
 async def test_waiters_are_answered_at_the_end(env: Env) -> None:
-    """Leaving the context answers every waiter."""
+    """Leaving the context, be it by an error, answers every waiter."""
+    for context in each_way_out(env, settings=_SETTINGS):
+        await _leave_with_waiters(context, env.target.deadline_s)
+
+
+async def _leave_with_waiters(context: AbstractAsyncContextManager[Any], deadline_s: float) -> None:
     answers: list[str] = []
 
     async def wait(allocator: Any) -> None:
@@ -271,13 +278,13 @@ async def test_waiters_are_answered_at_the_end(env: Env) -> None:
             answers.append("closed")
 
     async with anyio.create_task_group() as tasks:
-        async with env.open(settings=_SETTINGS) as allocator:
+        async with context as allocator:
             full = allocator.charge_nowait(_LIMIT, "append")
             for _ in range(3):
                 tasks.start_soon(wait, allocator)
             await checkpoint()
             await checkpoint()
-        with anyio.fail_after(env.target.deadline_s):
+        with anyio.fail_after(deadline_s):
             while len(answers) < 3:
                 await checkpoint()
         full.release()
@@ -406,6 +413,11 @@ async def test_reservation_keeps_to_the_limit(env: Env) -> None:
         other.release()
         del other
         await _settled()
+        item.grant_nowait(_LIMIT - _SLACK)
+        other = allocator.charge_nowait(1, "append")
+        with raises(FullError):  # what it has already makes it no exception
+            item.grant_nowait(2 * _LIMIT)
+        other.release()
         for size in (_LIMIT, _LIMIT + 5000, 2 * _LIMIT):
             item.grant_nowait(size)
         item.view[2 * _LIMIT - 1] = 1

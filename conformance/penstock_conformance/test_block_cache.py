@@ -301,6 +301,7 @@ async def test_eviction_frees_memory(env: Env) -> None:
     async with env.open() as cache:
         store = _Store()
         blocks = [_block(1, number) for number in range(10)]
+        await cache.get(blocks[:5], store.load, prefetch=True)
         await cache.get(blocks, store.load)
         _expect_kept(cache, 10)
         allocator = env.plain_allocator
@@ -317,6 +318,8 @@ async def test_eviction_frees_memory(env: Env) -> None:
             )
         assert cache.evict(10**9) == 100_000 - freed
         assert cache.evict(10**9) == 0
+        wasted = cache.statistics().wasted
+        assert wasted == 0, f"all blocks were read before they were evicted: wasted={wasted}"
         _check(blocks, await cache.get(blocks, store.load))
 
 
@@ -342,11 +345,11 @@ async def test_forgotten_objects_are_dropped(env: Env) -> None:
     """The object was destroyed: its blocks are never read again."""
     async with env.open() as cache:
         store = _Store()
-        for object_id in (1, 2):
+        for object_id in (1, 2, 0):
             await cache.get([_block(object_id, number) for number in range(3)], store.load)
-        _expect_kept(cache, 6)
-        cache.forget_object(1)
-        cache.forget_object(1)
+        _expect_kept(cache, 9)
+        for object_id in (1, 1, 0):
+            cache.forget_object(object_id)
         assert cache.statistics().used_bytes == 30_000, "blocks of a destroyed object take memory"
         await cache.get([_block(2, 1)], store.load)
         assert store.loaded[_block(2, 1)] == 1, "blocks of another object were dropped"

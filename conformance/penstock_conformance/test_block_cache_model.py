@@ -7,7 +7,7 @@ import random
 import weakref
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import cache as remembered
 from typing import Any
 
@@ -20,6 +20,7 @@ from penstock.spi.plugin import Buffer
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, raises, together
 from penstock_conformance._figures import Figures
+from penstock_conformance._leaks import each_way_out
 from penstock_conformance._steps import Steps
 from penstock_conformance.reference._allocator import PlainAllocator
 
@@ -315,17 +316,26 @@ async def test_two_caches_have_nothing_to_do_with_each_other(env: Env) -> None:
             for wanted in (blocks, blocks[:1]):
                 _check(wanted, await second.get(wanted, _Load(2)), 2)
                 _check(wanted, await first.get(wanted, _Load(1)), 1)
+            for step in range(20):
+                window = first.readahead_bytes(1, step * 100, step * 100 + 100)
+            ahead = second.readahead_bytes(1, 2000, 2100)
+            assert ahead == 0 or ahead < window, f"a new reader gets {ahead} bytes, an old one {window}"
     async with env.open(epoch=2) as third:
         for block in blocks:
             _check([block], await third.get([block], _Load(3)), 3)
 
 
 async def test_end_leaves_no_load_and_no_reader(env: Env) -> None:
-    """Leaving the context answers every waiter, those for room too, and ends its tasks: no load runs on."""
+    """Leaving the context, be it by an error, answers every waiter, those for room too; no load runs on."""
+    allocator = PlainAllocator(2 * _LIMIT_MAX)
+    for context in each_way_out(env, allocator=allocator):
+        await _leave_with_readers(context, allocator)
+
+
+async def _leave_with_readers(context: AbstractAsyncContextManager[Any], allocator: PlainAllocator) -> None:
     answered = 0
     gate = anyio.Event()
     loads: list[_Load] = []
-    allocator = PlainAllocator(2 * _LIMIT_MAX)
 
     async def read(cache: Any, number: int, size: int) -> None:
         nonlocal answered
@@ -335,7 +345,7 @@ async def test_end_leaves_no_load_and_no_reader(env: Env) -> None:
         answered += 1
 
     async with anyio.create_task_group() as tasks:
-        async with env.open(allocator=allocator) as cache:
+        async with context as cache:
             limit = cache.statistics().limit_bytes
             size = limit // 5 if limit <= _LIMIT_MAX else 1000
             for number in range(9):

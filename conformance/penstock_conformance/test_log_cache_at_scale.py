@@ -414,6 +414,9 @@ async def test_deleted_stream_changes_no_frozen_block(env: Env) -> None:
         _check_frozen(blocks, "another stream in them was deleted")
         for block, _, _ in blocks:
             cache.mark_uploaded(block)
+            told = cache.statistics()
+            cached = told.active_bytes + told.frozen_bytes + told.uploaded_bytes
+            assert cached == log.used_bytes, f"{log.used_bytes} bytes are accounted for: {told}"
         before = log.used_bytes
         freed = cache.evict(10**9)
         assert freed == before - log.used_bytes, (

@@ -312,3 +312,5 @@ async def test_error_of_its_owner_comes_out(env: Env) -> None:
             cache.put(_Model(env, cache, env.account)._entry(1, 0))
 
     await errors_come_out(env, use)
+    used = env.account.statistics().used_bytes
+    assert used == 0, f"{used} bytes are still accounted for when an error came out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import anyio
@@ -22,6 +22,7 @@ from penstock_conformance._body import Label, check_body, make_body
 from penstock_conformance._child import Child, Moment, killed
 from penstock_conformance._clause import clause
 from penstock_conformance._env import Env, call, raises, together
+from penstock_conformance._leaks import each_way_out
 from penstock_conformance._medium import flip_in_files, remove_files_with
 
 KIND = "metadata_log"
@@ -212,7 +213,14 @@ async def test_news_of_others_arrive(env: Env) -> None:
 
 
 async def test_waiters_are_answered_at_the_end(env: Env) -> None:
-    """Leaving the context answers every waiter."""
+    """Leaving the context, be it by an error, answers every waiter, and from then on the log is closed."""
+    for first, context in zip((1, 3), each_way_out(env), strict=True):
+        await _leave_with_waiters(context, first, env.target.deadline_s)
+
+
+async def _leave_with_waiters(
+    context: AbstractAsyncContextManager[Any], first: int, deadline_s: float
+) -> None:
     answered = 0
 
     async def wait(log: Any) -> None:
@@ -224,17 +232,17 @@ async def test_waiters_are_answered_at_the_end(env: Env) -> None:
             answered += 1
 
     async with anyio.create_task_group() as tasks:
-        async with env.open() as log:
-            await _fill(log, 1, 3)
+        async with context as log:
+            await _fill(log, first, first + 2)
             for _ in range(3):
                 tasks.start_soon(wait, log)
             for _ in range(5):
                 await checkpoint()
-        with anyio.fail_after(env.target.deadline_s):
+        with anyio.fail_after(deadline_s):
             while answered < 3:
                 await checkpoint()
     with raises(ClosedError):
-        await log.append(3, b"late")
+        await log.append(first + 2, b"late")
 
 
 async def test_closed_log_is_no_empty_one(env: Env) -> None:

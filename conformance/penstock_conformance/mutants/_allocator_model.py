@@ -6,6 +6,7 @@ __all__ = ()
 
 import mmap
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -367,3 +368,20 @@ class HasTheLimitFollowWhatIsInUse(PlainAllocator):
     def statistics(self) -> AllocatorStatistics:
         told = super().statistics()
         return replace(told, limit_bytes=max(told.limit_bytes, told.used_bytes))
+
+
+@mutant(KIND, "is_left_open_by_an_error", "waiters_are_answered_at_the_end", hangs=True)
+class IsLeftOpenByAnError(PlainAllocator):
+    """Closes behind its ``yield``, without ``try`` and ``finally``."""
+
+    def close(self) -> None:
+        if sys.exc_info()[1] is None:
+            super().close()
+
+
+@mutant(KIND, "lets_a_large_part_be_all", "reservation_keeps_to_the_limit")
+class LetsALargePartBeAll(PlainAllocator):
+    """Takes a reservation that has more than half of the limit for the only one that there is."""
+
+    def _fits(self, size: int, own: int) -> bool:
+        return super()._fits(size, own) or own > self._limit // 2

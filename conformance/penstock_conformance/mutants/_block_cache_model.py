@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ()
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -480,3 +481,41 @@ class RemembersEveryReader(PlainBlockCache):
     def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
         self.__dict__.setdefault("_ends", {})[stream_id] = next_offset
         return super().readahead_bytes(stream_id, offset, next_offset)
+
+
+@mutant(KIND, "is_left_open_by_an_error", _END, hangs=True)
+class IsLeftOpenByAnError(PlainBlockCache):
+    """Closes behind its ``yield``, without ``try`` and ``finally``."""
+
+    def close(self) -> None:
+        if sys.exc_info()[1] is None:
+            super().close()
+
+
+@mutant(KIND, "takes_the_first_object_for_none", "forgotten_objects_are_dropped")
+class TakesTheFirstObjectForNone(PlainBlockCache):
+    """Asks whether there is a number, and there is 0."""
+
+    def forget_object(self, object_id: int) -> None:
+        if object_id:
+            super().forget_object(object_id)
+
+
+@mutant(KIND, "calls_all_that_goes_wasted", "eviction_frees_memory")
+class CallsAllThatGoesWasted(PlainBlockCache):
+    """Doesn't know what was read ahead, nor what was read."""
+
+    def statistics(self) -> BlockCacheStatistics:
+        told = super().statistics()
+        return dataclasses.replace(told, wasted=told.evicted)
+
+
+@mutant(KIND, "has_readers_in_common", "two_caches_have_nothing_to_do_with_each_other")
+class HasReadersInCommon(PlainBlockCache):
+    """Keeps what it knows of readers in the class."""
+
+    _known: ClassVar[dict[int, tuple[int, int]]] = {}
+
+    def __init__(self, limit: int, allocator: Any) -> None:
+        super().__init__(limit, allocator)
+        self._readers = self._known

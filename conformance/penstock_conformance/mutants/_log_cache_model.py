@@ -274,3 +274,21 @@ class KeepsEmptyBlocks(PlainLogCache):
         if block is not None:
             self._blocks.append(block)
         return block
+
+
+@mutant(KIND, "is_left_open_by_an_error", "error_of_its_owner_comes_out")
+class IsLeftOpenByAnError(PlainLogCache):
+    """Closes behind its ``yield``, without ``try`` and ``finally``."""
+
+    def close(self) -> None:
+        if sys.exc_info()[1] is None:
+            super().close()
+
+
+@mutant(KIND, "counts_deleted_streams_that_were_uploaded", "deleted_stream_changes_no_frozen_block")
+class CountsDeletedStreamsThatWereUploaded(PlainLogCache):
+    """Tells the sizes that blocks had, whatever went since."""
+
+    def statistics(self) -> LogCacheStatistics:
+        uploaded = sum(block.size_bytes for block in self._frozen if block.uploaded)
+        return replace(super().statistics(), uploaded_bytes=uploaded)

@@ -6,6 +6,7 @@ __all__ = ()
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -418,3 +419,12 @@ class LooksAllTheTime(PlainMetadataLog):
         while self._last_index <= after_index:
             self._check_open()
             await self._find_last()
+
+
+@mutant(KIND, "is_left_open_by_an_error", "waiters_are_answered_at_the_end", hangs=True)
+class IsLeftOpenByAnError(PlainMetadataLog):
+    """Closes behind its ``yield``, without ``try`` and ``finally``."""
+
+    def close(self) -> None:
+        if sys.exc_info()[1] is None:
+            super().close()

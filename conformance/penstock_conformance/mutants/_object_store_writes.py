@@ -389,3 +389,41 @@ class TellsTheTimeOfTheFirstPut(DirectoryStore):
     def _info(self, key: str) -> ObjectInfo:
         info = super()._info(key)
         return replace(info, modified_ms=self._first.setdefault(key, info.modified_ms))
+
+
+@mutant(KIND, "takes_lists_only", "no_way_of_writing_keeps_a_buffer")
+class TakesListsOnly(DirectoryStore):
+    """Adds to the body what it writes behind it."""
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        return await super().put(key, body + [])  # type: ignore[operator]
+
+
+class _KeepsLoneBuffers(_Upload):
+    async def write_part(self, part: Sequence[Buffer]) -> None:
+        await checkpoint()
+        self._parts.append(part[0] if len(part) == 1 else b"".join(part))  # type: ignore[arg-type]
+
+
+@mutant(KIND, "keeps_the_only_buffer_of_a_part", "multipart_appears_whole")
+class KeepsTheOnlyBufferOfAPart(DirectoryStore):
+    """Copies where it has to join, and writes when the upload is completed."""
+
+    async def create_multipart(self, key: str) -> _Upload:
+        return _KeepsLoneBuffers(self, key)
+
+
+@mutant(KIND, "counts_the_puts_of_a_key", "swap_needs_the_current_token")
+class CountsThePutsOfAKey(DirectoryStore):
+    """Has the number of the put for a token, which begins anew with an object."""
+
+    def _write(self, key: str, body: Sequence[Buffer], *, exclusive: bool, locked: bool = False) -> str:
+        try:
+            number = int(self._info(key).token, 16) + 1
+        except NotFoundError:
+            number = 1
+        super()._write(key, body, exclusive=exclusive, locked=locked)
+        token = number.to_bytes(_TOKEN_BYTES, "big")
+        with self._path(key).open("r+b") as file:
+            file.write(token)
+        return token.hex()

@@ -83,7 +83,7 @@ class LogCacheBlock(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogCacheStatistics:
-    """A snapshot, in payload bytes."""
+    """A snapshot, in payload bytes; of deleted streams those that are still in memory."""
 
     active_bytes: Annotated[int, gauge("bytes", "Payload of the active block.")] = 0
     frozen_bytes: Annotated[int, gauge("bytes", "Payload that is on its way to the object store.")] = 0

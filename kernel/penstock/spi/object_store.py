@@ -95,7 +95,7 @@ class ObjectStoreStatistics:
 
 
 class MultipartUpload(Protocol):
-    """An object being written in parts; invisible until ``complete`` returns."""
+    """An object being written in parts; invisible until ``complete`` returns. One call at a time."""
 
     async def write_part(self, part: Sequence[Buffer]) -> None:
         """Append one part. The buffers may be reused once this returns. Parts go in call order.
@@ -136,7 +136,7 @@ class ObjectStore(Protocol):
         """Size and token of one object. Raises NotFoundError."""
 
     async def put(self, key: str, body: Sequence[Buffer]) -> str:
-        """Write the object as the concatenation of ``body``, replacing what was there; returns its token.
+        """Write the object as the concatenation of ``body``, any sequence, replacing what was there; its token.
 
         Atomic: readers see the old bytes or the new ones, never a mixture, also over a crash.
         Durable on the claimed domain when it returns.
@@ -155,7 +155,8 @@ class ObjectStore(Protocol):
         """Replace the object only if its token is still ``token``; returns the new token.
 
         The same bytes may have the same token again, as where it is a hash of them; other bytes have another one,
-        and an empty one is none. Raises ConflictError if it changed or vanished; InvalidRequestError if unclaimed.
+        also where the object was deleted and made again, and an empty one is none. Raises ConflictError if it changed
+        or vanished; InvalidRequestError if unclaimed.
         """
 
     async def create_multipart(self, key: str) -> MultipartUpload:

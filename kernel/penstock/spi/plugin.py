@@ -202,7 +202,8 @@ class PluginSpec(Generic[S, T]):
     """The registration of one plugin; each kind has a subclass (``penstock.spi.kinds`` lists them).
 
     ``open(settings, services)`` returns an async context manager that yields the opened object. It is
-    entered once; leaving it closes the object, ends its tasks and threads, and answers every waiter.
+    entered once; leaving it, at its end or by an error, closes the object, ends its tasks and threads, and answers
+    every waiter; the error comes out.
     ``requires`` names capabilities of the selected object store that this plugin can't do without
     (for instance ``{"put_if_absent"}``); the kernel refuses other combinations at start.
     """
