@@ -434,12 +434,14 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
     charge = None
     if services.allocator is not None:
         charge = await services.allocator.charge(sizes.buffers, "wal")
-    device: FileDevice | StripedDevice | None = None
+    #: Not what the thread returns: whoever is cancelled while the device is opened doesn't get it, and closes it.
+    devices: list[FileDevice | StripedDevice] = []
     try:
         async with WriterThread(
             "penstock-wal", threads=settings.groups_in_flight_max, idle_after_s=_REST_AFTER_S
         ) as thread:
-            device = await thread.run(lambda: _open_device(paths, settings, sizes, services.access))
+            await thread.run(lambda: devices.append(_open_device(paths, settings, sizes, services.access)))
+            (device,) = devices
             location = ", ".join(map(str, paths))
             wal = await _open_block_wal(device, thread, settings, sizes, services, location)
             wal.look_later()
@@ -450,8 +452,9 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
     finally:
         if charge is not None:
             charge.release()
-        if device is not None and not thread.running:  # a thread that hangs in a write keeps its descriptors
-            device.close()
+        if not thread.running:  # a thread that hangs in a write keeps its descriptors
+            for device in devices:
+                device.close()
 
 
 def _open_device(

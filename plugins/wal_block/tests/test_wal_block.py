@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
+from penstock_wal_block import _wal
+from penstock_wal_block._device import FileDevice
 from tests.block_wal import Opener, recovered
 
 from penstock.errors import (
@@ -31,6 +35,27 @@ async def test_entries_come_back_in_order_after_reopening(open_wal: Opener) -> N
         assert all(append.done for append in appends)
     async with open_wal(2, recover=False) as wal:
         assert await recovered(wal) == expected
+
+
+async def test_an_opening_that_is_cancelled_leaves_no_descriptor_and_no_lock(
+    open_wal: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[FileDevice] = []
+    loop = asyncio.get_running_loop()
+
+    class Cancelling(FileDevice):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            opened.append(self)
+            loop.call_soon_threadsafe(tasks.cancel_scope.cancel)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_wal, "FileDevice", Cancelling)
+        async with anyio.create_task_group() as tasks, open_wal():
+            pass
+    assert [device._fds for device in opened] == [[]]
+    async with open_wal():
+        pass
 
 
 async def test_an_entry_larger_than_a_group_is_written_alone(open_wal: Opener) -> None:

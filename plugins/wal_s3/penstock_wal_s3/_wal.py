@@ -193,8 +193,8 @@ class ObjectWal:
         """See ``WriteAheadLog.seal``. Appends that were on their way before are acknowledged."""
         if not self._recovered:
             raise InvalidRequestError("recover the wal to its end before sealing it")
-        await self.writer.hold()
         try:
+            await self.writer.hold()
             if self._commit.state == "open":
                 self._sealed = True
                 await self._note()
@@ -204,8 +204,10 @@ class ObjectWal:
             self.writer.fail(error)
             raise
         finally:
+            if self._sealed:
+                # also after an error, or a cancellation: the slot may be sealed, or vacant, so nothing goes behind it
+                self.writer.fail(self._is_sealed())
             self.writer.resume()
-        self.writer.fail(self._is_sealed())
 
     def statistics(self) -> WalStatistics:
         """See ``WriteAheadLog.statistics``."""

@@ -359,6 +359,29 @@ async def test_a_sealed_log_takes_no_appends_and_can_be_trimmed(place: Place) ->
             wal.append([b"late"])
 
 
+@pytest.mark.parametrize("busy", [False, True])
+async def test_a_seal_that_is_cancelled_leaves_no_hole_behind_which_appends_are_acknowledged(
+    place: Place, busy: bool
+) -> None:
+    async with place.recovered(1) as wal:
+        appends = await append(wal, bodies(1))
+        gate = Gate(place, "1.2")
+        if busy:
+            appends.append(wal.append([b"busy"]))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wal.seal)
+            await gate.reached.wait()
+            tasks.cancel_scope.cancel()
+        gate.open.set()
+        with anyio.fail_after(HANG_S), suppress(FencedError):
+            appends.append(wal.append([b"late"]))
+            for each in appends[1:]:
+                await each.wait_durable()
+        acknowledged = sum(each.done and each.error is None for each in appends)
+        assert acknowledged > busy
+    assert len(await place.read(2)) == acknowledged
+
+
 async def test_an_epoch_is_used_once(place: Place) -> None:
     async with place.recovered(5) as wal:
         await append(wal, bodies(1))

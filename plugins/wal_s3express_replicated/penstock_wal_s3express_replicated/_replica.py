@@ -132,6 +132,11 @@ class Replica:
             if not self._opened.done():
                 self._opened.set_exception(ClosedError("the wal was closed while a replica was opened"))
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the log was closed, or couldn't be opened: then nothing of it is held any more."""
+        return self._task is not None and self._task.done()
+
     async def stop(self) -> None:
         """Close it: what was appended is written. Nothing is raised."""
         self._leave.set()

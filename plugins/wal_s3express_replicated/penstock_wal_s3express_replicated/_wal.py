@@ -200,7 +200,7 @@ class ReplicatedWal:
 
     def _new(self, slot: _Slot) -> Replica:
         replica = Replica(self._services, slot.table, self._progress, self._lost)
-        self._opened.append(replica)
+        self._opened = [*(other for other in self._opened if not other.is_closed), replica]
         return replica
 
     async def _create(self, opened: Sequence[Replica]) -> None:
@@ -339,8 +339,11 @@ class ReplicatedWal:
         for replica in self._following:
             replica.put(number, position, whole, known)
         if self._backlog is not None:
-            self._backlog.append((number, position, [header, b"".join(data)]))
             self._backlog_bytes += size
+            if self._backlog_bytes <= _BACKLOG_BYTES_MAX:
+                self._backlog.append((number, position, [header, b"".join(data)]))
+            else:
+                self._backlog.clear()  # it doesn't return this time
         if all(replica.error is not None for replica in self._counting):
             self._news.set()
         return append

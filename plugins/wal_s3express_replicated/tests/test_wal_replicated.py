@@ -591,6 +591,30 @@ async def test_a_replica_that_can_not_return_is_tried_again_later_and_less_often
         )
         assert wal.statistics().state == "degraded"
         await acked(wal, b"two")
+        await until_word(place, tries + 5)
+        assert len(wal._opened) <= 3, "what was closed is kept"
+
+
+async def test_what_is_kept_for_a_replica_that_returns_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_wal, "_BACKLOG_BYTES_MAX", 100)
+    place = Place(return_after="5ms")
+    async with place.recovered() as wal:
+        place.media[1].fail()
+        await acked(wal, b"one")
+        place.media[0].held = True
+        two = wal.append([b"two"])
+        place.media[1].error = None
+        with anyio.fail_after(HANG_S):
+            while wal._backlog is None:  # until it was given what is durable
+                await anyio.lowlevel.checkpoint()
+        appends = [wal.append([b"%d" % number * 30]) for number in range(50)]
+        assert sum(len(parts[1]) for _, _, parts in wal._backlog) <= 100
+        place.media[0].release()
+        with anyio.fail_after(HANG_S):
+            for append in (two, *appends):
+                await append.wait_durable()
+            await place.words.wait(lambda: len(members(place)) == 2)
+    assert len(place.holds(1)) == 52
 
 
 # -- random histories --------------------------------------------------------------------------------------------
