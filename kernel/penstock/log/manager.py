@@ -366,8 +366,8 @@ class LogManager:
             finally:
                 self._changes.release(names)
 
-        if self._ended:
-            self._changes.release(names)
+        if self._ended or self._finisher.is_full:
+            self._changes.release(names)  # nothing is begun, so nothing comes to its end
         return await self._to_its_end(run)
 
     async def _to_its_end(self, change: Callable[[], Awaitable[T]]) -> T:

@@ -30,13 +30,18 @@ class Finisher:
         #: Pieces of work that are under way.
         self.waiting = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is under way that nothing more is begun."""
+        return self.waiting >= self._waiting_max
+
     async def finish(self, work: Callable[[], Awaitable[T]]) -> T:
         """The result of ``work``, or its error; a cancelled call leaves it running.
 
         Raises UnavailableError if too much is under way (nothing was begun), ClosedError if the room ended before
         the work did. An error that is no PenstockError, with nobody left to be told, ends the room.
         """
-        if self.waiting >= self._waiting_max:
+        if self.is_full:
             raise UnavailableError(f"{self._full}: waiting={self.waiting}")
         done = anyio.Event()
         results: list[T] = []
