@@ -83,12 +83,17 @@ def run_alone(target: Target, clauses: Sequence[str]) -> Sequence[ClauseResult]:
 
 @contextmanager
 def _not_collected() -> Iterator[None]:
-    """What is there already isn't looked at: pytest collects garbage five times as it ends, and clauses look, too."""
+    """What is there already isn't looked at: pytest collects garbage five times as it ends, and clauses look, too.
+
+    Where somebody had frozen a heap before, it stays so: it can't be told from what is frozen here.
+    """
+    is_frozen = gc.get_freeze_count() > 0
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not is_frozen:
+            gc.unfreeze()
 
 
 #: Where one of these is set, pytest tells differences in full, and takes minutes to find them in what clauses compare

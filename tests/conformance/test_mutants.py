@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -114,8 +115,13 @@ def test_clauses_without_a_session_of_pytest_come_out_as_in_one() -> None:
         modules=("penstock_conformance.mutants",),
         levels=(1,),
     )
+    gc.freeze()
+    frozen = gc.get_freeze_count()
     session = run(target, select="seal or new_log", tracebacks=False).clauses
     alone = run_alone(target, [clause.name for clause in session])
+    assert gc.get_freeze_count() > frozen / 2, (
+        "who had frozen a heap would have its garbage looked for in all of it"
+    )
     assert {clause.outcome for clause in session} == {"pass", "fail", "not_applicable"}
     assert [(each.name, each.outcome) for each in alone] == [(each.name, each.outcome) for each in session]
 
