@@ -140,7 +140,7 @@ async def sessions_with_many_partitions(address: str) -> Answers:
             answer = await client.call(ApiKey.FETCH, 11, request)
             sessions[0 if answer.session_id else 1] += 1
 
-    await in_parallel(25, 6, work)
+    await in_parallel(16, 6, work)
     return sessions
 
 

@@ -140,8 +140,14 @@ def build_wheel(source: Path, output: Path, *, editable: bool = False) -> Path:
     return wheel
 
 
-def test_readme_on_a_package_index_has_no_link_that_leads_nowhere(tmp_path: Path) -> None:
-    with zipfile.ZipFile(build_wheel(REPOSITORY, tmp_path)) as archive:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of this repository."""
+    return build_wheel(REPOSITORY, tmp_path_factory.mktemp("wheel"))
+
+
+def test_readme_on_a_package_index_has_no_link_that_leads_nowhere(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
         (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         text = archive.read(metadata).decode()
     links = re.findall(r"\]\(([^)\s]+)\)", text)
@@ -199,8 +205,7 @@ def test_a_new_plugin_folder_is_installed_without_a_line_anywhere(tmp_path: Path
             assert "penstock_new_one/__init__.py" in names
 
 
-def test_wheel_holds_only_penstock(tmp_path: Path) -> None:
-    wheel = build_wheel(REPOSITORY, tmp_path)
+def test_wheel_holds_only_penstock(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.partition("/")[0] for name in names}
