@@ -74,8 +74,12 @@ class DeadLetters:
             self._table.commit(lambda: Change(positions=self._positions))
             self._positions = {}
 
+    def clear(self) -> None:
+        """Let go of what is in memory."""
+        self._rows.clear()
+
     def leave(self) -> None:
         """Drop what wasn't committed."""
-        self._rows.clear()
+        self.clear()
         if self._table is not None:
             self._table.leave()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("Secrets", "cause_of", "translated")
+__all__ = ("Secrets", "cause_of", "passed_over", "translated")
 
 import errno
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from requests.exceptions import RequestException
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from penstock.errors import ConflictError, CorruptError, NotFoundError, PenstockError, UnavailableError
+
+logger = logging.getLogger("penstock.lake.iceberg")
 
 _SECRET_KEY = re.compile(r"secret|password|token|credential|key", re.IGNORECASE)
 #: Errors of clouds' SDKs come from these, in classes that have no base in common.
@@ -70,6 +73,17 @@ def translated(what: str, secrets: Secrets, **places: object) -> Iterator[None]:
         raise known(
             f"{what} failed, {why}:{where} cause={cause}"
         ) from None  # of the cause secrets weren't taken out
+
+
+@contextmanager
+def passed_over(what: str) -> Iterator[None]:
+    """Go on after an error from outside: ``what`` was to be done is done by somebody later. Bugs pass as they are."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, PenstockError) and _kind(error) is None:
+            raise
+        logger.debug("%s failed, which is passed over: error=%s", what, type(error).__name__)
 
 
 def _kind(error: Exception) -> tuple[str, type[PenstockError]] | None:

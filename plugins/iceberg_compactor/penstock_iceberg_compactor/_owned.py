@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ("Change", "OwnedTable")
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,7 +28,7 @@ from penstock.errors import (
 from penstock.spi.lake import LakeTopic
 from penstock_iceberg_compactor._commit import Commit, Landed, LostError, UnknownError, head_of
 from penstock_iceberg_compactor._configs import TableConfigs
-from penstock_iceberg_compactor._errors import cause_of
+from penstock_iceberg_compactor._errors import cause_of, passed_over
 from penstock_iceberg_compactor._files import FileWriter, arrow_schema, fitted, undivided_spec
 from penstock_iceberg_compactor._find import find_table
 from penstock_iceberg_compactor._life import Life, leftovers, remove_failed
@@ -182,7 +181,7 @@ class OwnedTable:
             self.stamp, self._life = stamp, life
             self._place.step("table claimed")
             # Nothing of an earlier life can be committed from here on, so what it left can go.
-            with contextlib.suppress(OSError):
+            with passed_over("removing what an earlier owner left"):
                 remove_failed(self.table, leftovers(self.table, before))
             return life
         raise self._too_many()
@@ -220,7 +219,7 @@ class OwnedTable:
         """Remove files that weren't committed; not if the commit may still be on its way."""
         if self._outcome_known and self._life is not None:
             self._place.lives[self.name] = self._life
-            with contextlib.suppress(OSError):  # the next owner removes them
+            with passed_over("removing files that nothing committed"):  # the next owner does it
                 self.drop()
 
     # committing

@@ -6,7 +6,7 @@ __all__ = ("IcebergTable", "opened_table")
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -293,10 +293,12 @@ class IcebergTable:
         """Drop what wasn't committed."""
         self._rows.clear()
         self._release()
-        await self._run("closing decoders", self._reader.close)
-        await self._run("removing files", self._dead.leave)
+        self._dead.clear()
         self._charge_dead()
-        await self._run("removing files", self._owned.leave)
+        async with AsyncExitStack() as stack:  # each of them, whatever the others raise; the last one first
+            stack.push_async_callback(self._run, "removing files", self._owned.leave)
+            stack.push_async_callback(self._run, "removing files", self._dead.leave)
+            stack.push_async_callback(self._run, "closing decoders", self._reader.close)
 
     async def _run(
         self, what: str, work: Callable[[], _R], limiter: anyio.CapacityLimiter | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ import pyarrow as pa
 import pytest
 from anyio import to_thread
 from google.protobuf import descriptor_pb2
+from penstock_iceberg_compactor import _life, _owned
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._configs import Field, TableConfigs, fault_of
 from penstock_iceberg_compactor._scan import read_parts
+from penstock_iceberg_compactor._settings import Settings
 from penstock_iceberg_compactor.decode import Fitter, JsonDecoder
 from penstock_iceberg_compactor.decode._avro import AvroCodec
 from penstock_iceberg_compactor.decode._protobuf import ProtobufCodec, descriptor_pool
-from tests.iceberg_place import load, opened, topic
+from tests.iceberg_place import load, opened, services, topic
 from tests.iceberg_readers import duckdb_with_iceberg
 from tests.lake_records import lake_records
 
-from penstock.errors import ConfigError, ConflictError, CorruptError, InvalidRequestError
+from penstock.errors import ConfigError, ConflictError, CorruptError, InvalidRequestError, UnavailableError
+from penstock_conformance.reference._allocator import PlainAllocator
 
 pytestmark = pytest.mark.anyio
 
@@ -81,6 +85,53 @@ async def put(
         written = await table.write(lake_records(values, start=start, keys=keys))
         await table.commit({0: start + len(values)})
         return written
+
+
+@pytest.mark.parametrize("fails", ["removing files", "closing decoders"])
+async def test_a_table_that_is_left_while_its_warehouse_is_out_of_reach_keeps_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    class EndpointConnectionError(Exception):
+        """No OSError, as botocore's own."""
+
+        __module__ = "botocore.exceptions"
+
+    def fail(*_: Any) -> None:
+        raise EndpointConnectionError("https://bucket")
+
+    allocator = PlainAllocator(512 * 2**20)
+    configs: dict[str, Any] = {
+        "value_format": "json",
+        "on_bad_record": "dead_letter",
+        "on_schema_change": "dead_letter",
+    }
+    async with IcebergCompactor.opened(Settings(), services(tmp_path, allocator=allocator)) as compactor:
+        await put(compactor, objects({"id": 1}), **configs)
+        left: list[str] = []
+        with suppress(UnavailableError):  # of decoders that can't be closed, which is told
+            async with compactor.open_table(topic(**configs), 1) as table:
+                await table.write(lake_records([b"{", *objects({"id": 2})], start=1))
+                await table._run("writing files", table._dead.spill)  # type: ignore[attr-defined]
+                await table._spill()  # type: ignore[attr-defined]
+                await table.write(lake_records([b"{"], start=3))
+                assert allocator.statistics().used_by_purpose["lake"]
+                if fails == "removing files":
+                    monkeypatch.setattr(_life, "remove", fail)
+                else:
+                    monkeypatch.setattr(table._reader, "close", fail)  # type: ignore[attr-defined]
+                monkeypatch.setattr(_owned.OwnedTable, "leave", _noting(left))
+        assert left == ["orders__dead_letter", "orders"]
+        assert not allocator.statistics().used_bytes
+
+
+def _noting(left: list[str]) -> Callable[[_owned.OwnedTable], None]:
+    leave = _owned.OwnedTable.leave
+
+    def noted(table: _owned.OwnedTable) -> None:
+        left.append(table.name)
+        leave(table)
+
+    return noted
 
 
 def avro_schema(place: Path, *fields: Any) -> str:
