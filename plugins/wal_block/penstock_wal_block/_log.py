@@ -270,7 +270,7 @@ class BlockLog:
         is_durable = False
         failed_before = self._sync_error
         try:
-            self._write_ring(flight.before.position, flight.parts, flight.length)
+            self._write(flight)
             self._sync(failed_before)
             if self._device.shareable:
                 # Locks end at the host: only this second look shows the claim of another one.
@@ -284,6 +284,15 @@ class BlockLog:
                 self._wrote_at_once = False
                 if is_durable:
                     self._landed(flight)
+
+    def _write(self, flight: Flight) -> None:
+        """Write a group to its place in the ring."""
+        try:
+            self._write_ring(flight.before.position, flight.parts, flight.length)
+        except OSError as error:
+            if self._device.devices:  # they make durable what they write: it may have been that which failed
+                self._sync_error = kept(error)
+            raise
 
     def _sync(self, failed_before: OSError | None) -> None:
         """Make durable what was written since a sync failed with ``failed_before``.

@@ -422,9 +422,26 @@ class FailingSync(SimulatedDevice):
         super().sync()
 
 
-def test_a_group_isnt_acknowledged_that_another_ones_failed_sync_may_have_lost() -> None:
+class FailingStripes(FailingSync):
+    """Several devices, which make durable what they write."""
+
+    devices = 2
+    stripe_bytes = 2**16
+
+    def write(self, offset: int, parts: Sequence[Buffer], length: int) -> None:
+        super().write(offset, parts, length)
+        super().sync()
+
+    def sync(self) -> None:
+        """Nothing is left to do."""
+
+
+@pytest.mark.parametrize("kind", [FailingSync, FailingStripes])
+def test_a_group_isnt_acknowledged_that_another_ones_failed_sync_may_have_lost(
+    kind: type[FailingSync],
+) -> None:
     """The system tells one caller that a sync failed; the next one finds nothing to do, and succeeds."""
-    device = FailingSync()
+    device = kind()
     run = Run(device)
     run.open()
     run.recover()
