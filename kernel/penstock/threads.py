@@ -53,7 +53,7 @@ async def run_in_thread(
             await checkpoint_if_cancelled()
     if not isinstance(outcome, _Raised):
         return outcome
-    error = outcome.error
+    error, outcome.error = outcome.error, None  # whoever still has the future that gave it has no error
     assert error is not None
     try:
         raise error

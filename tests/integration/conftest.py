@@ -237,7 +237,7 @@ def broker(serve: ServeFactory) -> ServeProcess:
 def log_lines() -> list[str]:
     """Real text: the lines of Python's own standard library, a few thousand of them."""
     lines: list[str] = []
-    for name in ("argparse.py", "asyncio/base_events.py", "pathlib.py", "subprocess.py"):
+    for name in ("argparse.py", "asyncio/base_events.py", "tarfile.py", "subprocess.py"):
         text = Path(os.__file__).with_name(name.split("/")[0])
         path = text if "/" not in name else text / name.split("/")[1]
         lines += [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

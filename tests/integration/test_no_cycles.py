@@ -168,10 +168,11 @@ async def _gone_after_a_cut_request(client: Client) -> None:
     await client.send_raw((20_000).to_bytes(4, "big") + frame[4:20_004])
 
 
-async def _gone_unrecompressed(client: Client) -> None:
-    await client.send(
-        ApiKey.PRODUCE, 9, produce_request("z", batch(900_000, codec=CODEC_GZIP)), answered=False
-    )
+async def _gone_while_records_are_inflated(client: Client) -> None:
+    for _ in range(3):
+        await client.send(
+            ApiKey.PRODUCE, 9, produce_request("z", batch(900_000, codec=CODEC_GZIP)), answered=False
+        )
 
 
 GONE: list[Callable[[Client], Awaitable[None]]] = [
@@ -181,7 +182,7 @@ GONE: list[Callable[[Client], Awaitable[None]]] = [
     _gone_while_it_joins,
     _gone_after_nonsense,
     _gone_after_a_cut_request,
-    _gone_unrecompressed,
+    _gone_while_records_are_inflated,
 ]
 
 

@@ -273,7 +273,7 @@ class Channel:
         self.drop_waiting()
         for slot in lost:
             if slot is not self.running:  # a running handler's charges are released when it ends
-                slot.release_charges()
+                slot.lose()
         self.outbox.lose()
         core.incoming.leave(self.incoming)
         core.handling.leave(self.handling)

@@ -59,6 +59,11 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
         """See ``Slot.asked_ms``."""
         return 0 if self.call is None else self.call.timeout_ms
 
+    def lose(self) -> None:
+        """See ``Slot.lose``."""
+        super().lose()
+        self.call = None  # it leads back here, and one that still waited will never complete
+
     def complete(self, response: ProduceResponse | None) -> None:
         """The outcome of the call. Comes from within the log's callbacks, so it doesn't raise."""
         if response is None:

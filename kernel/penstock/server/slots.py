@@ -42,6 +42,10 @@ class Slot(msgspec.Struct, eq=False):
             return _SYNC_MS
         return next((getattr(self.message, name) for name in _TIMES if hasattr(self.message, name)), 0)
 
+    def lose(self) -> None:
+        """The connection is gone: nobody takes the answer, if there ever is one."""
+        self.release_charges()
+
     def release_charges(self) -> None:
         """Give back what its response holds."""
         charges, self.charges = self.charges, None
