@@ -195,28 +195,39 @@ class FetchSessions:
         session.epoch = 1 if epoch == _EPOCH_MAX else epoch + 1
         session.used_s = now_s
         self._sessions.move_to_end(session_id)
-        growth = yield from _merge(session.partitions, topics, by_id)
-        # last, as in Kafka: what is named in both isn't fetched any more
-        for topic in forgotten:
-            key: TopicKey = topic.topic_id if by_id else topic.topic
-            for chunk in pieces(topic.partitions, _STEP_PARTITIONS):
-                for index in chunk:
-                    if session.partitions.pop((key, index), None) is not None:
-                        growth -= _PARTITION_BYTES + len(key)
-                yield
-        if self._sessions.get(session_id) is not session:  # it lost its place meanwhile
-            raise SessionError(ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
-        if growth > 0 and not self._memory.has_room(growth):
-            self._remove(session_id)
-            raise SessionError(ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
-        self._memory.add(growth)
-        session.size_bytes += growth
+        is_folded = False
+        try:
+            yield from self._fold(session, topics, forgotten)
+            is_folded = True
+        finally:
+            # half of a request, whose client is gone, is on nobody's account; nor is what found no room
+            if not is_folded and self._sessions.get(session_id) is session:
+                self._remove(session_id)
         if not session.partitions:  # ended by forgetting all; what the request names is answered once more
             self._remove(session_id)
             named: OrderedDict[_Key, CachedPartition] = OrderedDict()
             yield from _merge(named, topics, by_id)
             return Plan(named, None, incremental=False)
         return Plan(session.partitions, session, incremental=True)
+
+    def _fold(
+        self, session: _Session, topics: Iterable[FetchTopic], forgotten: Iterable[ForgottenTopic]
+    ) -> Generator[None, None, None]:
+        """Add and forget what a request says, and account for it. Raises SessionError."""
+        growth = yield from _merge(session.partitions, topics, session.by_id)
+        # last, as in Kafka: what is named in both isn't fetched any more
+        for topic in forgotten:
+            key: TopicKey = topic.topic_id if session.by_id else topic.topic
+            for chunk in pieces(topic.partitions, _STEP_PARTITIONS):
+                for index in chunk:
+                    if session.partitions.pop((key, index), None) is not None:
+                        growth -= _PARTITION_BYTES + len(key)
+                yield
+        is_there = self._sessions.get(session.id) is session  # else it lost its place meanwhile
+        if not is_there or (growth > 0 and not self._memory.has_room(growth)):
+            raise SessionError(ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
+        self._memory.add(growth)
+        session.size_bytes += growth
 
     def _create(
         self, by_id: bool, partitions: OrderedDict[_Key, CachedPartition], size: int, now_s: float

@@ -194,3 +194,18 @@ def test_a_session_that_grows_over_the_room_ends() -> None:
     assert (len(of), memory.used_bytes) == (0, 0)
     plan = begin(of, 0, 0, topic("a", *range(8)), topic("b", *range(5)))
     assert (plan.session_id, len(plan)) == (0, 13)
+
+
+def test_a_request_that_is_broken_off_leaves_nothing_that_is_on_nobodys_account() -> None:
+    """Whoever went away in the midst of long requests made a session as large as he liked, for nothing."""
+    memory = Ledger("sessions", 2**30)
+    of = FetchSessions(10, random.Random(1), memory)
+    session_id = begin(of, 0, 0, topic("a", 0)).session_id
+    steps = of.begin_in_steps(session_id, 1, [topic("b", *range(10_000))], (), by_id=False, now_s=0.0)
+    for _ in range(5):
+        next(steps)
+    steps.close()
+    assert memory.used_bytes == 0
+    with pytest.raises(SessionError) as caught:
+        begin(of, session_id, 2)
+    assert caught.value.error_code is ErrorCode.FETCH_SESSION_ID_NOT_FOUND
