@@ -210,6 +210,11 @@ class FileTree:
         except (BlockingIOError, FileNotFoundError):
             os.close(fd)
             return False
+        except OSError:  # of a file system without locks, or a disk that fails: nobody else knows of the file
+            os.close(fd)
+            with suppress(OSError):
+                os.unlink(self._lock_path(owner))
+            raise
         self._owner, self._lock_fd = owner, fd
         return True
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -314,3 +316,20 @@ def test_a_directory_that_cant_be_used_is_the_one_that_is_named(tmp_path: Path) 
     (tmp_path / ".penstock-tmp").write_bytes(b"precious")
     with pytest.raises(ConfigError, match=r"path='.*/\.penstock-tmp'"):
         FileTree(str(tmp_path)).open()
+
+
+def test_a_lock_that_cant_be_had_leaves_no_descriptor_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ConfigError, match="No locks available"):
+        FileTree(str(tmp_path / "objects")).open()
+    assert not (tmp_path / "objects").exists()
+    open_files = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            open_files.append(os.readlink(f"/proc/self/fd/{number}"))
+    assert not [name for name in open_files if name.startswith(str(tmp_path))]
