@@ -94,7 +94,9 @@ class BlockWal:
         #: missing one was confirmed. So groups in flight must not span more.
         self._span_bytes_max = sizes.span
         self._stalled = 0
+        #: Set when nothing is in flight any more, while somebody seals; nothing is taken meanwhile.
         self._landed: anyio.Event | None = None
+        self._sealing = anyio.Lock()
         self._recovery_started = False
         self._recovered = False
         self._last_group_us = 0
@@ -185,20 +187,21 @@ class BlockWal:
 
     async def seal(self) -> None:
         """See ``WriteAheadLog.seal``. Appends that were handed to the medium before are acknowledged."""
-        try:
-            self._landed = anyio.Event()
-            self._pump()
-            await self._landed.wait()
-            await self._thread.run(self._log.seal)
-        except OSError as error:
-            raise self._medium_error(error) from error
-        except FencedError as error:
-            self._fail(error)
-            raise
-        finally:
-            self._landed = None
-            self._pump()
-        self._fail(self._sealed())
+        async with self._sealing:
+            try:
+                self._landed = anyio.Event()
+                self._pump()
+                await self._landed.wait()
+                await self._thread.run(self._log.seal)
+            except OSError as error:
+                raise self._medium_error(error) from error
+            except FencedError as error:
+                self._fail(error)
+                raise
+            finally:
+                self._landed = None
+                self._pump()
+            self._fail(self._sealed())
 
     def statistics(self) -> WalStatistics:
         """See ``WriteAheadLog.statistics``."""

@@ -105,6 +105,24 @@ async def test_groups_are_on_the_medium_together_and_acknowledged_in_order(
         assert await recovered(wal) == [bytes([i]) * 3000 for i in range(3)]
 
 
+async def test_two_who_seal_at_the_same_time_both_hear_of_it(
+    open_wal: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_wal(groups_in_flight_max=3, group_bytes_max=4096) as wal:
+        gates = Gates(monkeypatch)
+        append = wal.append([b"x" * 3000])
+        (first,) = await gates.wait(1)
+        with anyio.fail_after(HANG_S):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(2):
+                    tasks.start_soon(wal.seal)
+                await anyio.wait_all_tasks_blocked()
+                gates.let(first)
+        assert append.error is None
+        with pytest.raises(FencedError, match="sealed"):
+            wal.append([b"late"])
+
+
 async def test_a_failed_group_fails_later_ones_though_durable_and_those_it_was_written_beside(
     open_wal: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
