@@ -654,6 +654,11 @@ async def test_outage_is_not_emptiness(env: Env) -> None:
                 assert not isinstance(error, NotFoundError), f"{what} took an outage for a missing object"
                 assert not isinstance(error, AlreadyExistsError), f"{what} took an outage for an object"
                 assert not isinstance(error, ConflictError), f"{what} took an outage for another object"
+        if store.capabilities.put_if_absent:
+            with raises(AlreadyExistsError):
+                await store.put_if_absent("dir/key", [b"w"])
+            told = store.statistics()
+            assert told.consecutive_failures == 0, f"a refusal is an answer: {told}"
         unknown = {"dir/new"} | ({"dir/other"} if not_deleted else set())  # what came of a call that failed
         assert set(await _listed(store)) - unknown == {"dir/key"}, "another listing after the outage"
         _check_bytes(await store.get("dir/key"), b"x" * 1000, "an object after the outage")

@@ -148,5 +148,9 @@ async def test_unavailable_partitions_get_nothing(env: Env) -> None:
         partitioner.update_load("topic", loads, 100.0)
         chosen = _spread(partitioner, "topic", 600, 3)
         assert chosen[1] == 0, f"records for a partition without a leader: {dict(chosen)}"
+        many = {number: PartitionLoad(available=number % 20 == 7) for number in range(100)}
+        partitioner.update_load("many", many, 150.0)
+        away = [number for number in _spread(partitioner, "many", 300, 100) if not many[number].available]
+        assert not away, f"records for partitions without a leader, of which there are 95 of 100: {away}"
         partitioner.update_load("topic", dict.fromkeys(range(3), PartitionLoad(available=False)), 200.0)
         assert sum(_spread(partitioner, "topic", 10, 3).values()) == 10, "with none available, any will do"

@@ -353,6 +353,13 @@ async def test_statistics_tell_the_state(env: Env) -> None:
     assert counters.appended_entries == 15
     pending = (counters.pending_entries, counters.pending_bytes)
     assert pending == (0, 0), f"the log was left, and says that so many entries and bytes pend: {pending}"
+    async with env.open(epoch=2) as wal:
+        entries = await recovered(wal)
+        counters = wal.statistics()
+        appended = (counters.appended_entries, counters.appended_payload_bytes)
+        assert appended == (0, 0), f"what was recovered was appended by another owner: {appended}"
+        end = max((entry.next_position for entry in entries), default=0)
+        assert counters.confirmed_position >= end, f"what was recovered is durable, up to {end}: {counters}"
 
 
 @clause(claims="identity")

@@ -508,6 +508,7 @@ async def test_reading_from_outside_tells_all_and_fences_nobody(env: Env) -> Non
     async with env.open(epoch=5) as wal:
         surviving(wal)
         await recovered(wal)
+        assert await env.read_outside() == [], "entries of an empty log"
         appends = await append_all(wal, make_bodies(300))
         for body in make_bodies(80, owner=1):
             appends += await append_all(wal, [body])

@@ -292,3 +292,26 @@ class CountsDeletedStreamsThatWereUploaded(PlainLogCache):
     def statistics(self) -> LogCacheStatistics:
         uploaded = sum(block.size_bytes for block in self._frozen if block.uploaded)
         return replace(super().statistics(), uploaded_bytes=uploaded)
+
+
+@mutant(KIND, "evicts_one_more_where_it_fits_exactly", "only_uploaded_blocks_are_evicted")
+class EvictsOneMoreWhereItFitsExactly(PlainLogCache):
+    """Goes on until more is free than was wanted."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        freed = super().evict(bytes_wanted)
+        return freed + super().evict(1) if 0 < freed == bytes_wanted else freed
+
+
+@mutant(KIND, "counts_what_is_charged", "statistics_add_up")
+class CountsWhatIsCharged(PlainLogCache):
+    """An entry without a charge of its own is none."""
+
+    def statistics(self) -> LogCacheStatistics:
+        charged = sum(
+            entry.charge is not None
+            for block in (*self._frozen, self._active)
+            for entries in block.streams.values()
+            for entry in entries
+        )
+        return replace(super().statistics(), entries=charged)

@@ -112,3 +112,16 @@ class MakesRoomForASwap(DirectoryStore):
         if locked:
             self._path(key).unlink()
         return super()._write(key, body, exclusive=exclusive, locked=locked)
+
+
+@mutant(KIND, "takes_a_refusal_for_no_answer", "outage_is_not_emptiness", level=4)
+class TakesARefusalForNoAnswer(DirectoryStore):
+    """Ends an outage when a call has done what it was asked for."""
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        failures = self._counts.consecutive_failures
+        try:
+            return await super().put_if_absent(key, body)
+        except AlreadyExistsError:
+            self._counts.consecutive_failures = failures
+            raise

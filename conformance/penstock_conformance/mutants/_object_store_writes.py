@@ -427,3 +427,16 @@ class CountsThePutsOfAKey(DirectoryStore):
         with self._path(key).open("r+b") as file:
             file.write(token)
         return token.hex()
+
+
+@mutant(KIND, "looks_at_the_range_first", "missing_object_is_not_found")
+class LooksAtTheRangeFirst(DirectoryStore):
+    """Takes an object that isn't there for one without bytes."""
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        try:
+            return await super().get(key, start, end)
+        except NotFoundError:
+            if start:
+                raise InvalidRequestError(f"the range starts past the object: {key=} {start=}") from None
+            raise

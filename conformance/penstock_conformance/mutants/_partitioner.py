@@ -112,6 +112,19 @@ class KnowsOnlyItsOwnTopics(PlainPartitioner):
         super().update_load(topic, loads, now_ms)
 
 
+@mutant(KIND, "gives_up_where_most_are_away", "unavailable_partitions_get_nothing")
+class GivesUpWhereMostAreAway(PlainPartitioner):
+    """Draws ten times, and takes what comes then."""
+
+    def _draw(self, topic: str, partition_count: int) -> int:
+        loads = self._loads.get(topic, {})
+        for _ in range(10):
+            drawn = self._random.randrange(partition_count)
+            if loads.get(drawn, PartitionLoad()).available:
+                break
+        return drawn
+
+
 @hookimpl
 def penstock_register_partitioner() -> PartitionerSpec[Defective]:
     """Register the broken partitioners."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from crc32c import crc32c
 
-from penstock.errors import FencedError, FullError, InvalidRequestError
+from penstock.errors import FencedError, FullError, InvalidRequestError, NotFoundError
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
@@ -613,3 +613,47 @@ class PutsItsHeaderIntoTheCallersList(FileWal):
             with suppress(ValueError):
                 data.remove(b"header")
         self._given = []
+
+
+# --- of other owners
+
+
+@mutant(KIND, "has_no_room_for_a_trim_to_the_last_position", _PAST)
+class HasNoRoomForATrimToTheLastPosition(FileWal):
+    """Adds something to the position, in 63 bits."""
+
+    async def trim(self, position: int) -> None:
+        await super().trim((position + RECORD_BYTES) % 2**63 - RECORD_BYTES)
+
+
+@mutant(KIND, "counts_what_it_recovers", "statistics_tell_the_state")
+class CountsWhatItRecovers(FileWal):
+    """Passes what it recovers through the code that counts appends."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        async for entry in super().recover():
+            self._entries += 1
+            yield entry
+
+
+@mutant(KIND, "confirms_nothing_before_it_writes", "statistics_tell_the_state")
+class ConfirmsNothingBeforeItWrites(FileWal):
+    """Tells what it has written itself."""
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        return told if told.written_groups else replace(told, confirmed_position=told.trimmed_position)
+
+
+@mutant(KIND, "finds_no_log_in_an_empty_one", "reading_from_outside_tells_all_and_fences_nobody")
+class FindsNoLogInAnEmptyOne(FileWal):
+    """A log without entries is none, from outside."""
+
+    @classmethod
+    async def read(cls, path: Path, epoch: int) -> AsyncIterator[WalEntry]:
+        found = False
+        async for entry in super().read(path, epoch):
+            found = True
+            yield entry
+        if not found:
+            raise NotFoundError(f"there is no log: path={path}")

@@ -128,7 +128,7 @@ class ObjectStore(Protocol):
         """The bytes ``[start, end)`` of the object; to its end if ``end`` is None or past the end.
 
         The result is read-only for the caller and stays valid as long as it is referenced.
-        Raises NotFoundError if there is no such object; InvalidRequestError if ``start`` is negative,
+        Raises NotFoundError if there is no such object, whatever range; InvalidRequestError if ``start`` is negative,
         past the object's end, or greater than ``end``.
         """
 

@@ -164,7 +164,10 @@ class WalEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WalStatistics:
-    """A snapshot. Bytes count the medium (with framing and padding) unless they say payload."""
+    """A snapshot. Bytes count the medium (with framing and padding) unless they say payload.
+
+    Counters are of this owner: what it recovers was appended by others, and is durable.
+    """
 
     appended_entries: Annotated[int, counter("entries", "Entries that were appended.")] = 0
     appended_payload_bytes: Annotated[int, counter("bytes", "Their payload.")] = 0
@@ -284,7 +287,7 @@ class WalSpec(PluginSpec[S, WriteAheadLog]):
     capabilities: WalCapabilities
     #: Reads the log from outside, changing nothing and fencing nobody: what ``recover`` would return now. The
     #: log may belong to a live owner; then the end is wherever the reader got to. Raises CorruptError like
-    #: ``recover``, NotFoundError if there is no log. None: the plugin can't.
+    #: ``recover``, NotFoundError if there is no log; one without entries is one. None: the plugin can't.
     read: Callable[[S, Services], AsyncIterator[WalEntry]] | None = None
     #: Facts about the log for people (owner, epoch, capacity, positions), read from outside likewise.
     describe: Callable[[S, Services], Awaitable[Mapping[str, object]]] | None = None

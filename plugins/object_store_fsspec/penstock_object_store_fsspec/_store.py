@@ -10,7 +10,13 @@ from typing import Any, Final, cast
 
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import InvalidRequestError, UnavailableError
+from penstock.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    UnavailableError,
+)
 from penstock.spi.object_store import (
     MultipartUpload,
     ObjectInfo,
@@ -60,6 +66,9 @@ class FsspecObjectStore:
             self._counts["errors"] += 1
             if not self._backend.health.consecutive_failures:
                 self._backend.health.failed(error)
+            raise
+        except (NotFoundError, AlreadyExistsError, ConflictError):
+            self._backend.health.worked()  # a refusal is an answer
             raise
         else:
             self._backend.health.worked()
