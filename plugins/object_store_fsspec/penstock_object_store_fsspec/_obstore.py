@@ -121,6 +121,8 @@ class ObstoreBackend(S3Backend):
         return str(self.told("put", key, "ETag", answer["e_tag"]))
 
     def _failure(self, action: str, key: str, error: Exception) -> Exception:
+        if "non-partial response" in str(error):
+            return self.ignores_ranges(key)
         lacking = _LACKING.search(str(error))
         return self.lacks(action, key, lacking[1]) if lacking else _response_of(error)
 

@@ -189,6 +189,13 @@ class RemoteBackend:
             f"proxy that leaves something out: {self._where(action, key, field=field)}"
         )
 
+    def ignores_ranges(self, key: str) -> DeniedError:
+        """Whatever answers gives all of an object for a part of it."""
+        return DeniedError(
+            "the object store answers with more than the range that it was asked for, its endpoint must be that "
+            f"of the store's API, without a proxy that leaves something out: {self._where('get', key)}"
+        )
+
     def _where(self, action: str, key: str, **values: str) -> str:
         """What was asked of which store, and ``values`` that aren't empty, for the end of a sentence."""
         known = {
@@ -276,10 +283,7 @@ class RemoteBackend:
             except RangeError:
                 data = b""
         if end is not None and len(data) > end - start:
-            raise DeniedError(
-                "the object store answers with more than the range that it was asked for, its endpoint must be that "
-                f"of the store's API, without a proxy that leaves something out: {self._where('get', key)}"
-            )
+            raise self.ignores_ranges(key)
         if not data:  # empty object, empty range, or a start at or past the end
             check_range(key, (await self.head(key)).size, start, end)
         return data

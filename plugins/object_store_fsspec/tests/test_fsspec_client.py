@@ -92,3 +92,12 @@ def test_what_obstore_misses_in_an_answer_is_told_and_not_asked_for_again(text: 
     assert isinstance(found, DeniedError)
     assert "lacks a field" in str(found)
     assert str(found).endswith(f"key='k' location=s3://bucket/ action=put field={field}")
+
+
+def test_a_range_that_the_store_ignores_is_told_as_with_s3fs_and_not_asked_for_again() -> None:
+    settings = Settings.model_validate({"url": "s3://bucket", "client": "obstore"})
+    backend = ObstoreBackend(None, "s3://bucket/", "bucket", "", settings, lambda: 0)
+    text = "Generic S3 error: Received non-partial response when range requested"
+    found = backend._failure("get", "k", Exception(text))
+    assert isinstance(found, DeniedError)
+    assert "more than the range that it was asked for" in str(found)
