@@ -55,6 +55,8 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
 
 #: Of ours, besides plugins; what is only for benchmarks and people's own tests is left out.
 _PACKAGES = ("penstock", "penstock_tools.cli", "penstock_tools.client", "penstock_tools.inspection")
+#: Plugins that work in a process of their own, which is executed, and all that a broker imports of them.
+_APART = {"penstock_iceberg_compactor": "penstock_iceberg_compactor._apart"}
 #: As the run began with it, but that a broker writes its lines as they come.
 _AT_START = _read_at_start(os.environ) | {"PYTHONUNBUFFERED": "1"}
 
@@ -246,9 +248,13 @@ def _import_all() -> None:
     """What commands import when they start, and later."""
     plugins = sorted(each.module for each in entry_points(group="penstock.plugins"))
     for package in map(importlib.import_module, [*_PACKAGES, *plugins]):
+        if package.__name__ in _APART:
+            continue
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith(".__main__"):
                 importlib.import_module(module.name)
+    for name in _APART.values():
+        importlib.import_module(name)
     for name in ("anyio._backends._asyncio", "encodings.idna", "pydantic.type_adapter", "uvloop"):
         importlib.import_module(name)
     importlib.import_module("penstock.plugins").PluginRegistry().load_all()  # reads what is installed
