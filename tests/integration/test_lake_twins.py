@@ -50,7 +50,7 @@ def wait_for_values(place: Path, expected: Counter[bytes]) -> None:
     until = time.monotonic() + HANG_S
     while (found := values_of(place)) != expected:
         assert time.monotonic() < until, found
-        time.sleep(0.05)
+        time.sleep(0.3)  # a look reads the whole table
 
 
 def test_another_cluster_is_told_whose_table_it_is(serve: ServeFactory, tmp_path: Path) -> None:
