@@ -83,6 +83,9 @@ async def test_random_lives_with_a_failing_store_agree_with_a_model(env: Strateg
                 life.steps.note("kill and start")
                 await life.broker.kill()
                 await life.start_in_trouble(failing=0.2)
+                await life.flush()
+                await life.broker.change_medium(failing=0.2)
+                await life.look()  # what is in no cache yet: where a read fails the next one must not
             else:
                 life.broker.pause()
                 await anyio.sleep(0.05)
