@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.integration.conftest import free_port
+from tests.integration.conftest import free_port, penstock
 from tests.patience import HANG_S
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "getting-started.md").read_text()
@@ -25,11 +25,8 @@ class Terminals:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()
-        self.environment = {
-            **os.environ,
-            "PENSTOCK__LISTENER__BIND": f"127.0.0.1:{self.port}",
-            "PYTHONUNBUFFERED": "1",
-        }
+        self.more = {"PENSTOCK__LISTENER__BIND": f"127.0.0.1:{self.port}"}
+        self.environment = {**os.environ, **self.more, "PYTHONUNBUFFERED": "1"}
         self._broker: subprocess.Popen[str] | None = None
 
     def serve(self, line: str) -> None:
@@ -55,32 +52,38 @@ class Terminals:
 
     def type_in(self, line: str) -> str:
         """What a shell prints for the line; clients go to the port of this test."""
-        shell = f"""
-            penstock() {{
-                case $1 in
-                    topic|group|produce|consume) {sys.executable} -m penstock "$@" -b 127.0.0.1:{self.port} ;;
-                    *) {sys.executable} -m penstock "$@" ;;
-                esac
-            }}
-            {line}
-        """
+        before, _, command = line.rpartition(" | ")
+        words = shlex.split(command)
+        if words[0] != "penstock":
+            shown = self._shell(line)
+            if line.startswith("kill -9"):
+                assert self._broker is not None
+                self._broker.wait(TIMEOUT_S)
+            return shown
+        if words[1] in ("topic", "group", "produce", "consume"):
+            words += ["-b", f"127.0.0.1:{self.port}"]
+        text = self._shell(before).encode() if before else b""
+        done = penstock(*words[1:], text=text, more=self.more)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def _shell(self, line: str) -> str:
         result = subprocess.run(
-            ["bash", "-c", shell],
+            ["bash", "-c", line],
             cwd=self.folder,
-            env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
         )
         assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"
-        if line.startswith("kill -9"):
-            assert self._broker is not None
-            self._broker.wait(TIMEOUT_S)
         return result.stdout
 
 
-def test_every_step_works_as_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_step_works_as_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # commands are forked, and are where we are
     terminals = Terminals(tmp_path)
     shown: dict[str, str] = {}
     try:
