@@ -497,6 +497,7 @@ def metered(work: Coroutine[Any, Any, T], member: TimeMember, turns: Turns) -> G
         try:
             return go_on(value)
         finally:
+            del value  # of an error, whose frames lead here from Python 3.12 on
             turns.used_slice(member, began, begin)
 
     _payer.set(member)
