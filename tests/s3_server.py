@@ -46,6 +46,11 @@ class S3Server:
         self._numbers = itertools.count(1)
 
     @property
+    def checks_credentials(self) -> bool:
+        """Whether it refuses wrong ones; ministack takes any."""
+        return self.kind != "ministack"
+
+    @property
     def endpoint_url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 

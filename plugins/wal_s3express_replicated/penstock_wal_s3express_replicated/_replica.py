@@ -102,10 +102,11 @@ class Replica:
         self._opened.add_done_callback(asyncio.Future.exception)  # told to who waits, if anybody does
         self._task = asyncio.get_running_loop().create_task(self._live(epoch), name="wal-replica")
         try:
-            await asyncio.wait_for(asyncio.shield(self._opened), timeout_s)
-        except TimeoutError:
-            self._task.cancel()
-            raise UnavailableError(f"a replica wasn't opened in time: timeout_s={timeout_s:g}") from None
+            # not shielded: of a shielded future Python 3.14 logs an error that nobody waits for
+            await asyncio.wait([self._opened], timeout=timeout_s)
+            if not self._opened.done():
+                raise UnavailableError(f"a replica wasn't opened in time: timeout_s={timeout_s:g}")
+            self._opened.result()
         except BaseException:
             self._task.cancel()
             raise
