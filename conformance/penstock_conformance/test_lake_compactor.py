@@ -296,10 +296,12 @@ async def test_epoch_zero_only_looks(env: Env) -> None:
     """It fences nobody, makes nothing and removes nothing; a table that isn't there is a NotFoundError."""
     topic = topic_of(env)
     async with env.open() as compactor, env.open() as reader:
+        files = _files_of(env)
         with raises(NotFoundError):
             async with reader.open_table(topic, 0):
                 pass
         assert list(await reader.tables()) == [], "looking made a table"
+        assert _files_of(env) == files, "looking for a table that isn't there left something behind"
         async with compactor.open_table(topic, 3) as table:
             await _commit(table, 0, 0, 5)
             await _commit(table, 1, 0, 5)

@@ -248,6 +248,16 @@ class MakesWhatItLooksFor(JsonLinesTable):
         super().open()
 
 
+@_broken("leaves_a_folder_where_it_looked", "epoch_zero_only_looks")
+class LeavesAFolderWhereItLooked(JsonLinesTable):
+    """Makes the folder of a table that isn't there, also for who only looks."""
+
+    def open(self) -> None:
+        """Make the folder first."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        super().open()
+
+
 @_broken("cleans_while_it_looks", "epoch_zero_only_looks")
 class CleansWhileItLooks(JsonLinesTable):
     """Removes what isn't committed whenever a table is opened."""
