@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -118,13 +119,16 @@ def test_records_are_in_an_iceberg_table_once_over_kills(serve: ServeFactory) ->
     create(broker, "orders", 3, TABLE | {"penstock.lake.commit.interval.ms": "300"})
     sent = produced_over_kills(broker, "orders")
     lake = broker.data_dir / "lake"
-    catalog = catalogs.load_catalog("penstock", type="sql", uri=f"sqlite:///{lake}/catalog.db")
     found: Counter[bytes] = Counter()
     until = time.monotonic() + HANG_S
-    while found.total() < len(sent) and time.monotonic() < until:
-        if catalog.table_exists("kafka.orders"):
-            rows = catalog.load_table("kafka.orders").scan(selected_fields=("value",)).to_arrow()
-            found = Counter(rows["value"].to_pylist())
+    with closing(
+        catalogs.load_catalog("penstock", type="sql", uri=f"sqlite:///{lake}/catalog.db")
+    ) as catalog:
+        while found.total() < len(sent) and time.monotonic() < until:
+            time.sleep(0.3)  # a look reads the whole table
+            if catalog.table_exists("kafka.orders"):
+                rows = catalog.load_table("kafka.orders").scan(selected_fields=("value",)).to_arrow()
+                found = Counter(rows["value"].to_pylist())
     assert found == Counter(sent)
 
 
