@@ -93,7 +93,7 @@ class _Address:
         self.beginners = _Queue()
 
     def queue_of(self, member: Member) -> _Queue:
-        """Where it waits."""
+        """Where it is to wait."""
         return self.begun if member.held or member.wants <= member.earned else self.beginners
 
 
@@ -140,6 +140,7 @@ class Member:
         "_last",
         "_moved",
         "_number",
+        "_queue",
         "_since",
         "_slow",
         "_turn",
@@ -169,6 +170,8 @@ class Member:
         self._number = 0
         #: Its place among those that wait; no two that wait have the same.
         self._turn = (False, 0, 0)
+        #: Where it waits, from when it began to: meanwhile it may give back all it holds, or earn what it wants.
+        self._queue: _Queue | None = None
         self._moved = 0
         self._slow = False
         self._since = self._last = now
@@ -362,9 +365,10 @@ class Shares:
         self._reckon(member)
         if not member.held:
             del self._holders[member]
-            member._number = 0
-            if self._elder is member and not member.wants:
-                self._elder = None
+            if not member.wants:  # else it waits on, by the number that it has
+                member._number = 0
+                if self._elder is member:
+                    self._elder = None
 
     def earn(self, member: Member, size: int) -> None:
         """``member`` has moved ``size`` bytes that it held, to the end."""
@@ -392,7 +396,8 @@ class Shares:
         member._turn = (member.held + size > member.earned, size + rest, member._number)
         address = member._address
         address.waiting[member] = None
-        address.queue_of(member).add(member)
+        member._queue = address.queue_of(member)
+        member._queue.add(member)
         self._turns.setdefault(address.name, address)
 
     def withdraw(self, member: Member) -> None:
@@ -419,7 +424,9 @@ class Shares:
 
     def _unqueue(self, member: Member) -> None:
         address = member._address
-        address.queue_of(member).remove(member)
+        assert member._queue is not None, "who waits is in a queue"
+        member._queue.remove(member)
+        member._queue = None
         del address.waiting[member]
         member.wants = 0
         self.waiting -= 1

@@ -333,3 +333,21 @@ def test_who_leaves_takes_everything_along() -> None:
 )
 def test_an_ipv6_network_counts_as_one_address(host: str, address: str) -> None:
     assert address_of(host) == address
+
+
+@pytest.mark.parametrize("how", ["gives all back", "earns what it wants", "takes some"])
+def test_who_changes_while_it_waits_keeps_its_place(how: str) -> None:
+    of = shares()
+    other, member = crowd(of, 2)
+    of.take(other, 8 * MIB, 0.0)
+    if how == "gives all back":
+        of.take(member, 32 * KIB, 0.0)
+    of.wait(member, 512 * KIB)
+    if how == "gives all back":
+        of.give(member, member.held)
+    elif how == "earns what it wants":
+        of.earn(member, 8 * MIB)
+    else:
+        of.take(member, 1, 0.0)
+    of.give(other, 8 * MIB)
+    assert (of.serve(0.0), of.waiting) == ([member], 0)

@@ -126,3 +126,29 @@ async def test_a_connection_lost_while_its_wide_produce_is_given_memory_leaves_n
         await until(lambda: harness.allocator.used == 0)
         assert harness.server.core.handling.used == 0
         assert harness.server.core.handler_errors == 0
+
+
+async def test_a_wide_produce_that_waits_while_the_one_before_it_is_answered_has_its_turn() -> None:
+    logs = FakeLogs()
+    for name in ("t", "u"):
+        logs.add(name, 400)
+    logs.durable_at_once = False
+    async with (
+        serving(logs, receive_bytes_max=5_600_000) as harness,
+        await harness.connect() as client,
+        await harness.connect() as other,
+    ):
+        handling = harness.server.core.handling
+        for one, name in ((other, "u"), (client, "t")):
+            await one.send(PRODUCE, 9, produce(*[make_batch()] * 100, topic=name))
+            await until(lambda name=name: bool(logs.at(name, 99).batches))
+        await client.send(PRODUCE, 9, produce(*[make_batch()] * 400))
+        await until(lambda: handling.waiting == 1)
+        logs.durable_at_once = True
+        for name, one in (("t", client), ("u", other)):
+            for at in range(100):
+                logs.at(name, at).commit()
+            assert offsets(await one.receive()) == [(0, 0)] * 100
+        assert offsets(await client.receive()) == [(0, 1)] * 100 + [(0, 0)] * 300
+        await until(lambda: handling.used == 0)
+        assert harness.server.core.handler_errors == 0
