@@ -129,10 +129,15 @@ class Sender:
         except OSError:  # no descriptor is left: the transport needs none
             return None
         if self._thread is None:
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._run, args=(self._selector,), name="penstock-sender", daemon=True
             )
-            self._thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # no thread is left: the loop needs none
+                os.close(sending._fd)
+                return None
+            self._thread = thread
         sending.add(buffers)
         self._under_way.add(sending)
         self._order(sending)

@@ -263,3 +263,35 @@ async def test_many_clients_are_sent_large_responses_at_once() -> None:
                 tasks.start_soon(read, client)
         assert len(found) == 24
         assert all(one == whole for one in found)
+
+
+async def test_where_no_thread_can_be_had_nothing_is_taken_over_and_nothing_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    duplicates: list[int] = []
+    dup = os.dup
+
+    def duplicate(fd: int) -> int:
+        duplicates.append(dup(fd))
+        return duplicates[-1]
+
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    sending = sender.Sender()
+    sending.open(asyncio.get_running_loop())
+    with ours, theirs:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            patch.setattr(os, "dup", duplicate)
+            assert sending.send(ours.fileno(), [b"x"], lambda: None) is None
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(duplicates[0])
+        sent = anyio.Event()
+        assert sending.send(ours.fileno(), [b"y"], sent.set) is not None, "the next one has a thread"
+        with anyio.fail_after(HANG_S):
+            await sent.wait()
+        assert theirs.recv(2) == b"y"
+        sending.close()
