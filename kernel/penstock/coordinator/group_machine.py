@@ -57,6 +57,8 @@ from penstock.wire.error_codes import ErrorCode
 
 _JOIN_TIMER: TimerKey = (TimerKind.JOIN, "")
 _SYNC_TIMER: TimerKey = (TimerKind.SYNC, "")
+#: Who is absent is waited for at least so long before it is looked again, whatever short time its client asked for.
+_ABSENT_MS = 1_000
 _REBALANCING = (GroupState.EMPTY, GroupState.COMPLETING_REBALANCE, GroupState.STABLE)
 
 
@@ -558,7 +560,7 @@ class Group:
         leader_id = self._members.joined_leader(self.leader_id)
         if self._members and leader_id is None:
             # Only absent static members are left: wait until one comes back or their sessions expire.
-            self._set_timer(_JOIN_TIMER, now_ms + self._members.rebalance_timeout_ms)
+            self._set_timer(_JOIN_TIMER, now_ms + max(self._members.rebalance_timeout_ms, _ABSENT_MS))
             return
         self.leader_id = leader_id
         self.generation_id += 1

@@ -7,8 +7,13 @@ from tests.unit.coordinator.group_driver import DELAY, REBALANCE, Driver, reques
 
 from penstock.coordinator.group_types import (
     GroupState,
+    LeaveMember,
+    TimerKey,
+    TimerKind,
 )
 from penstock.wire.error_codes import ErrorCode
+
+JOIN: TimerKey = (TimerKind.JOIN, "")
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -145,3 +150,21 @@ def test_a_stolen_instance_id_is_fenced_everywhere(operation: str) -> None:
         error = driver.commit("other", 1, instance="i")
     assert error is ErrorCode.FENCED_INSTANCE_ID
     assert driver.heartbeat(member, instance="i") is ErrorCode.NONE
+
+
+def test_who_asks_for_no_time_and_stays_away_is_not_looked_for_again_and_again_at_once() -> None:
+    driver = Driver()
+    asked = {"a": 0, "b": REBALANCE}
+    waiters = [
+        driver.join(request(group_instance_id=instance, rebalance_timeout_ms=timeout_ms))
+        for instance, timeout_ms in asked.items()
+    ]
+    driver.pass_ms(2 * DELAY)
+    a, b = (driver.joined(waiter).member_id for waiter in waiters)
+    driver.sync(b), driver.sync(a, {a: b"A", b: b"B"})
+    assert driver.state() is GroupState.STABLE
+    driver.leave(LeaveMember(b, "b"))
+    driver.group.timer_fired(JOIN, driver.now)
+    again = driver.group.deadline(JOIN)
+    assert again is not None
+    assert again > driver.now
