@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("ObjectPuts", "UploadSettings")
 
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from penstock.spi.plugin import Buffer
 from penstock.stream.object_format import object_key
 from penstock.stream.upload_plan import UploadBlock, live_offsets, object_pieces, plan_objects
 from penstock.threads import run_in_thread
+
+logger = logging.getLogger("penstock.stream.upload")
 
 #: An object of at most so many entries is built on the event loop: a thread would take longer to wake up.
 INLINE_ENTRIES_MAX = 64
@@ -146,7 +149,10 @@ class ObjectPuts:
             await upload.complete()
         except BaseException:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                await upload.abort()
+                try:
+                    await upload.abort()
+                except PenstockError as error:  # why it was given up is what counts
+                    logger.warning("an upload that was given up is still there: key=%s error=%s", key, error)
             raise
         return uploaded
 

@@ -156,6 +156,25 @@ async def test_a_large_object_is_put_in_parts_and_a_failed_attempt_is_aborted(
         assert sorted(states) == ["committed", "destroyed"], "the first attempt's object is given up"
 
 
+async def test_an_upload_that_can_not_be_aborted_is_told_of_by_why_it_was_to_be(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(_: Parts) -> None:
+        raise UnavailableError("aborting isn't allowed")
+
+    monkeypatch.setattr(Parts, "abort", refuse)
+    upload = dataclasses.replace(SETTINGS.upload, multipart_bytes=1000, part_bytes=400)
+    world.settings = dataclasses.replace(SETTINGS, upload=upload)
+    async with world.open() as e:
+        takes_parts(e.store, monkeypatch, fails_at=2)
+        for i in range(6):
+            e.append(bytes([i]) * 300)
+        with anyio.fail_after(HANG_S):
+            await e.engine.flush()
+        assert e.engine.statistics().uploader.last_error == "the part failed"
+    assert "aborting isn't allowed" in caplog.text
+
+
 async def test_puts_run_in_parallel_and_commits_in_order(world: World) -> None:
     world.settings = dataclasses.replace(SETTINGS, upload_bytes=50)
     async with world.open() as e:
