@@ -486,7 +486,10 @@ class StreamEngine:
                 stream.generation += 1
                 stream.next_offset = stream.confirmed_offset
                 if stream.on_reset is not None:
-                    stream.on_reset(stream.confirmed_offset)
+                    try:
+                        stream.on_reset(stream.confirmed_offset)
+                    except Exception as raised:  # noqa: BLE001 - as below
+                        first_error = first_error or kept(raised)
             if entry.charge is not None:
                 entry.charge.release()
             try:

@@ -426,3 +426,16 @@ async def test_any_history_keeps_exactly_the_acknowledged_records(tmp_path: Path
             if not steps:
                 return
         world.wal.crash()
+
+
+async def test_who_fails_to_reset_a_stream_keeps_nobody_from_being_told(world: World) -> None:
+    def fail(offset: int) -> None:
+        raise ValueError(offset)
+
+    async with world.open() as e:
+        world.wal.automatic = False
+        e.stream.on_reset = fail
+        outcome = e.append(b"lost")
+        with pytest.raises(ValueError, match="0"):
+            world.wal.fail()
+        assert [type(error) for error in outcome] == [UnavailableError]
