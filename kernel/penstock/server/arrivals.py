@@ -17,6 +17,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
+
 from penstock.server.core import ServerCore
 from penstock.shares import address_of
 from penstock.time_shares import TimeMember
@@ -160,7 +163,14 @@ class Arrivals:
     async def _connect(self, arrival: _Arrival, connect: Callable[[], asyncio.BaseProtocol]) -> None:
         """From here on it's the protocol that enters and leaves for it."""
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(connect, arrival.sock)
+            # Not broken off: uvloop closes the transport then, and never tells its protocol.
+            with anyio.CancelScope(shield=True):
+                transport, _ = await asyncio.get_running_loop().connect_accepted_socket(connect, arrival.sock)
+            try:
+                await checkpoint_if_cancelled()
+            except BaseException:
+                transport.abort()
+                raise
         except Exception as error:  # noqa: BLE001 - logged; it ends this client, not the server
             arrival.sock.close()
             self._core.handler_failed(-1, error, expected=isinstance(error, OSError))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import math
 import socket
@@ -194,3 +195,32 @@ def test_visitors_have_one_account_of_an_address_as_long_as_one_is_there() -> No
     visitors.leave("b")
     assert len(visitors) == 0
     assert visitors.enter("a") is not first
+
+
+@pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"use_uvloop": uses}) for uses in (False, True)], ids=["asyncio", "uvloop"]
+)
+async def test_a_connection_that_is_being_made_while_the_server_ends_is_told_of_its_end(
+    clients: list[socket.socket],
+) -> None:
+    """Broken off in the middle, uvloop's transport is closed under a protocol that never hears of it."""
+    heard: list[str] = []
+
+    class Heard(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            heard.append("made")
+            scope.cancel()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            heard.append("lost")
+
+    async with serving() as harness:
+        ours, theirs = socket.socketpair()
+        clients.append(theirs)
+        with anyio.CancelScope() as scope:
+            arrived = harness.server._arrivals
+            core = harness.server.core
+            member = core.visitors.enter("127.0.0.1")
+            await arrived._connect(arrivals._Arrival(ours, "127.0.0.1", member, lambda _: None), Heard)
+        assert scope.cancelled_caught
+        await until(lambda: heard == ["made", "lost"])
