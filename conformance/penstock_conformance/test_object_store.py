@@ -146,6 +146,7 @@ async def test_deleted_objects_are_gone(env: Env) -> None:
         await store.delete([])
 
 
+@clause(claims="ordered_listing")
 async def test_listing_is_ordered(env: Env) -> None:
     """Objects whose key starts with ``prefix`` and is greater than ``start_after``, in ascending order."""
     keys = [
@@ -331,6 +332,17 @@ async def test_unclaimed_put_if_absent_is_refused(env: Env) -> None:
         with raises(InvalidRequestError):
             await store.put_if_absent("key", [b"x"])
         assert await _listed(store) == []
+
+
+@clause(refuses="ordered_listing")
+async def test_unclaimed_start_of_a_listing_is_refused(env: Env) -> None:
+    """Without ``ordered_listing`` they come in any order, and a ``start_after`` raises InvalidRequestError."""
+    async with env.open() as store:
+        for key in ("b", "a", "c"):
+            await store.put(key, [b"x"])
+        with raises(InvalidRequestError):
+            await _listed(store, start_after="a")
+        assert sorted(await _listed(store)) == ["a", "b", "c"]
 
 
 @clause(refuses="compare_and_swap")

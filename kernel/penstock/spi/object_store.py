@@ -42,6 +42,8 @@ class ObjectStoreCapabilities:
     compare_and_swap: bool = False
     #: ``create_multipart`` is there: an object can be written in parts and appears only when completed.
     multipart: bool = False
+    #: ``list`` gives keys in ascending order and takes ``start_after``. Directory buckets of S3 list in any order.
+    ordered_listing: bool = True
     #: Objects outlive the process that wrote them.
     durable: bool = True
     #: The fault domain that a completed put survives: ``process``, ``host``, ``zone`` or ``region``.
@@ -168,6 +170,7 @@ class ObjectStore(Protocol):
     def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
         """Objects whose key starts with ``prefix`` and is greater than ``start_after``, in ascending order.
 
+        Without ``ordered_listing`` they come in any order, and a ``start_after`` raises InvalidRequestError.
         Sees every object whose put completed before the call (no listing cache).
         """
 

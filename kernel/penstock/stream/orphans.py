@@ -183,7 +183,9 @@ class OrphanSweeper:
 
     async def _sweep_prefix(self, sweep: _Sweep, prefix: str) -> None:
         found: list[tuple[int, ObjectInfo]] = []
-        listing = self._store.list(prefix, sweep.position)
+        ordered = self._store.capabilities.ordered_listing
+        # without an order there is no way on from the middle: one that failed looks at all of the prefix again
+        listing = self._store.list(prefix, sweep.position if ordered else "")
         last = sweep.position
         listed = 0
         try:
@@ -202,10 +204,10 @@ class OrphanSweeper:
                     found.append((object_id, info))
                 if len(found) >= DELETE_BATCH_MAX:
                     await self._delete(sweep, found)
-                    sweep.position = last
+                    sweep.position = last if ordered else sweep.position
                     found.clear()
             await self._delete(sweep, found)
-            sweep.position = last
+            sweep.position = last if ordered else sweep.position
         finally:
             sweep.listed += listed
             if isinstance(listing, AsyncGenerator):

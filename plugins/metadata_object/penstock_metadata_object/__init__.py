@@ -22,5 +22,5 @@ def penstock_register_metadata_log() -> MetadataLogSpec[Settings]:
         open=open_log,
         sizes=lambda settings: PluginSizes(entry=SettingSize(settings.entry_bytes_max, "entry_bytes_max")),
         key_prefixes=lambda settings: (settings.prefix,),
-        requires=frozenset({"put_if_absent"}),
+        requires=frozenset({"put_if_absent", "ordered_listing"}),
     )

@@ -12,7 +12,7 @@ __all__ = ("DeniedError", "RemoteBackend", "status_of")
 import random
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -40,6 +40,8 @@ _CAPABILITIES = ObjectStoreCapabilities(put_if_absent=True, durable=True, durabi
 _DELAY_S_MIN = 0.05
 _DELAY_S_MAX = 2.0
 _DELETES_IN_FLIGHT_MAX = 16
+#: Somebody waits for a connection to fail.
+_CLEAR_UP_S_MAX = 5
 #: One request whatever the size: in more than one, some stores forget the condition. S3 takes 5 GiB.
 _ONE_REQUEST_BYTES = 5 * 2**30
 #: What S3 answers with 400.
@@ -257,16 +259,27 @@ class RemoteBackend:
         """Connect, and create one object twice: a store that ignores the condition lets both win."""
         await self.request("connect", "", self.start_session)
         key = f".penstock-probe/{uuid4().hex}"
+        written = True
         try:
-            await self.request("probe", key, lambda: self.request_put(key, b"first", "overwrite"))
-        except NotFoundError as error:
-            raise DeniedError(f"the bucket doesn't exist, create it: location={self.location}") from error
-        try:
-            await self.request("probe", key, lambda: self.request_put(key, b"second", "create"))
-            self.capabilities = replace(self.capabilities, put_if_absent=False)
-        except AlreadyExistsError:
-            pass
-        await self.delete([key])
+            try:
+                await self.request("probe", key, lambda: self.request_put(key, b"first", "overwrite"))
+            except NotFoundError as error:
+                written = False
+                raise DeniedError(f"the bucket doesn't exist, create it: location={self.location}") from error
+            except DeniedError:
+                written = False
+                raise
+            try:
+                await self.request("probe", key, lambda: self.request_put(key, b"second", "create"))
+                self.capabilities = replace(self.capabilities, put_if_absent=False)
+            except AlreadyExistsError:
+                pass
+            await self.delete([key])
+            written = False
+        finally:
+            if written:
+                with anyio.move_on_after(_CLEAR_UP_S_MAX, shield=True), suppress(PenstockError):
+                    await self.delete([key])
 
     async def close(self) -> None:
         """Close connections."""

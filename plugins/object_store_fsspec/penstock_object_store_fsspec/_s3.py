@@ -7,6 +7,7 @@ __all__ = ("S3Backend", "lean_options")
 import base64
 import hashlib
 import logging
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,9 @@ _DELETE_KEYS_MAX = 1000
 _CHECKSUM_INLINE_BYTES = 2**20
 #: What stores answer to a header that they don't know.
 _UNKNOWN_HEADER = frozenset({400, 501})
+#: Directory buckets and their access points: AWS keeps these ends of names for them. They list in any order, whatever
+#: ``StartAfter`` says.
+_DIRECTORY_BUCKET = re.compile(r"--xa?-s3$")
 #: Requests in flight. botocore's own 10 let one slow reader's requests hold up a writer's.
 _CONNECTIONS_MAX = 64
 
@@ -54,7 +58,12 @@ class S3Backend(RemoteBackend):
         self._session = await self.filesystem.set_session()
         config = self.settings.options.get("config_kwargs", {})
         connections = config.get("max_pool_connections", _CONNECTIONS_MAX)
-        self.capabilities = replace(self.capabilities, multipart=True, requests_max=connections)
+        self.capabilities = replace(
+            self.capabilities,
+            multipart=True,
+            ordered_listing=_DIRECTORY_BUCKET.search(self.bucket) is None,
+            requests_max=connections,
+        )
 
     async def end_session(self) -> None:
         if self._session is not None:

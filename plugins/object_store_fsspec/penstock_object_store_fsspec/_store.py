@@ -133,6 +133,8 @@ class FsspecObjectStore:
         """See ``ObjectStore.list``."""
         check_prefix(prefix)
         check_prefix(start_after)
+        if start_after:
+            self._require("ordered_listing")
         with self._counted("lists"):
             # Every backend's list is an async generator; closing it here keeps its clean-up in this scope.
             async with aclosing(cast("Any", self._backend.list(prefix, start_after))) as found:

@@ -15,8 +15,9 @@ from penstock_object_store_fsspec._azure import AzureBackend
 from penstock_object_store_fsspec._gcs import GcsBackend
 from penstock_object_store_fsspec._remote import RemoteBackend
 from penstock_object_store_fsspec._s3 import S3Backend
+from penstock_object_store_fsspec._store import FsspecObjectStore
 
-from penstock.errors import UnavailableError
+from penstock.errors import InvalidRequestError, UnavailableError
 
 pytestmark = pytest.mark.anyio
 
@@ -116,6 +117,30 @@ def _without(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _backend(kind: type[RemoteBackend], answers: Answers) -> RemoteBackend:
     settings = Settings(url="memory://", retry_budget_ms=60_000)
     return kind(answers, "store://bucket/in/", "bucket", "in/", settings, time.monotonic)
+
+
+class Sessions(Answers):
+    """A file system that connects."""
+
+    async def set_session(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("bucket", "ordered"),
+    [("b", True), ("logs--euc1-az1--x-s3", False), ("point--euc1-az1--xa-s3", False), ("a--x-s3-b", True)],
+)
+async def test_a_directory_bucket_lists_in_any_order(bucket: str, ordered: bool) -> None:
+    """Whoever needs an order is refused by the capability, and a listing from the middle is."""
+    settings = Settings(url=f"s3://{bucket}", retry_budget_ms=0)
+    backend = S3Backend(Sessions({}), f"s3://{bucket}/", bucket, "", settings, time.monotonic)
+    await backend.start_session()
+    assert backend.capabilities.ordered_listing is ordered
+    store = FsspecObjectStore(backend)
+    assert [info async for info in store.list("")] == []
+    if not ordered:
+        with pytest.raises(InvalidRequestError, match="no ordered_listing: location=s3://"):
+            await anext(aiter(store.list("", "k")))
 
 
 @pytest.mark.parametrize(("kind", "ask", "whole"), _CASES)

@@ -9,7 +9,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from penstock_object_store_fsspec import Settings, penstock_register_object_store
 from penstock_object_store_fsspec._remote import RemoteBackend
 
@@ -224,6 +226,36 @@ async def test_a_store_that_lets_both_creators_win_loses_the_claim(
         assert not store.capabilities.put_if_absent
         with pytest.raises(InvalidRequestError, match="put_if_absent"):
             await store.put_if_absent("k", [b""])
+
+
+@pytest.mark.parametrize("second", ["503", "403", "apply, reply lost"])
+async def test_a_start_in_vain_leaves_nothing_in_the_bucket(
+    open_cloud: Opener, cloud: FakeFilesystem, second: str
+) -> None:
+    cloud.script = ["apply", second]
+    cloud.ignores_condition = True
+    with pytest.raises((ConfigError, UnavailableError)):
+        async with open_cloud(retry_budget_ms=0):
+            pytest.fail("it opened")  # pragma: no cover
+    assert cloud.objects == {}
+
+
+@pytest.mark.parametrize("script", [["hang"], ["apply", "hang"]])
+async def test_a_start_that_is_given_up_leaves_nothing_in_the_bucket(
+    open_cloud: Opener, cloud: FakeFilesystem, script: list[str]
+) -> None:
+    cloud.script = script.copy()
+    async with anyio.create_task_group() as tasks:
+
+        async def open_one() -> None:
+            async with open_cloud():
+                pytest.fail("it opened")  # pragma: no cover
+
+        tasks.start_soon(open_one)
+        while cloud.script:
+            await checkpoint()
+        tasks.cancel_scope.cancel()
+    assert cloud.objects == {}
 
 
 @pytest.mark.parametrize("status", ["401", "403"])

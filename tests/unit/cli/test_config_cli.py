@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import anyio
 import pytest
+from penstock_object_store_fsspec._s3 import S3Backend
 from penstock_wal_block import Settings as BlockSettings
 
+from penstock.broker import Broker
 from penstock.config import load_config
 from penstock.config._check import redact
+from penstock.errors import CapabilityError
 from penstock_tools.cli import main
 
 
@@ -338,6 +342,24 @@ def test_connect_tries_the_stores_that_plugins_open_for_themselves(
     err = capsys.readouterr().err
     assert "wal.replicas[0].object_store: " in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_store_that_lists_in_any_order_is_refused_by_the_check_and_by_a_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A metadata log would take the entry that is listed last for the newest one, and lose the others."""
+    monkeypatch.setattr(S3Backend, "connect", S3Backend.start_session)
+    url = "s3://logs--euc1-az1--x-s3/penstock"
+    assert main(["config", "check", "--connect", f"--set=object_store.url={url}"]) == 2
+    assert capsys.readouterr().err == (
+        "penstock: the object store answers but can't do what is needed (metadata_log needs ordered_listing), choose "
+        f"another: location={url}/\n"
+    )
+    broker = Broker(overrides={"object_store.url": url, "broker.data_dir": str(tmp_path)})
+    with pytest.raises(
+        CapabilityError, match="metadata_log plugin needs an object store with ordered_listing"
+    ):
+        anyio.run(broker.__aenter__)
 
 
 def test_connect_to_an_unreachable_endpoint_is_one_sentence_and_exit_code_2(

@@ -39,6 +39,7 @@ class TimedStore:
 
     def __init__(self, e: Engine, world: World) -> None:
         self._inner = e.store._inner
+        self.capabilities = self._inner.capabilities
         self._world = world
         self.modified_ms: dict[str, int] = {}
         self.failures: list[Exception] = []
@@ -224,6 +225,20 @@ async def test_the_image_is_asked_again_right_before_a_deletion(world: World) ->
         assert await sweeper(e, world, store).sweep() == 1
         assert await e.store.keys() == [object_key(two)]
         e.metadata.image.objects.drop(two)
+
+
+async def test_a_store_that_lists_in_any_order_is_listed_from_the_start(world: World) -> None:
+    """Nothing is taken for done because a key after it was listed, also after a failure."""
+    async with world.open() as e:
+        await plant(e, *await forgotten(e, world, 2))
+        store = TimedStore(e, world)
+        store.capabilities = dataclasses.replace(store.capabilities, ordered_listing=False)
+        store.failures = [UnavailableError("down")]
+        sweep = sweeper(e, world, store)
+        with pytest.raises(UnavailableError):
+            await sweep.sweep()
+        assert await sweep.sweep() == 2
+        assert store.listed_from == ["", ""]
 
 
 async def test_foreign_keys_stay(world: World) -> None:

@@ -379,6 +379,13 @@ async def _keys(items: AsyncIterator[object]) -> list[str]:
 
 
 async def _ask_about_order(bench: Bench) -> list[Finding]:
+    question, capability = "list in order", "ordered_listing"
+    if not bench.store.capabilities.ordered_listing:
+        return [
+            Finding(
+                name=question, verdict="not offered", detail="it lists in any order", capability=capability
+            )
+        ]
     prefix = f"{bench.prefix}order/"
     expected = [f"{prefix}{name}" for name in sorted(_ORDER_NAMES)]
     for key in reversed(expected):
@@ -388,7 +395,7 @@ async def _ask_about_order(bench: Bench) -> list[Finding]:
         after = f"{prefix}{name}"
         found = await _keys(bench.store.list(prefix, after))
         fault = fault or _listing_fault(found, [key for key in expected if key > after])
-    return [_kept_unless(fault, "list in order")]
+    return [_kept_unless(fault, question, capability=capability)]
 
 
 def _listing_fault(found: Sequence[str], expected: Sequence[str]) -> str:
@@ -405,9 +412,10 @@ async def _ask_about_many_keys(bench: Bench) -> list[Finding]:
     store, prefix = bench.store, f"{bench.prefix}many/"
     expected = [f"{prefix}{number:06d}" for number in range(_MANY_KEYS)]
     await _put_all(store, expected)
+    ordered = store.capabilities.ordered_listing
     found = await _keys(store.list(prefix))
-    fault = _listing_fault(found, expected)
-    for after in (0, _PAGE_KEYS - 1, _MANY_KEYS - 2):
+    fault = _listing_fault(found if ordered else sorted(found), expected)
+    for after in (0, _PAGE_KEYS - 1, _MANY_KEYS - 2) if ordered else ():
         rest = await _keys(store.list(prefix, expected[after]))
         fault = fault or _listing_fault(rest, expected[after + 1 :])
     await store.delete(expected)
