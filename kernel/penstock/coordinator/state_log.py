@@ -240,27 +240,30 @@ class StateLog:
     def close(self) -> None:
         """Refuse everything that isn't being appended, with NOT_COORDINATOR; `run` ends after what is."""
         self._is_closed = True
-        while self._queue:
-            write = self._queue.popleft()
-            self._memory.add(-write.size)
-            write.done(ErrorCode.NOT_COORDINATOR)
         self._wake.set()
+        left = list(self._queue)
+        self._queue.clear()
+        self._answer(left, ErrorCode.NOT_COORDINATOR)
 
     async def run(self) -> None:
         """Append what is submitted, and checkpoint when the log has grown enough, until it's closed or cancelled.
 
-        Trims go on beside: they wait for the store, and what groups write doesn't.
+        Trims go on beside: they wait for the store, and what groups write doesn't. However this ends, the log is
+        closed then: nobody else would answer who waits.
         """
-        with one_error():
-            async with anyio.create_task_group() as tasks:
-                while not self._is_closed:
-                    if self._queue:
-                        await self._append(self._take_batch())
-                        if self._is_checkpoint_due() and not self._is_closed and await self._checkpoint():
-                            self._trim_soon(tasks)
-                    else:
-                        self._wake = anyio.Event()
-                        await self._wake.wait()
+        try:
+            with one_error():
+                async with anyio.create_task_group() as tasks:
+                    while not self._is_closed:
+                        if self._queue:
+                            await self._append(self._take_batch())
+                            if self._is_checkpoint_due() and not self._is_closed and await self._checkpoint():
+                                self._trim_soon(tasks)
+                        else:
+                            self._wake = anyio.Event()
+                            await self._wake.wait()
+        finally:
+            self.close()
 
     def _take_batch(self) -> list[_Write]:
         batch = [self._queue.popleft()]
@@ -280,12 +283,22 @@ class StateLog:
             self._grown_records += len(records)
             self._grown_bytes += sum(write.size for write in batch)
         except PenstockError as cause:
-            error = _answer(cause)
+            error = _code_of(cause)
             self._failed(cause)
         finally:
-            for write in batch:
-                self._memory.add(-write.size)
+            self._answer(batch, error)
+
+    def _answer(self, batch: Iterable[_Write], error: ErrorCode) -> None:
+        """Tell all of them. One who raises is a bug, which is raised once the others are told, too."""
+        bug: Exception | None = None
+        for write in batch:
+            self._memory.add(-write.size)
+            try:
                 write.done(error)
+            except Exception as raised:  # noqa: BLE001 - raised below
+                bug = bug or raised
+        if bug is not None:
+            raise bug
 
     def _failed(self, cause: PenstockError) -> None:
         self._counters.failures += 1
@@ -342,7 +355,7 @@ class StateLog:
             self._is_trimming = False
 
 
-def _answer(cause: PenstockError) -> ErrorCode:
+def _code_of(cause: PenstockError) -> ErrorCode:
     """What a client is told of a set that couldn't be appended."""
     if isinstance(cause, FencedError | ClosedError):
         return ErrorCode.NOT_COORDINATOR

@@ -197,6 +197,64 @@ async def test_a_closed_checkpoint_trims_nothing_that_it_has_not_written_again(l
     assert await loaded(log) == {**{f"n{number:02}": number for number in range(19)}, "last": 1}
 
 
+class BrokenLog(MemoryLog):
+    """An append ends with a bug's error, while others wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.breaks = anyio.Event()
+
+    async def append(self, partition: int, records: Sequence[Record]) -> int:
+        await self.breaks.wait()
+        raise RuntimeError("a bug")
+
+
+async def test_whoever_waits_is_answered_when_the_writer_ends_with_a_bug() -> None:
+    log = BrokenLog()
+    life = Life(log)
+    await life.log.load(life.counts)
+
+    async def write_beside() -> None:
+        life.write([record("a", 1)])
+        await settle()
+        life.write([record("a" * 100, 2)])
+        log.breaks.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write_beside)
+        with pytest.raises(RuntimeError, match="a bug"):
+            await life.log.run()
+    life.write([record("a", 3)])
+    assert life.answers == [ErrorCode.NOT_COORDINATOR] * 3, "nobody writes any more"
+    assert life.memory.used_bytes == 0
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+async def test_an_answer_that_fails_keeps_nobody_else_from_theirs(log: MemoryLog, is_closed: bool) -> None:
+    life = Life(log)
+    await life.log.load(life.counts)
+
+    def fail(error: ErrorCode) -> None:
+        life.answers.append(error)
+        raise RuntimeError("a bug")
+
+    life.log.submit([record("a", 1)], fail)
+    life.write([record("b", 1)])
+    life.log.submit([record("c", 1)], fail)
+    life.write([record("d" * 100, 1)])
+
+    async def end() -> None:
+        if is_closed:
+            life.log.close()
+        await life.log.run()
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        await end()
+    told = ErrorCode.NOT_COORDINATOR if is_closed else ErrorCode.NONE
+    assert life.answers == [told, told, told, ErrorCode.NOT_COORDINATOR]
+    assert life.memory.used_bytes == 0
+
+
 class SilentStore(MemoryLog):
     """Trims wait for the store, appends don't."""
 
