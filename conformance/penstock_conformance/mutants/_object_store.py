@@ -5,7 +5,8 @@ from __future__ import annotations
 __all__ = ()
 
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -67,10 +68,35 @@ class SwapsWithoutALock(DirectoryStore):
 
 @mutant(KIND, "swaps_over_what_is_put_meanwhile", "swap_loses_no_update_among_processes", level=2)
 class SwapsOverWhatIsPutMeanwhile(DirectoryStore):
-    """Has a lock for those who swap, and none for those who put."""
+    """Has a lock for those who swap, and none for those who put.
+
+    So that it is caught for certain, a put waits until a swap has compared, and that swap until the put is done.
+    """
 
     def _write(self, key: str, body: Sequence[Buffer], *, exclusive: bool, locked: bool = False) -> str:
-        return super()._write(key, body, exclusive=exclusive, locked=True)
+        putting, swapping = self._temporary / "putting", self._temporary / "swapping"
+        if locked:
+            if putting.exists():
+                swapping.touch()
+                _wait(lambda: not putting.exists())
+            token = super()._write(key, body, exclusive=exclusive, locked=True)
+            swapping.unlink(missing_ok=True)
+            return token
+        if exclusive or not self._path(key).exists():
+            return super()._write(key, body, exclusive=exclusive, locked=True)
+        putting.touch()
+        _wait(swapping.exists)
+        token = super()._write(key, body, exclusive=exclusive, locked=True)
+        putting.unlink()
+        _wait(lambda: not swapping.exists())
+        return token
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    """For another process; for ten seconds at most, since it may be gone."""
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 @mutant(KIND, "lists_from_a_cache", "listing_sees_completed_puts_at_once")
