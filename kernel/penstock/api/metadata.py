@@ -23,7 +23,7 @@ import anyio
 from penstock.api.authorization import DENIED, each
 from penstock.api.context import EVERYTHING, ApiContext, RequestContext
 from penstock.api.declaration import Api, one_code
-from penstock.api.errors import error_code_of
+from penstock.api.errors import OPERATING_ERRORS, error_code_of
 from penstock.api.lookup import find_topic
 from penstock.api.metadata_topics import PARTITIONS_INLINE_MAX, describe_topic
 from penstock.api.names import (
@@ -145,9 +145,13 @@ async def _create(names: Sequence[str], context: RequestContext) -> dict[str, in
     failed = {name: int(ErrorCode.INVALID_TOPIC_EXCEPTION) for name in names if metric_name(name) in taken}
     names = [name for name in names if name not in failed]
     count = context.api.settings.partitions_default
-    results = await logs.create_topics(
-        [NewTopic(name=name, partition_count=count, configs={}) for name in names]
-    )
+    try:
+        results = await logs.create_topics(
+            [NewTopic(name=name, partition_count=count, configs={}) for name in names]
+        )
+    except OPERATING_ERRORS:
+        # too many changes wait, say, or the broker stops: of the topics that are there clients are told all the same
+        return failed | dict.fromkeys(names, int(ErrorCode.LEADER_NOT_AVAILABLE))
     return failed | {
         name: _code_of_failure(result)
         for name, result in zip(names, results, strict=True)

@@ -25,7 +25,7 @@ from penstock.api.errors import (
 )
 from penstock.api.lookup import check_topic_permitted, existing_topic, find_topic
 from penstock.api.names import RESERVED_TOPICS, by_metric_name, metric_name, topic_name_fault
-from penstock.errors import InvalidRequestError, again
+from penstock.errors import InvalidRequestError, again, kept
 from penstock.log.errors import KafkaError
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import TopicConfigTable
@@ -117,8 +117,8 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
         created: Sequence[Topic | Exception]
         try:
             created = await deadline.of(logs.create_topics(valid))
-        except KafkaError as error:
-            created = [error] * len(valid)
+        except OPERATING_ERRORS as error:
+            created = [kept(error)] * len(valid)
         async for new, outcome in in_portions(zip(valid, created, strict=True), _DESCRIPTIONS):
             result = results[new.name]
             if isinstance(outcome, Exception):
@@ -290,8 +290,8 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
         outcomes: Sequence[Exception | None]
         try:
             outcomes = await deadline.of(logs.delete_topics(list(names)))
-        except KafkaError as error:
-            outcomes = [error] * len(names)
+        except OPERATING_ERRORS as error:
+            outcomes = [kept(error)] * len(names)
         async for result, outcome in in_portions(zip(names.values(), outcomes, strict=True)):
             if outcome is not None:
                 _refuse(result, outcome)

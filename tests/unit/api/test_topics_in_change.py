@@ -14,6 +14,7 @@ from penstock.errors import (
     InvalidRequestError,
     NotFoundError,
     PenstockError,
+    UnavailableError,
 )
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.create_partitions import CreatePartitionsRequest, CreatePartitionsTopic
@@ -161,3 +162,55 @@ async def test_a_broker_that_stops_is_not_the_controller_any_more(
     request = CreateTopicsRequest(topics=[CreatableTopic(name="new", num_partitions=1, replication_factor=1)])
     response = await topics.handle_create_topics(request, make_context(logs, 7))
     assert response.topics[0].error_code == ErrorCode.NOT_CONTROLLER
+
+
+@pytest.fixture(
+    params=[
+        (UnavailableError("too many changes wait"), ErrorCode.KAFKA_STORAGE_ERROR),
+        (ClosedError("the broker stopped in the middle"), ErrorCode.NOT_CONTROLLER),
+    ],
+    ids=["unavailable", "closed"],
+)
+def refused(request: pytest.FixtureRequest, logs: FakeLogs, monkeypatch: pytest.MonkeyPatch) -> ErrorCode:
+    """The log refuses, or doesn't finish, changes of topics as a whole; the code of that."""
+    error, code = request.param
+
+    async def refuse(_topics: object) -> None:
+        raise error
+
+    monkeypatch.setattr(logs, "create_topics", refuse)
+    monkeypatch.setattr(logs, "delete_topics", refuse)
+    assert isinstance(code, ErrorCode)
+    return code
+
+
+async def test_a_change_that_is_refused_as_a_whole_is_answered_for_each_topic(
+    logs: FakeLogs, refused: ErrorCode
+) -> None:
+    """It is raised, and not a result of each. These APIs have no error of the whole: the connection was closed."""
+    asked = [CreatableTopic(name=name, num_partitions=1, replication_factor=1) for name in ("a", "b")]
+    created = await topics.handle_create_topics(
+        CreateTopicsRequest(topics=[*asked, CreatableTopic(name="?")]), make_context(logs, 7)
+    )
+    assert [one.error_code for one in created.topics] == [refused] * 2 + [ErrorCode.INVALID_TOPIC_EXCEPTION]
+    deleted = await topics.handle_delete_topics(
+        DeleteTopicsRequest(topic_names=["t", "none"], timeout_ms=1000), make_context(logs, 5)
+    )
+    assert [one.error_code for one in deleted.responses] == [refused, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION]
+
+
+async def test_metadata_tell_of_the_topics_that_are_there_when_no_other_can_be_created(
+    logs: FakeLogs, refused: ErrorCode
+) -> None:
+    response = await ask_metadata(logs, 9, "t", "new")
+    codes = [0, ErrorCode.LEADER_NOT_AVAILABLE]
+    assert [one.error_code for one in response.topics] == codes, "all clients ask again"
+
+
+async def test_metadata_hide_no_bug_in_a_creation(logs: FakeLogs, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_topics: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(logs, "create_topics", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        await ask_metadata(logs, 9, "t", "new")
