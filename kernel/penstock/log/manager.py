@@ -139,7 +139,8 @@ class LogManager:
         self._by_id = self._served.by_id
         self._by_stream = self._served.by_stream
         self._producer_ids = iter(range(0))
-        self._producer_ids_lock = anyio.Lock(fast_acquire=True)
+        #: Set when the reservation of producer ids that is under way has ended; None: none is.
+        self._reservation_ended: anyio.Event | None = None
         self._ended = False
         self._finisher = Finisher(
             tasks,
@@ -514,15 +515,34 @@ class LogManager:
 
     async def next_producer_id(self) -> tuple[int, int]:
         """A new (producer id, epoch 0); ids are reserved in blocks, so most calls need no metadata entry."""
-        async with self._producer_ids_lock:
-            producer_id = next(self._producer_ids, None)
-            if producer_id is None:
+        while (producer_id := next(self._producer_ids, None)) is None:
+            # one at a time, also when who began it has gone away: what was submitted can't be taken back, and while
+            # the metadata log hangs clients ask again and again
+            if self._reservation_ended is None:
+                await self._begin_reservation()
+            else:
+                await self._reservation_ended.wait()
+        return producer_id, 0
+
+    async def _begin_reservation(self) -> None:
+        ended = self._reservation_ended = anyio.Event()
+
+        def end() -> None:
+            self._reservation_ended = None
+            ended.set()
+
+        async def reserve() -> None:
+            try:
                 first = await self._metadata.submit(
                     AllocateProducerIds(self.node_id, self._node_epoch, PRODUCER_ID_BLOCK)
                 )
                 self._producer_ids = iter(range(first, first + PRODUCER_ID_BLOCK))
-                producer_id = next(self._producer_ids)
-        return producer_id, 0
+            finally:
+                end()
+
+        if self._ended or self._finisher.is_full:
+            end()  # nothing is begun
+        await self._to_its_end(reserve)
 
     # -- retention -------------------------------------------------------------------------------------------
 

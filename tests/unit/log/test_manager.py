@@ -476,6 +476,62 @@ async def test_changes_that_wait_for_a_hanging_metadata_log_are_bounded(
         assert set(logs.manager.topics()) == {"a", "b", "c", "t"}
 
 
+async def test_producers_that_come_while_the_metadata_log_hangs_reserve_their_ids_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a request that gave up has submitted stays there: one for each would be as many as clients ask again."""
+    async with open_logs(world) as logs:
+        hang = anyio.Event()
+        submit = logs.manager._metadata.submit
+        submitted: list[object] = []
+
+        async def hanging(command: Any) -> Any:
+            submitted.append(command)
+            await hang.wait()
+            return await submit(command)
+
+        monkeypatch.setattr(logs.manager._metadata, "submit", hanging)
+        given: list[tuple[int, int]] = []
+
+        async def ask() -> None:
+            given.append(await logs.manager.next_producer_id())
+
+        for _ in range(3):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask)
+                await anyio.wait_all_tasks_blocked()
+                tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            tasks.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            hang.set()
+        assert len(submitted) == 1
+        assert len(set(given)) == 2
+
+
+async def test_a_reservation_of_producer_ids_that_fails_is_tried_by_who_comes_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_logs(world) as logs:
+        submit = logs.manager._metadata.submit
+
+        async def fails_once(command: Any) -> Any:
+            monkeypatch.setattr(logs.manager._metadata, "submit", submit)
+            raise UnavailableError("not now")
+
+        monkeypatch.setattr(logs.manager._metadata, "submit", fails_once)
+        with pytest.raises(UnavailableError, match="not now"):
+            await logs.manager.next_producer_id()
+        first = await logs.manager.next_producer_id()
+        assert await logs.manager.next_producer_id() == (first[0] + 1, 0)
+        monkeypatch.setattr(logs.manager, "_producer_ids", iter(()))
+        monkeypatch.setattr(logs.manager._finisher, "_waiting_max", 0)
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match="too many changes"):
+                await logs.manager.next_producer_id()
+
+
 async def test_a_topic_whose_opening_failed_is_opened_later(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
