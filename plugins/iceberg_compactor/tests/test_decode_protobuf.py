@@ -6,6 +6,7 @@ import base64
 import datetime
 import functools
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -172,6 +173,29 @@ def test_schemas_are_text_or_descriptors_and_import_each_other() -> None:
         files = compile_files({"a/base.proto": source, "top": text})
         codec = ProtobufCodec(message_at(descriptor_pool(files), "top", [0]))
         assert codec.type == pa.struct([("base", pa.struct([("x", pa.int32())]))])
+
+
+@pytest.mark.parametrize(
+    "name", ["--python_out={folder}", "-I/", "--plugin=protoc-gen-x=/bin/true", "@{folder}/a"]
+)
+def test_a_name_that_looks_like_an_option_is_a_name(tmp_path: Path, name: str) -> None:
+    """Names of references are whatever somebody registered: none makes the compiler write files or run programs."""
+    (tmp_path / "a").write_text("--version")
+    name = name.format(folder=tmp_path)
+    files = compile_files(
+        {name: 'syntax = "proto3"; message A {}', "top": 'syntax = "proto3"; message Top {}'}
+    )
+    assert sorted(one.message_type[0].name for one in files) == ["A", "Top"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("names", [["a", "a/b"], ["x" * 300], [""], ["../a"]])
+def test_names_that_no_files_can_have_are_refused(names: list[str]) -> None:
+    """Not as a failure of a disk, after which the table would wait for one that works."""
+    with pytest.raises(
+        ValueError, match=r"the schema has a file name that (no file can have|leads elsewhere)"
+    ):
+        compile_files({name: f'syntax = "proto3"; message A{at} {{}}' for at, name in enumerate(names)})
 
 
 def test_a_file_that_isnt_there_is_named() -> None:

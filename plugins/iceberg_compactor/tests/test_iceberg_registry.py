@@ -23,7 +23,7 @@ from tests.lake_records import lake_records
 from tests.patience import HANG_S
 from tests.schema_registry import SchemaRegistryServer
 
-from penstock.errors import ConfigError, UnavailableError
+from penstock.errors import ConfigError, NotFoundError, UnavailableError
 
 pytestmark = pytest.mark.anyio
 
@@ -203,3 +203,21 @@ def test_a_registry_that_answers_nonsense_for_one_schema_is_asked_for_others(
         client.schema(7)
     assert client.schema(8).text == '"long"'
     client.close()
+
+
+def test_an_answer_that_is_no_schema_ends_an_outage_too(registry: SchemaRegistryServer) -> None:
+    """Until a schema was found, only one would be asked for at a time, and others told of an outage that is over."""
+    outage = Outage(pause_s=0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        silent = SchemaRegistry(
+            f"http://127.0.0.1:{server.getsockname()[1]}", deadline_s=0.05, attempts=1, outage=outage
+        )
+        with pytest.raises(UnavailableError, match="the schema registry can't be reached"):
+            silent.schema(1)
+    client = SchemaRegistry(registry.url, outage=outage)
+    with pytest.raises(NotFoundError):
+        client.schema(7)
+    with outage.asking(), outage.asking():
+        pass
+    for each in (silent, client):
+        each.close()

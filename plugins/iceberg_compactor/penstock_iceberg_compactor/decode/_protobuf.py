@@ -13,6 +13,7 @@ __all__ = ("ProtobufCodec", "compile_files", "descriptor_pool", "files_of", "mes
 import base64
 import binascii
 import contextlib
+import errno
 import functools
 import importlib
 import importlib.util
@@ -63,6 +64,8 @@ _WELL_KNOWN = tuple(
 )
 logger = logging.getLogger("penstock.lake.iceberg")
 
+#: Too long, a folder, or below what is no folder.
+_NO_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 _DEPTH_MAX = 32
 #: A schema that uses its messages in each other has few lines and any number of columns.
 _COLUMNS_MAX = 10_000
@@ -436,6 +439,21 @@ def compile_files(sources: Mapping[str, str]) -> list[descriptor_pb2.FileDescrip
     return files + _compiled(texts, files)
 
 
+def _written(folder: Path, name: str, text: str) -> Path:
+    """The file of this name in ``folder``. Raises ValueError if it can't be one, or leads elsewhere."""
+    path = folder / name
+    if folder.resolve() not in path.resolve().parents:
+        raise ValueError(f"the schema has a file name that leads elsewhere: name={name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        if error.errno not in _NO_NAME:
+            raise
+        raise ValueError(f"the schema has a file name that no file can have: name={name[:100]}") from None
+    return path
+
+
 def _compiled(
     texts: Mapping[str, str], others: Sequence[descriptor_pb2.FileDescriptorProto]
 ) -> list[descriptor_pb2.FileDescriptorProto]:
@@ -444,19 +462,15 @@ def _compiled(
     include = Path(protoc.__file__).parent / "_proto"
     with tempfile.TemporaryDirectory(prefix="penstock-protoc-") as folder:
         root = Path(folder)
-        for name, text in texts.items():
-            path = root / "in" / name
-            if not path.resolve().is_relative_to((root / "in").resolve()):
-                raise ValueError(f"the schema has a file name that leads elsewhere: name={name}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+        # Whole paths: a name is whatever somebody registered, and protoc takes "--python_out=..." for an option.
+        sources = [_written(root / "in", name, text) for name, text in texts.items()]
         known = root / "known"
         known.write_bytes(descriptor_pb2.FileDescriptorSet(file=others).SerializeToString())
         out = root / "out"
         command = ["protoc", f"-I{root / 'in'}", f"-I{include}", f"--descriptor_set_out={out}"]
         if others:
             command.append(f"--descriptor_set_in={known}")
-        if protoc.main([*command, *texts]):
+        if protoc.main([*command, *map(str, sources)]):
             raise ValueError("the schema can't be compiled, protoc says why on the broker's stderr")
         made = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
     return list(made.file)

@@ -64,8 +64,11 @@ class Outage:
             raise again(fault)
         try:
             yield
-        except _UnreachableError as error:  # one that answers, whatever that is, keeps nobody waiting
+        except _UnreachableError as error:
             self._fault, self._until = kept(error), self._clock() + self._pause_s
+            raise
+        except Exception:
+            self._fault = None  # one that answers, whatever that is, keeps nobody waiting
             raise
         else:
             self._fault = None
