@@ -283,6 +283,8 @@ class GroupCoordinator:
         for chunk in pieces(members, PORTION):
             if results:
                 await anyio.lowlevel.checkpoint()
+                if self._is_closed:
+                    return ErrorCode.NOT_COORDINATOR, []
             entry = self._table.entries.get(group_id)
             if entry is None:
                 unknown = ErrorCode.UNKNOWN_MEMBER_ID
@@ -409,13 +411,17 @@ class GroupCoordinator:
             result.update(errors)
         return ErrorCode.NONE, result
 
-    async def forget_topics(self, topics: Collection[str]) -> int:
-        """The topics are gone: so are their offsets. How many groups couldn't be told, for now."""
+    async def forget_topics(self, topics: Mapping[str, int]) -> int:
+        """The topics are gone: so are their offsets, but those that are newer than the time that each topic has, in
+        ms. How many groups couldn't be told, for now.
+        """
         failed = 0
 
         async def forget(entry: Entry, gone: Sequence[TopicPartition]) -> None:
             nonlocal failed
-            errors = await self._tombstone_offsets(entry, gone, entry.group.offsets.known_of)
+            errors = await self._tombstone_offsets(
+                entry, gone, partial(entry.group.offsets.of_topics, topics)
+            )
             failed += any(error is not ErrorCode.NONE for error in (errors or {}).values())
 
         async with anyio.create_task_group() as tasks:
@@ -476,6 +482,9 @@ class GroupCoordinator:
         async with aclosing(cut_in_portions(records, self._settings.append_bytes_max)) as chunks:
             async for chunk in chunks:
                 offsets = list(islice(left, len(chunk)))
+                if self._is_closed:
+                    errors.update(dict.fromkeys([*offsets, *left], ErrorCode.NOT_COORDINATOR))
+                    break
                 if self._table.entries.get(entry.group.group_id) is not entry:
                     break  # deleted meanwhile; another group may have its id
                 going = set(still(offsets))

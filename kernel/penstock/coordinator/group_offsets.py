@@ -142,9 +142,22 @@ class OffsetBook:
         pending = set(chain.from_iterable(self._pending.values()))
         return [one for one in partitions if one in self._committed or one in pending]
 
-    def of_topics(self, topics: Collection[str]) -> list[TopicPartition]:
-        """The offsets of `known` that belong to these topics."""
-        return [partition for partition in self.known() if partition[0] in topics]
+    def of_topics(
+        self, topics: Mapping[str, int], among: Iterable[TopicPartition] | None = None
+    ) -> list[TopicPartition]:
+        """The offsets of `known` (of ``among``, else of all) that belong to these topics, and aren't newer than the
+        time that each has, in ms.
+        """
+        pending: dict[TopicPartition, CommittedOffset] = {}
+        for offsets in self._pending.values():
+            pending.update(offsets)
+        found = []
+        for partition in self.known() if among is None else among:
+            if partition[0] in topics:
+                newest = pending.get(partition) or self._committed.get(partition)
+                if newest is not None and newest.commit_timestamp_ms <= topics[partition[0]]:
+                    found.append(partition)
+        return found
 
     def expired(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("GroupService", "GroupStatistics")
 
+import logging
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
@@ -42,12 +43,15 @@ from penstock.coordinator.group_types import (
 from penstock.coordinator.placement import partition_for
 from penstock.coordinator.timers import Timers
 from penstock.coordinator.waiting import Clock, SystemClock
-from penstock.errors import UnavailableError, again
+from penstock.errors import PenstockError, UnavailableError, again
 from penstock.log.keyed_log import RecordLog
 from penstock.spi.allocator import Allocator
 from penstock.spi.statistics import counter, gauge
 from penstock.wire.error_codes import ErrorCode
 from penstock.work.pieces import PORTION, in_portions, pieces
+from penstock.work.retry import Backoff, doubling
+
+logger = logging.getLogger("penstock.coordinator")
 
 _STRING_BYTES_MAX: Final = 32_767
 #: Groups of one request that are deleted at the same time: each has a task, and their tombstones go together.
@@ -56,6 +60,10 @@ _DELETIONS: Final = 50
 _WRITES_BYTES_MIN: Final = 2 * 1024 * 1024
 #: Where memory is short, groups that have nothing are looked for no more often than this.
 _MAKE_ROOM_PAUSE_MS: Final = 1_000
+#: Pauses while the offsets of deleted topics can't be removed.
+_FORGET_PAUSES_MS: Final = doubling(1_000, 60_000)
+#: The last time that a record can hold.
+_TIME_MAX: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +119,8 @@ class GroupService:
         #: Records of a long commit that aren't submitted yet: no more than may wait for the log.
         self._prepared = Ledger("groups", self._writes.limit_bytes, allocator)
         self._made_room_ms = -_MAKE_ROOM_PAUSE_MS
+        #: When topics were deleted whose offsets couldn't be removed yet, by name.
+        self._unforgotten: dict[str, int] = {}
         self._coordinators: Coordinators[GroupCoordinator] = Coordinators(
             log,
             self._settings.log,
@@ -343,8 +353,18 @@ class GroupService:
         """The topics are gone: so are their offsets, in every group, also in those that are still being loaded.
 
         Raises:
-            PenstockError: not all tombstones could be written, or not all groups be loaded; call again.
+            PenstockError: not all tombstones could be written, or not all groups be loaded. That is tried again, of
+                what isn't newer than this call, until it works; or until the scope ends.
         """
+        now_ms = self._clock.now_ms()
+        try:
+            await self._forget_topics(dict.fromkeys(topics, _TIME_MAX))
+        except PenstockError:
+            if self._not_ready is ErrorCode.NONE:
+                self._forget_later(topics, now_ms)
+            raise
+
+    async def _forget_topics(self, topics: Mapping[str, int]) -> None:
         await self._coordinators.wait_loaded()
         failures: list[int] = []
 
@@ -358,8 +378,33 @@ class GroupService:
         failed = sum(failures)
         if failed:
             raise UnavailableError(
-                f"offsets of deleted topics couldn't be removed, try again: groups={failed}"
+                f"offsets of deleted topics couldn't be removed, trying again later: groups={failed}"
             )
+
+    def _forget_later(self, topics: Iterable[str], deleted_ms: int) -> None:
+        """A topic that has such a name later would begin with the offsets of the one that is gone."""
+        is_under_way = bool(self._unforgotten)
+        self._unforgotten.update(dict.fromkeys(topics, deleted_ms))
+        if not is_under_way:
+            assert self._task_group is not None, "topics are deleted inside the scope"
+            self._task_group.start_soon(self._forget_until_it_works)
+
+    async def _forget_until_it_works(self) -> None:
+        backoff = Backoff(_FORGET_PAUSES_MS)
+        while self._unforgotten:
+            await self._clock.wait(anyio.Event(), int(backoff.failed()))
+            topics = dict(self._unforgotten)
+            try:
+                await self._forget_topics(topics)
+            except PenstockError as error:
+                level = logging.WARNING if backoff.is_news else logging.DEBUG
+                logger.log(
+                    level, "offsets of deleted topics are still there: topics=%d error=%s", len(topics), error
+                )
+                continue
+            for name, deleted_ms in topics.items():
+                if self._unforgotten[name] == deleted_ms:  # else it was deleted once more meanwhile
+                    del self._unforgotten[name]
 
     # -- administration -----------------------------------------------------------------------------------
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import TypeAlias
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from penstock.coordinator.placement import partition_for
 from penstock.errors import ClosedError, FencedError, NewerVersionError, PenstockError, UnavailableError
 from penstock.log.keyed_log import Record
 from penstock.wire.error_codes import ErrorCode
+from penstock.work.pieces import PORTION
 from penstock_conformance.reference._allocator import PlainAllocator
 
 pytestmark = pytest.mark.anyio
@@ -381,6 +383,65 @@ async def test_a_group_that_is_half_deleted_is_there_and_can_be_deleted_again(cl
         assert set((await service.fetch_offsets("g"))[1]) == left
         assert await service.delete_groups(["g"]) == {"g": ErrorCode.NONE}
         assert failing.live() == {}
+
+
+@pytest.mark.parametrize("of_topic", [False, True])
+async def test_offsets_that_are_left_when_their_partition_goes_are_not_told_to_be_gone(
+    opened: Open, log: GatedLog, of_topic: bool
+) -> None:
+    """Of a deletion that takes several appends, those after the one that was on its way."""
+    offsets = {("t", number): OFFSET for number in range(9)}
+    async with opened(replace(SETTINGS, append_bytes_max=60)) as service, anyio.create_task_group() as tasks:
+        service.lead(0)
+        await service.wait_loaded()
+        await service.commit_offsets(GROUPS[0], offsets)
+        log.gate = anyio.Event()
+        calls = Calls(tasks)
+        if of_topic:
+            calls.start("deleted", refusal_of(service.on_topics_deleted(["t"])))
+        else:
+            calls.start("deleted", service.delete_offsets(GROUPS[0], list(offsets)))
+        await settle()
+        service.resign(0)
+        await settle()
+        log.gate.set()
+        await settle()
+        result = calls.results["deleted"]
+        service.lead(0)
+        await service.wait_loaded()
+        left = (await service.fetch_offsets(GROUPS[0]))[1]
+        assert 0 < len(left) < len(offsets)
+        if of_topic:
+            assert "groups=1" in result
+        else:
+            assert {one: error for one, error in result[1].items() if error is not ErrorCode.NONE} == (
+                dict.fromkeys(left, ELSEWHERE)
+            )
+
+
+async def refusal_of(call: Awaitable[object]) -> str:
+    with pytest.raises(UnavailableError) as raised:
+        await call
+    return str(raised.value)
+
+
+async def test_members_of_a_partition_that_goes_while_they_leave_look_for_their_coordinator(
+    opened: Open, clock: FakeClock
+) -> None:
+    """UNKNOWN_MEMBER_ID would say that the others have left."""
+    async with opened() as service, anyio.create_task_group() as tasks:
+        service.lead(0)
+        await service.wait_loaded()
+        await stable(service, clock, GROUPS[0])
+        calls = Calls(tasks)
+        members = [LeaveMember(str(number)) for number in range(10 * PORTION)]
+        calls.start("leave", service.leave(GROUPS[0], members))
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
+        assert not calls.results, "they take their turns"
+        service.resign(0)
+        await settle()
+        assert calls.results["leave"] == (ELSEWHERE, [])
 
 
 # -- memory and log -------------------------------------------------------------------------------------------

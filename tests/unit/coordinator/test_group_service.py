@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
@@ -382,13 +382,44 @@ async def test_offsets_of_deleted_topics_go(opened: Open, log: Log) -> None:
         assert set((await service.fetch_offsets("a"))[1]) == {("keep", 0)}
 
 
+async def test_offsets_of_deleted_topics_that_cannot_be_removed_go_later(
+    opened: Open, log: Log, clock: Clock
+) -> None:
+    """A topic that is made anew with that name would begin with them; what is committed for it stays."""
+    async with opened() as service:
+        for group_id in ("a", "b", "c"):
+            await service.commit_offsets(group_id, {TP: OFFSET, ("t", 1): OFFSET, ("keep", 0): OFFSET})
+        await clock.advance(1)
+        log.error = UnavailableError("no")
+        with pytest.raises(UnavailableError, match="groups=3"):
+            await service.on_topics_deleted(["t"])
+        await clock.advance(1_000)
+        log.error = None
+        assert ("t", 1) in (await service.fetch_offsets("a"))[1]
+        await service.commit_offsets("a", {TP: OFFSET})
+        await clock.advance(60_000)
+        assert set((await service.fetch_offsets("a"))[1]) == {TP, ("keep", 0)}
+        assert set((await service.fetch_offsets("b"))[1]) == {("keep", 0)}
+        appends = service.statistics().appends
+        await clock.advance(600_000)
+        assert service.statistics().appends == appends, "that was all"
+        log.error = UnavailableError("no")
+        with pytest.raises(UnavailableError, match="groups=3"):
+            await service.on_topics_deleted(["keep"])
+        log.error = None
+        await clock.advance(0)
+        await clock.advance(60_000)
+        assert set((await service.fetch_offsets("a"))[1]) == {TP}
+        assert set((await service.fetch_offsets("c"))[1]) == set()
+
+
 async def test_the_end_of_a_topic_concerns_only_coordinators_with_groups(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[GroupCoordinator] = []
     forget_topics = GroupCoordinator.forget_topics
 
-    async def ask(coordinator: GroupCoordinator, topics: Collection[str]) -> int:
+    async def ask(coordinator: GroupCoordinator, topics: Mapping[str, int]) -> int:
         asked.append(coordinator)
         return await forget_topics(coordinator, topics)
 
