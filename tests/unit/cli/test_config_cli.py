@@ -402,3 +402,14 @@ def test_reference_is_replaced_between_its_marks(tmp_path: Path, capsys: pytest.
     path.write_text("no marks")
     assert main(["config", "reference", "--update", str(path)]) == 2
     assert "no reference marks" in capsys.readouterr().err
+
+
+def test_a_probe_of_a_store_that_cannot_be_reached_says_nothing_of_its_promises(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    endpoint = ("options.endpoint_url=http://127.0.0.1:1", "options.anon=true", "retry_budget_ms=1ms")
+    sets = [f"--set=object_store.{one}" for one in endpoint]
+    assert main(["object-store", "probe", "s3://bucket", *sets]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("penstock: the object store can't be reached")
+    assert told.count("\n") == 1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import anyio
 import typer
 
+from penstock.errors import ConfigError, UnavailableError
 from penstock.units import format_size
 from penstock_tools.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetOption, Setup
 from penstock_tools.cli._format import print_table
@@ -67,11 +68,18 @@ def probe_store(
 
 async def _probe(setup: Setup, writers: int, rounds: int) -> Report | int:
     """The report, or the signal that ended the probe; what it wrote is gone either way."""
+    from penstock.work.one_error import one_error
     from penstock_tools.probe.run import probe
 
     config = setup.load_config()
     registry = setup.registry()
     registry.load_all()
+    options = {
+        "config_path": None if setup.config_path is None else str(setup.config_path.resolve()),
+        "sets": setup.sets,
+        "plugins_dirs": [str(directory.resolve()) for directory in setup.plugins_dirs],
+        "modules": setup.modules,
+    }
     outcome: Report | int = signal.SIGTERM
     ended = False
 
@@ -85,21 +93,21 @@ async def _probe(setup: Setup, writers: int, rounds: int) -> Report | int:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(end_by_signal)
-        outcome = await probe(
-            {
-                "config_path": None if setup.config_path is None else str(setup.config_path.resolve()),
-                "sets": setup.sets,
-                "plugins_dirs": [str(directory.resolve()) for directory in setup.plugins_dirs],
-                "modules": setup.modules,
-            },
-            config.plugin_settings("object_store"),
-            registry,
-            plugin=config.plugin_name("object_store"),
-            wal=config.plugin_name("wal"),
-            writers=writers,
-            rounds=rounds,
-            tell=_tell,
-        )
+        try:
+            with one_error():
+                outcome = await probe(
+                    options,
+                    config.plugin_settings("object_store"),
+                    registry,
+                    plugin=config.plugin_name("object_store"),
+                    wal=config.plugin_name("wal"),
+                    writers=writers,
+                    rounds=rounds,
+                    tell=_tell,
+                )
+        except UnavailableError as error:
+            # exit code 1 would say that the store broke a promise, and it wasn't even heard
+            raise ConfigError(str(error)) from error
         tasks.cancel_scope.cancel()
     return outcome
 

@@ -6,6 +6,7 @@ __all__ = ("app",)
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -144,8 +145,18 @@ def _print_banner(broker: Broker, start_ms: float) -> None:
     ]
     lines += [f"  {kind:<12} {name}" for kind, name in broker.plugins.items()]
     lines += [f"  {kind:<12} {place}" for kind, place in broker.places.items()]
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+    _say("\n".join(lines) + "\n")
+
+
+def _say(text: str) -> None:
+    """Write to stdout, if that takes it: a broker that serves doesn't end for want of somebody who reads this."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        logging.getLogger("penstock").warning("nothing can be written to stdout: error=%s", error.strerror)
+        # what is buffered must go somewhere when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _domain(domain: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 __all__ = ("app",)
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import anyio
 import typer
@@ -15,6 +15,8 @@ from penstock_tools.cli._app import ConfigOption, PluginOption, PluginsDirOption
 
 if TYPE_CHECKING:
     from penstock.metadata.image import Image
+
+T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -36,7 +38,7 @@ def inspect_wal(
 ) -> None:
     """Show whose log it is, where it begins and ends, and its entries by stream; exit code 1 on damage."""
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
-    found = anyio.run(_inspect, setup, limit)
+    found = _look(lambda: _inspect(setup, limit))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
@@ -66,7 +68,7 @@ def check_wal(
 ) -> None:
     """Show size, block size, owner, epoch and how full the log is; exit code 1 on damage."""
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
-    facts = anyio.run(_describe, setup)
+    facts = _look(lambda: _describe(setup))
     _print_facts(facts, as_json)
     if facts.get("error"):
         raise typer.Exit(1)
@@ -90,6 +92,19 @@ def format_wal(
 
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
     _print_facts(anyio.run(format_place, setup.load_config(), setup.registry(), force), as_json)
+
+
+def _look(look: Callable[[], Awaitable[T]]) -> T:
+    """Damage is what is looked for, also one that leaves nothing to show: exit code 1, not that of a wrong option."""
+    from penstock.errors import CorruptError
+    from penstock.work.one_error import one_error
+
+    try:
+        with one_error():
+            return anyio.run(look)
+    except CorruptError as error:
+        typer.echo(f"penstock: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 def _print_facts(facts: Mapping[str, object], as_json: bool) -> None:
