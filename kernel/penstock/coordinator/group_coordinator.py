@@ -433,9 +433,11 @@ class GroupCoordinator:
 
     async def expire_offsets(self) -> None:
         """Remove what has outlived its retention, and groups that have nothing left (KIP-211)."""
-        for entry in list(self._table.entries.values()):
+        for number, entry in enumerate(list(self._table.entries.values()), 1):
+            if number % _SLICE_GROUPS == 0:
+                await anyio.lowlevel.checkpoint()
             group = entry.group
-            if entry.deletion is not None:
+            if entry.deletion is not None or self._table.entries.get(group.group_id) is not entry:
                 continue
             now_ms = self._clock.now_ms()
             gone = group.expired_offsets(now_ms)

@@ -119,6 +119,21 @@ async def test_groups_are_listed_in_portions(opened: Open, monkeypatch: pytest.M
         assert turns.most <= PORTION + 1
 
 
+async def test_offsets_that_have_expired_are_looked_for_in_portions(
+    opened: Open, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where none has."""
+    async with opened() as service:
+        for number in range(200):
+            await service.commit_offsets(f"g{number}", {("t", 0): OFFSET})
+        turns = Turns(monkeypatch)
+        turns.count(Group, "expired_offsets")
+        async with turns:
+            await clock.advance(SETTINGS.offsets_retention_check_interval_ms)
+        assert turns.calls >= 200
+        assert turns.most <= PORTION
+
+
 async def test_sessions_that_end_together_are_ended_in_portions(
     opened: Open, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
