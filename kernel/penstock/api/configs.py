@@ -120,12 +120,15 @@ def config_entry(
 
 
 def describe_configs_nowait(
-    request: DescribeConfigsRequest, context: RequestContext
+    request: DescribeConfigsRequest, context: RequestContext, seen: set[tuple[int, str]] | None = None
 ) -> DescribeConfigsResponse:
-    """DescribeConfigs: all keys when none are named, with where their values come from."""
+    """DescribeConfigs: all keys when none are named, with where their values come from.
+
+    ``seen`` are the resources of which all was told in earlier portions of the request; those of this one are added.
+    """
     results: list[DescribeConfigsResult] = []
     denied = _denied(Operation.DESCRIBE_CONFIGS, request.resources, context)
-    seen: set[tuple[int, str]] = set()
+    seen = set() if seen is None else seen
     for resource in request.resources:
         if not resource.configuration_keys:
             # the answer is hundreds of times as long as the question: once is enough
@@ -186,13 +189,14 @@ async def handle_describe_configs(
         async for resource in in_portions(request.resources):
             results.append(_undescribed(resource, error.error_code, str(error)))
         return DescribeConfigsResponse(results=results)
+    seen: set[tuple[int, str]] = set()
     for chunk in pieces(request.resources, _SLICE_RESOURCES):
         part = DescribeConfigsRequest(
             resources=list(chunk),
             include_synonyms=request.include_synonyms,
             include_documentation=request.include_documentation,
         )
-        results += describe_configs_nowait(part, context).results
+        results += describe_configs_nowait(part, context, seen).results
         await anyio.lowlevel.checkpoint()
     return DescribeConfigsResponse(results=results)
 

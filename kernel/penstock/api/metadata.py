@@ -442,6 +442,7 @@ def _describe_topic_partitions(
         yield
         topic = logs.topics().get(name)
         if name in denied:
+            first_partition = 0  # the cursor was in this one
             response.topics.append(
                 DescribeTopicPartitionsResponseTopic(
                     error_code=DENIED[ResourceType.TOPIC], name=name, partitions=[]

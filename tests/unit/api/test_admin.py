@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 
 import pytest
 from tests.unit.api.fakes import ENDPOINT, FakeLogs, any_request, make_context
 
 from penstock.api import acls, configs, metadata, offsets, producer_ids, topics
+from penstock.api.context import RequestContext
 from penstock.api.dispatch import advertised, apis
 from penstock.api.names import is_valid_topic_name
 from penstock.errors import ClosedError, UnavailableError
@@ -204,6 +206,26 @@ async def test_describe_topic_partitions_refuses_a_cursor_that_is_not_ours(
         (name, ErrorCode.INVALID_REQUEST) for name in names
     ]
     assert response.next_cursor is None
+
+
+async def test_describe_topic_partitions_leaves_out_nothing_behind_a_topic_that_is_hidden_since_the_last_page(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allowed(
+        _context: RequestContext, _operation: object, _resource: object, names: list[str]
+    ) -> list[str]:
+        return [name for name in names if name != "t"]
+
+    monkeypatch.setattr(RequestContext, "allowed", allowed)
+    logs.add("u", 3)
+    request = DescribeTopicPartitionsRequest(
+        topics=[TopicRequest(name=name) for name in ("t", "u")],
+        cursor=DescribeTopicPartitionsRequestCursor(topic_name="t", partition_index=2),
+    )
+    response = metadata.describe_topic_partitions_nowait(request, make_context(logs, 0))
+    hidden, shown = response.topics
+    assert hidden.error_code == ErrorCode.TOPIC_AUTHORIZATION_FAILED
+    assert [one.partition_index for one in shown.partitions] == [0, 1, 2]
 
 
 async def test_describe_topic_partitions_stops_before_a_topic_that_is_not_there_too(logs: FakeLogs) -> None:
@@ -586,6 +608,17 @@ async def test_describe_configs_gives_all_with_their_sources(logs: FakeLogs) -> 
         assert found["retention.ms"] == ("1000", 1, 1), "log.retention.ms has no default in Kafka"
         assert found["max.message.bytes"] == ("500", 4, 2)
         assert found["cleanup.policy"] == ("delete", 5, 1)
+
+
+async def test_all_configs_of_a_resource_are_told_once_however_often_it_is_named(logs: FakeLogs) -> None:
+    """The answer is hundreds of times as long as the question; what names its configs is answered each time."""
+    named = DescribeConfigsResource(
+        resource_type=TOPIC, resource_name="t", configuration_keys=["retention.ms"]
+    )
+    resources = [DescribeConfigsResource(resource_type=TOPIC, resource_name="t"), named] * 100
+    request = DescribeConfigsRequest(resources=resources)
+    response = await configs.handle_describe_configs(request, make_context(logs, 4))
+    assert Counter(len(result.configs) for result in response.results) == {len(TOPIC_CONFIGS): 1, 1: 100}
 
 
 def test_the_configs_of_many_topics_are_few_objects_for_the_collector(logs: FakeLogs) -> None:
