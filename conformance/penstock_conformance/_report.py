@@ -35,7 +35,9 @@ DEADLINE = "deadline"
 #: The outcome of a clause that broke off by something that isn't under test.
 UNDECIDED = "undecided"
 
-_SECRET = re.compile(r"secret|password|token|key|options", re.IGNORECASE)
+_SECRET = re.compile(
+    r"secret|password|token|key|credential|authorization|connection.?string|options", re.IGNORECASE
+)
 _USERINFO = re.compile(r"(//)[^/@\s]+@")
 _NAMES_MAX = 3
 

@@ -18,13 +18,15 @@ from penstock.units import format_duration, format_size
 
 S = TypeVar("S", bound=Settings)
 
-#: Names of what must not be shown. ``key`` alone is an access key; in ``partition_key`` or ``keys_max`` it is none.
+#: Names of what must not be shown, as Python, Java or HTTP write them. ``key`` alone is an access key; in
+#: ``partition_key`` or ``keys_max`` it is none.
 _SECRET = re.compile(
-    r"secret|passw(or)?d|passphrase|credential|token|signature|connection_string|^(pwd|pass|sas|key)$|"
-    r"(access|account|api|auth|customer|encryption|private|shared|sas)_?key",
+    r"secret|passw(or)?d|passphrase|credential|token|signature|authorization|cookie|connection[-_.]?string|"
+    r"^(pwd|pass|sas|sig|key)$|(access|account|api|auth|customer|encryption|private|shared|sas)[-_.]?key",
     re.IGNORECASE,
 )
 _USERINFO = re.compile(r"(//)[^/@\s]+@")
+_PARAMETER = re.compile(r"(?<=[?&])([^=&\s]+)=([^&#\s]+)")
 _VALUE_LENGTH_MAX = 120
 
 
@@ -87,13 +89,14 @@ def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.5) -> str | 
 
 
 def redact(path: tuple[str, ...], value: Any) -> Any:
-    """``value`` without secrets: of keys that sound like one, and the user part of URLs."""
+    """``value`` without secrets: of keys that sound like one, and users and such parameters of URLs."""
     if value in (None, "", (), {}) or isinstance(value, bool):
         return value
     if path and _SECRET.search(path[-1]):
         return "***"
     if isinstance(value, str):
-        return _USERINFO.sub(r"\1***@", value)
+        value = _USERINFO.sub(r"\1***@", value)
+        return _PARAMETER.sub(lambda one: f"{one[1]}=***" if _SECRET.search(one[1]) else one[0], value)
     if isinstance(value, BaseModel):
         value = value.model_dump()
     if isinstance(value, Mapping):

@@ -26,7 +26,15 @@ from penstock.errors import ConflictError, CorruptError, NotFoundError, Penstock
 
 logger = logging.getLogger("penstock.lake.iceberg")
 
-_SECRET_KEY = re.compile(r"secret|password|token|credential|key", re.IGNORECASE)
+_SECRET_KEY = re.compile(
+    r"secret|password|token|credential|key|connection.?string|authorization|signature|cookie", re.IGNORECASE
+)
+#: Secrets within values: behind a user's name, as a parameter of a URL, in a connection string, behind a scheme.
+_WITHIN = re.compile(
+    r"://[^/@:]*:([^/@]+)@|[?&;](?:password|sig|(?:account|sharedaccess)(?:key|signature))=([^&;\s]+)|"
+    r"(?:bearer|basic) (\S+)",
+    re.IGNORECASE,
+)
 #: Errors of clouds' SDKs come from these, in classes that have no base in common.
 _CLOUDS = ("aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 
@@ -37,7 +45,7 @@ class Secrets:
     def __init__(self, properties: Mapping[str, str]) -> None:
         found = {value for key, value in properties.items() if _SECRET_KEY.search(key)}
         for value in properties.values():
-            found.update(re.findall(r"://[^/@:]*:([^/@]+)@", value))
+            found.update(part for parts in _WITHIN.findall(value) for part in parts)
         self._found = sorted((one for one in found if len(one) > 3), key=len, reverse=True)
 
     def hide(self, text: str) -> str:

@@ -13,6 +13,7 @@ import requests
 from penstock_iceberg_compactor import _catalog
 from penstock_iceberg_compactor._catalog import bound_session, bounded_url, closing_if_silent
 from penstock_iceberg_compactor._compactor import IcebergCompactor
+from penstock_iceberg_compactor._errors import Secrets
 from penstock_iceberg_compactor._settings import Settings
 from tests.iceberg_place import load, opened, services, topic
 from tests.lake_records import lake_records
@@ -34,6 +35,21 @@ async def put(compactor: IcebergCompactor, start: int, *values: bytes, epoch: in
 
 def values(compactor: IcebergCompactor, name: str = "orders") -> list[bytes]:
     return sorted(load(compactor, name).scan().to_arrow().column("value").to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("adls.account-key", "hidden"),
+        ("adls.connection-string", "AccountName=mine;AccountKey=hidden;EndpointSuffix=x"),
+        ("header.Authorization", "Bearer hidden"),
+        ("uri", "postgresql://me:hidden@db/x"),
+        ("uri", "postgresql://db/x?user=me&password=hidden&x=1"),
+    ],
+)
+def test_what_libraries_say_is_told_without_secrets(name: str, value: str) -> None:
+    said = Secrets({name: value}).hide("the server at db refuses hidden of mine")
+    assert said == "the server at db refuses *** of mine"
 
 
 def test_a_catalog_that_says_nothing_holds_no_thread_for_ever() -> None:

@@ -165,10 +165,20 @@ def test_a_name_that_only_contains_a_secret_word_is_not_masked(name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["key", "secret", "aws_secret_access_key", "token", "password", "account_key", "SSECustomerKey"]
+    "name",
+    [
+        *("key", "secret", "aws_secret_access_key", "token", "password", "account_key", "SSECustomerKey"),
+        *("adls.account-key", "adls.connection-string", "header.X-Api-Key", "header.Authorization"),
+    ],
 )
 def test_a_secret_is_masked(name: str) -> None:
     assert redact((name,), "hidden") == "***"
+
+
+def test_secrets_within_urls_are_masked() -> None:
+    url = "postgresql://me:hidden@db/x?sslmode=require&password=hidden&application_name=y"
+    assert redact(("uri",), url) == "postgresql://***@db/x?sslmode=require&password=***&application_name=y"
+    assert redact(("url",), "https://a/b?sv=1&sig=hidden#c") == "https://a/b?sv=1&sig=***#c"
 
 
 @pytest.mark.parametrize(
