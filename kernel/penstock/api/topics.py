@@ -271,12 +271,16 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
     results, found = await _find_deletable(asked, asked_times, context, denied, hidden)
     times = Counter([name async for name, _ in in_portions(found, _NAMES)])
     names: dict[str, DeletableTopicResult] = {}
+    #: Of those that were asked for by id: one that comes with the name meanwhile is another topic.
+    ids: dict[str, bytes] = {}
     twice: set[str] = set()
     dropped: set[int] = set()
     async for name, result in in_portions(found):
         result.name = name
         topic = logs.topics().get(name)
-        if topic is not None:  # else somebody deleted it meanwhile, which the outcome says
+        if bytes(result.topic_id) != _ZERO_ID:
+            ids[name] = bytes(result.topic_id)
+        elif topic is not None:  # else somebody deleted it meanwhile, which the outcome says
             result.topic_id = topic.id
         if times[name] > 1:  # once by its name and once by its id
             result.error_code = ErrorCode.INVALID_REQUEST
@@ -289,7 +293,7 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
     if names:
         outcomes: Sequence[Exception | None]
         try:
-            outcomes = await deadline.of(logs.delete_topics(list(names)))
+            outcomes = await deadline.of(logs.delete_topics(list(names), ids))
         except OPERATING_ERRORS as error:
             outcomes = [kept(error)] * len(names)
         async for result, outcome in in_portions(zip(names.values(), outcomes, strict=True)):

@@ -45,6 +45,7 @@ from penstock.metadata.topics import TopicState
 from penstock.spi.statistics import gauge
 from penstock.stream.engine import STREAMS_PER_COMMAND, StreamEngine
 from penstock.stream.events import BlockUploaded
+from penstock.wire.error_codes import ErrorCode
 from penstock.work.finish import Finisher
 from penstock.work.periodic import Jobs, JobsStatistics, PeriodicJob
 from penstock.work.pieces import in_portions, pieces
@@ -432,16 +433,29 @@ class LogManager:
             answers.append(topic or NotFoundError(f"the topic was deleted at once: topic={result.name}"))
         return answers
 
-    async def delete_topics(self, names: Sequence[str]) -> Sequence[Exception | None]:
-        """Delete topics; one result per name, in order: None, or the error."""
-        return await self._change(set(names), lambda: self._delete_topics(names))
+    async def delete_topics(
+        self, names: Sequence[str], topic_ids: Mapping[str, bytes] | None = None
+    ) -> Sequence[Exception | None]:
+        """Delete topics; one result per name, in order: None, or the error.
 
-    async def _delete_topics(self, names: Sequence[str]) -> list[Exception | None]:
-        results: list[Exception | None] = [
-            None if name in self._topics else NotFoundError(f"there is no such topic: topic={name}")
-            for name in names
-        ]
-        topic_ids = [self._topics[name].id for name in names if name in self._topics]
+        A name of ``topic_ids`` is that of the topic with this id only: another one may have it once it's its turn.
+        """
+        return await self._change(set(names), lambda: self._delete_topics(names, topic_ids or {}))
+
+    async def _delete_topics(
+        self, names: Sequence[str], asked_ids: Mapping[str, bytes]
+    ) -> list[Exception | None]:
+        results: list[Exception | None] = []
+        topic_ids: list[bytes] = []
+        for name in names:
+            topic, asked_id = self._topics.get(name), asked_ids.get(name)
+            if topic is not None and asked_id in (None, topic.id):
+                topic_ids.append(topic.id)
+                results.append(None)
+            elif asked_id is None:
+                results.append(NotFoundError(f"there is no such topic: topic={name}"))
+            else:
+                results.append(KafkaError(ErrorCode.UNKNOWN_TOPIC_ID, "there is no topic with this id"))
         try:
             answers = iter(
                 await self._metadata.submit_many([DeleteTopic(topic_id) for topic_id in topic_ids])

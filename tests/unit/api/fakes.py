@@ -422,8 +422,12 @@ class FakeLogs(LogManager):
                 results.append(topic)
         return results
 
-    async def delete_topics(self, names: Sequence[str]) -> Sequence[Exception | None]:
+    async def delete_topics(
+        self, names: Sequence[str], topic_ids: Mapping[str, bytes] | None = None
+    ) -> Sequence[Exception | None]:
         results: list[Exception | None] = []
+        for name, topic_id in (topic_ids or {}).items():
+            assert self._by_name[name].id == topic_id
         for name in names:
             topic = self._by_name.pop(name, None)
             results.append(None if topic else NotFoundError("gone"))

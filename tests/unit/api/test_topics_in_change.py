@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import anyio
 import pytest
 from tests.unit.api.fakes import FakeLogs, make_context
@@ -19,7 +21,7 @@ from penstock.errors import (
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.create_partitions import CreatePartitionsRequest, CreatePartitionsTopic
 from penstock.wire.messages.create_topics import CreatableTopic, CreateTopicsRequest
-from penstock.wire.messages.delete_topics import DeleteTopicsRequest
+from penstock.wire.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
 from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopic, MetadataResponse
 
 pytestmark = pytest.mark.anyio
@@ -77,6 +79,24 @@ async def test_metadata_of_a_topic_that_comes_and_goes_is_asked_again(
     logs.fail_with = error
     response = await ask_metadata(logs, 9, "new")
     assert [t.error_code for t in response.topics] == [ErrorCode.LEADER_NOT_AVAILABLE]
+
+
+async def test_a_topic_is_deleted_as_the_one_that_was_asked_for(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[str], Mapping[str, bytes] | None]] = []
+
+    async def delete(names: list[str], topic_ids: Mapping[str, bytes] | None = None) -> list[None]:
+        asked.append((names, topic_ids))
+        return [None] * len(names)
+
+    monkeypatch.setattr(logs, "delete_topics", delete)
+    by_id = logs.add("u").id
+    states = [DeleteTopicState(name=None, topic_id=by_id), DeleteTopicState(name="t")]
+    request = DeleteTopicsRequest(topics=states, timeout_ms=1000)
+    response = await topics.handle_delete_topics(request, make_context(logs, 6))
+    assert asked == [(["u", "t"], {"u": by_id})]
+    assert [one.topic_id for one in response.responses] == [by_id, logs.topics()["t"].id]
 
 
 async def test_topics_are_deleted_and_grown_when_they_are_made(logs: FakeLogs) -> None:
@@ -175,7 +195,7 @@ def refused(request: pytest.FixtureRequest, logs: FakeLogs, monkeypatch: pytest.
     """The log refuses, or doesn't finish, changes of topics as a whole; the code of that."""
     error, code = request.param
 
-    async def refuse(_topics: object) -> None:
+    async def refuse(*_topics: object) -> None:
         raise error
 
     monkeypatch.setattr(logs, "create_topics", refuse)

@@ -146,6 +146,36 @@ async def test_a_topic_that_is_told_to_exist_is_there(world: World) -> None:
         assert logs.manager._metadata.image.index == index + 2
 
 
+async def test_a_topic_that_is_deleted_by_its_id_is_no_other_one_that_has_its_name_meanwhile(
+    world: World,
+) -> None:
+    """Whoever was told that time is over asks again; by then it is deleted, and made anew."""
+    async with open_logs(world) as logs:
+        await logs.create()
+        first = logs.manager.topics()["events"].id
+        results: list[object] = []
+        forgotten = anyio.Event()
+        logs.bus.subscribe(TopicsDeleted, lambda event: event.work.append(forgotten.wait))
+
+        async def make() -> None:
+            await logs.manager.create_topics([NewTopic("events", 1)])
+
+        async def delete() -> None:
+            results.extend(await logs.manager.delete_topics(["events"], {"events": first}))
+
+        async with anyio.create_task_group() as tasks:
+            for change in (delete, make, delete):
+                tasks.start_soon(change)
+                await anyio.lowlevel.checkpoint()
+            await anyio.wait_all_tasks_blocked()
+            forgotten.set()
+        refused = results[1]
+        assert results[0] is None
+        assert isinstance(refused, KafkaError)
+        assert refused.error_code == ErrorCode.UNKNOWN_TOPIC_ID
+        assert logs.manager.topics()["events"].id != first
+
+
 async def test_a_topic_is_deleted_and_made_again_in_the_order_that_was_asked(world: World) -> None:
     async with open_logs(world) as logs:
         order: list[str] = []
