@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Device", "FileDevice")
+__all__ = ("Device", "FileDevice", "is_owned")
 
 import errno
 import fcntl
@@ -64,6 +64,13 @@ _DATA_LOCK = 2**62 + 1
 _LOCK_TIMEOUT_S = 10.0
 _LOCK_RETRY_S = 0.002
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock: l_type, l_whence, l_start, l_len, l_pid
+
+
+def is_owned(fd: int) -> bool:
+    """Whether an opener of this host has the log at ``fd``, which has no lock itself. Raises OSError."""
+    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _OWNER_LOCK_BASE, 0, 0)
+    found = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted))
+    return bool(found[0] != fcntl.F_UNLCK)
 
 
 class Device(Protocol):

@@ -17,6 +17,7 @@ from penstock.errors import ConfigError, CorruptError, NewerVersionError, NotFou
 from penstock.files import open_own
 from penstock.spi.plugin import Services
 from penstock.threads import run_in_thread
+from penstock_wal_block._device import is_owned
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES
 from penstock_wal_block._inspect import read_header
 from penstock_wal_block._place import check_place, real_path, signature
@@ -50,6 +51,10 @@ def _format(paths: Sequence[Path], capacity: int, consent: str) -> dict[str, obj
                     f"there is nothing to format, a file is made when the broker starts: path={path}"
                 )
             fds.append(stack.enter_context(_opened(path)))
+            if is_owned(fds[-1]):
+                raise ConfigError(
+                    f"a broker of this host has the wal open, so nothing was changed; stop it first: path={path}"
+                )
             sizes.append(os.lseek(fds[-1], 0, os.SEEK_END))
             if stat.S_ISBLK(os.fstat(fds[-1]).st_mode) and sizes[-1] < capacity:
                 raise ConfigError(

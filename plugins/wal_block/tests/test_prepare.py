@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import anyio
 import pytest
+from anyio import to_thread
 from penstock_wal_block import Settings, penstock_register_wal
 from penstock_wal_block._format import HEADER_AREA_BYTES
 from tests.loop_device import loop_device
@@ -94,6 +96,30 @@ def test_a_device_is_tried_and_emptied_and_then_takes_a_log_that_check_tells_of(
             os.close(holder)
         assert main(["wal", "format", *sets, "--force", f"erase {device}"]) == 0
         assert not any(device.read_bytes()[:HEADER_AREA_BYTES])
+
+
+def test_a_log_that_somebody_has_open_is_not_emptied_whatever_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it has acknowledged may be nowhere else."""
+    place = tmp_path / "x.wal"
+    services = Services(node_id=1, epoch=1, cluster_id="c", data_dir=tmp_path, clock=time.monotonic)
+    command = ["wal", "format", f"--set=wal.path={place}", f"--set=broker.data_dir={tmp_path}"]
+
+    async def open_log() -> None:
+        settings = Settings(path=str(place), capacity=BYTES)
+        async with penstock_register_wal().open(settings, services) as wal:
+            assert [entry async for entry in wal.recover()] == []
+            await wal.append([b"acknowledged"]).wait_durable()
+            before = place.read_bytes()
+            assert await to_thread.run_sync(main, [*command, "--force", f"erase {place}"]) == 2
+            assert place.read_bytes() == before
+
+    anyio.run(open_log)
+    assert capsys.readouterr().err == (
+        f"penstock: a broker of this host has the wal open, so nothing was changed; stop it first: path={place}\n"
+    )
+    assert main([*command, "--force", f"erase {place}"]) == 0
 
 
 def test_a_place_where_nothing_is_needs_no_formatting(
