@@ -37,7 +37,7 @@ NUMBERS = {
     "unusual": (1, 9),  # of each kind, plugins that keep their contract in an unusual way
     "wal_lives": (2, 20),  # random histories of each log in simulated time
     "wal_s3_histories": (6, 100),  # random histories of a log in a store
-    "zombie_rounds": (1, 4),  # stopped brokers that wake up, on a real device
+    "zombie_rounds": (1, 4),  # stopped brokers that wake up, with each log
     "zombie_seeds": (8, 100),  # random histories of stopped owners of a log
 }
 

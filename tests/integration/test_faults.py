@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from tests.depth import in_full
+from tests.depth import how_many, in_full
 from tests.integration.conftest import ON_WAL_BLOCK, ServeFactory, ServeProcess, penstock
 from tests.integration.ledger import SILENT, Ledger, check, create_topic, read_all, value_of
 from tests.patience import HANG_S
@@ -58,28 +58,44 @@ def acks_stop(ledger: Ledger, quiet_s: float = 0.7, timeout_s: float = HANG_S) -
 
 
 def overtake_while_stopped(serve: ServeFactory, tmp_path: Path, wal: Sequence[str]) -> str:
-    """Stop a broker that takes records, have another host take its log over, wake it up: it ends, nothing is lost.
+    """Stop a broker that takes records, have another host take its log over, wake it up; and again with that host.
 
-    ``wal`` are settings with which two hosts reach one log. The result is what the older broker said.
+    Who wakes up ends, nothing acknowledged before is lost, and nothing after by who was stopped. ``wal`` are
+    settings with which two hosts reach one log. The result is what the last of those that ended said.
     """
     sets = (f"object_store.url=file://{tmp_path / 'shared'}", *wal)
-    old = serve(*sets)
-    create_topic(old.bootstrap_servers)
-    ledger = Ledger(old.bootstrap_servers, idempotent=True, writers=2)
-    with ledger:
-        acks_go_on(ledger)
-        old.signal(signal.SIGSTOP)
-        try:
-            new = serve(*sets, data_dir=tmp_path / "another-host")
-            found = read_all(new.bootstrap_servers)
-        finally:
-            old.signal(signal.SIGCONT)
-        code = old.wait(HANG_S)
-        ledger.stop(abandon=True)
-    assert code != 0
-    check(found, ledger, idempotent=True)
-    check(read_all(new.bootstrap_servers), ledger, idempotent=True)
-    return old.output
+    old = serve(*sets, data_dir=tmp_path / "host-0")
+    brokers = [old]
+    written: list[Ledger] = []
+    said = ""
+    try:
+        for number in range(how_many("zombie_rounds")):
+            topic = f"topic-{number}"
+            create_topic(old.bootstrap_servers, topic)
+            size = (100, 1000, 30_000)[number % 3]
+            ledger = Ledger(old.bootstrap_servers, idempotent=True, writers=2, value_bytes=size, topic=topic)
+            written.append(ledger)
+            with ledger:
+                acks_go_on(ledger, 50)
+                old.signal(signal.SIGSTOP)
+                try:
+                    new = serve(*sets, data_dir=tmp_path / f"host-{number + 1}")
+                    brokers.append(new)
+                    found = read_all(new.bootstrap_servers, topic)
+                finally:
+                    old.signal(signal.SIGCONT)
+                code = old.wait(HANG_S)
+                ledger.stop(abandon=True)
+            assert code != 0
+            check(found, ledger, idempotent=True)
+            said, old = old.output, new
+        for ledger in written[-20:]:
+            check(read_all(old.bootstrap_servers, ledger.topic), ledger, idempotent=True)
+    finally:
+        for broker in brokers:
+            if broker.running:
+                broker.kill()
+    return said
 
 
 def finish(broker: ServeProcess, ledger: Ledger) -> None:
