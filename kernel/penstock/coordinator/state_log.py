@@ -37,7 +37,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from penstock.account import Ledger
-from penstock.errors import ClosedError, FencedError, PenstockError
+from penstock.errors import ClosedError, FencedError, PenstockError, again, kept
 from penstock.log.errors import KafkaError
 from penstock.log.keyed_log import Record, RecordLog
 from penstock.wire.error_codes import ErrorCode
@@ -296,9 +296,9 @@ class StateLog:
             try:
                 write.done(error)
             except Exception as raised:  # noqa: BLE001 - raised below
-                bug = bug or raised
+                bug = bug or kept(raised)
         if bug is not None:
-            raise bug
+            raise again(bug)
 
     def _failed(self, cause: PenstockError) -> None:
         self._counters.failures += 1
