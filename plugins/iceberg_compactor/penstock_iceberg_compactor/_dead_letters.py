@@ -31,9 +31,15 @@ DEAD_SCHEMA = Schema(
 class DeadLetters:
     """Collects rejected records for the next commit. Blocking."""
 
-    def __init__(self, open_table: Callable[[], OwnedTable], now_us: Callable[[], int]) -> None:
-        """``open_table`` is called for the first of them."""
+    def __init__(
+        self,
+        open_table: Callable[[], OwnedTable],
+        look: Callable[[], OwnedTable | None],
+        now_us: Callable[[], int],
+    ) -> None:
+        """``open_table`` is called for the first of them; ``look`` opens what is there, to look at it only."""
         self._open_table = open_table
+        self._look = look
         self._now_us = now_us
         self._table: OwnedTable | None = None
         self._rows: list[pa.Table] = []
@@ -73,6 +79,15 @@ class DeadLetters:
             self.spill()
             self._table.commit(lambda: Change(positions=self._positions))
             self._positions = {}
+
+    def to_maintain(self, *, dry_run: bool) -> OwnedTable | None:
+        """The table, also of earlier openings; None if there is none. For a dry run, it may be one to look at."""
+        if self._table is None:
+            there = self._look()
+            if there is None or dry_run:
+                return there
+            self._table = self._open_table()
+        return self._table
 
     def clear(self) -> None:
         """Let go of what is in memory."""

@@ -15,7 +15,15 @@ import anyio
 import pyarrow as pa
 from pyiceberg.table import FileScanTask
 
-from penstock.errors import InvalidRequestError, InvariantError, PenstockError, again, kept
+from penstock.errors import (
+    ConflictError,
+    InvalidRequestError,
+    InvariantError,
+    NotFoundError,
+    PenstockError,
+    again,
+    kept,
+)
 from penstock.spi.allocator import Charge
 from penstock.spi.lake import LakeCommit, LakeMaintenance, LakeRecord, LakeRecords, LakeTopic, LakeWritten
 from penstock_iceberg_compactor._commit import Landed
@@ -51,7 +59,13 @@ async def opened_table(
     def open_dead_letters() -> OwnedTable:
         return OwnedTable.open(place, topic, beside(configs), name + SUFFIX, epoch, DEAD_SCHEMA)
 
-    dead = DeadLetters(open_dead_letters, lambda: time.time_ns() // 1000)
+    def look_at_dead_letters() -> OwnedTable | None:
+        try:
+            return OwnedTable.open(place, topic, beside(configs), name + SUFFIX, 0)
+        except (NotFoundError, ConflictError):  # none, or somebody else's
+            return None
+
+    dead = DeadLetters(open_dead_letters, look_at_dead_letters, lambda: time.time_ns() // 1000)
     reader: Reader = RawReader()
     schemas = place.services.data_dir / place.settings.schemas
     if epoch and not configs.raw:
@@ -262,13 +276,23 @@ class IcebergTable:
         with self._call():
             if self._rows or self._next:
                 raise InvalidRequestError(f"maintenance comes after a commit: table={self.name}")
-            keeper = Keeper(self._owned, self._configs, self._place.settings.orphan_grace)
             try:
                 return await self._run(
-                    "maintaining", lambda: keeper.maintain(dry_run=dry_run), self._place.maintenance
+                    "maintaining", lambda: self._maintain(dry_run=dry_run), self._place.maintenance
                 )
             finally:
                 pa.default_memory_pool().release_unused()
+
+    def _maintain(self, *, dry_run: bool) -> LakeMaintenance:
+        """This table, and that of dead letters, which has a snapshot and files of each commit with some."""
+        grace_ms = self._place.settings.orphan_grace
+        done = Keeper(self._owned, self._configs, grace_ms).maintain(dry_run=dry_run)
+        dead = None if self._configs.raw else self._dead.to_maintain(dry_run=dry_run)
+        if dead is None:
+            return done
+        more = Keeper(dead, beside(self._configs), grace_ms).maintain(dry_run=dry_run)
+        figures = {name: figure + more.figures[name] for name, figure in done.figures.items()}
+        return replace(done, figures=figures, saved_bytes=done.saved_bytes + more.saved_bytes)
 
     async def describe(self) -> Mapping[str, str]:
         """Words about the newest snapshot."""

@@ -68,6 +68,30 @@ async def test_many_small_commits_become_one_file_one_manifest_and_no_orphan(tmp
             print(f"{COMMITS} commits: {len(before)} files before, {len(left)} after", done.figures)  # noqa: T201 # of -s
 
 
+async def test_the_table_of_dead_letters_is_maintained_too(tmp_path: Path) -> None:
+    """Each commit with some leaves a snapshot and a file there, also those of openings before."""
+    bad = topic(**EAGER, value_format="json", on_bad_record="dead_letter")
+    async with opened(tmp_path, orphan_grace=0) as compactor:
+        async with compactor.open_table(bad, 1) as table:
+            for offset in range(2):
+                await table.write(lake_records([b"bad"], start=offset))
+                await table.commit({0: offset + 1})
+        before = files(tmp_path)
+        for epoch in (0, 2):
+            async with compactor.open_table(bad, epoch) as table:
+                done = await table.maintain(dry_run=not epoch)
+                assert done.figures["data files rewritten"] == 2
+            assert epoch or files(tmp_path) == before, "a dry run changes nothing"
+        dead = load(compactor, "orders__dead_letter")
+        assert len(list(dead.scan().plan_files())) == 1
+        assert len(dead.metadata.snapshots) == 1
+        async with compactor.open_table(bad, 2) as table:  # and goes on
+            await table.write(lake_records([b"bad"], start=2))
+            await table.commit({0: 3})
+        dead.refresh()
+        assert sorted(dead.scan().to_arrow().column("offset").to_pylist()) == [0, 1, 2]
+
+
 async def test_files_of_others_that_are_young_stay(tmp_path: Path) -> None:
     async with opened(tmp_path) as compactor:
         await commits(compactor, 2)
