@@ -365,22 +365,29 @@ class MetadataService:
         tailer.expect(data)
         while tailer.landed is None:
             self._assert_not_deposed()
+            before = self.image.index
+            failure: PenstockError
             try:
                 await tailer.append(entry, data)
                 continue
-            except ConflictError:
-                logger.info("metadata index %d is taken by another writer, catching up", self.image.index + 1)
+            except ConflictError as error:
+                logger.info("metadata index %d is taken by another writer, catching up", before + 1)
+                failure = error
             except UnavailableError as error:
-                pause_s = backoff.failed()
-                level = logging.WARNING if backoff.is_news else logging.DEBUG
-                logger.log(
-                    level, "metadata log at %s is unavailable, trying again: %s", self._log.location, error
-                )
-                await anyio.sleep(pause_s)
+                failure = error
             try:
                 await tailer.catch_up()
             except UnavailableError as error:
-                logger.debug("metadata log can't be read yet: %s", error)
+                failure = error
+            if self.image.index > before:
+                continue
+            # also of a conflict: what can't be read yet is in the way of the next attempt, too
+            pause_s = backoff.failed()
+            level = logging.WARNING if backoff.is_news else logging.DEBUG
+            logger.log(
+                level, "metadata log at %s is unavailable, trying again: %s", self._log.location, failure
+            )
+            await anyio.sleep(pause_s)
         return tailer.landed
 
     def _assert_not_deposed(self) -> None:

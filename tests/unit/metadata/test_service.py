@@ -208,6 +208,25 @@ async def test_a_log_that_is_unavailable_is_tried_until_it_works(log: FakeLog) -
         assert len(log.entries) == 2
 
 
+async def test_an_index_that_is_taken_by_what_cant_be_read_yet_is_not_tried_all_the_time(
+    log: FakeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+        await anyio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(service_module, "_BACKOFF_S", (1, 2))
+    async with open_service(log) as one, open_service(log) as two:
+        await two.submit(topic("a"))
+        monkeypatch.setattr(anyio, "sleep", sleep)
+        log.read_faults, attempts = ["fail"] * 3, log.attempts
+        await one.submit(topic("b"))
+        assert pauses == [1, 2, 2]
+        assert log.attempts == attempts + 5, "three in vain, one that can be read, and the entry"
+
+
 @pytest.mark.parametrize("read_faults", [0, 1, 3])
 async def test_an_entry_whose_reply_was_lost_is_recognised_and_counts_once(
     log: FakeLog, read_faults: int
