@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
@@ -17,7 +18,7 @@ from penstock.errors import (
     NotFoundError,
     PenstockError,
 )
-from penstock.spi.metadata_log import MetadataSnapshot
+from penstock.spi.metadata_log import MetadataEntry, MetadataSnapshot
 from penstock_conformance._body import Label, check_body, make_body
 from penstock_conformance._child import Child, Moment, killed
 from penstock_conformance._clause import clause
@@ -28,10 +29,15 @@ from penstock_conformance._medium import flip_in_files, remove_files_with
 KIND = "metadata_log"
 
 _PROCESSES = 4
+_WAITERS = 150
+
+
+async def _listed(entries: AsyncIterator[MetadataEntry]) -> list[tuple[int, bytes]]:
+    return [(entry.index, bytes(entry.data)) async for entry in entries]
 
 
 async def _read(log: Any, start_index: int = 1) -> list[tuple[int, bytes]]:
-    return [(entry.index, bytes(entry.data)) async for entry in log.read(start_index)]
+    return await _listed(log.read(start_index))
 
 
 def _entry(index: int) -> bytes:
@@ -234,12 +240,12 @@ async def _leave_with_waiters(
     async with anyio.create_task_group() as tasks:
         async with context as log:
             await _fill(log, first, first + 2)
-            for _ in range(3):
+            for _ in range(_WAITERS):
                 tasks.start_soon(wait, log)
             for _ in range(5):
                 await checkpoint()
         with anyio.fail_after(deadline_s):
-            while answered < 3:
+            while answered < _WAITERS:
                 await checkpoint()
     with raises(ClosedError):
         await log.append(first + 2, b"late")
@@ -250,11 +256,12 @@ async def test_closed_log_is_no_empty_one(env: Env) -> None:
     async with env.open() as log:
         await _fill(log, 1, 6)
         await log.write_snapshot(MetadataSnapshot(3, b"at 3"))
-        reading = log.read(4)
+        reading, unbegun = log.read(4), log.read(4)
         assert (await anext(reading)).index == 4
     for what, ask in (
         ("a read", lambda: _read(log, 4)),
         ("a read of news", lambda: _read(log, 6)),
+        ("a read that was asked for before", lambda: _listed(unbegun)),
         ("a read of the snapshot", log.read_snapshot),
         ("a snapshot", lambda: log.write_snapshot(MetadataSnapshot(5, b"at 5"))),
         ("a wait for news", lambda: log.wait_for_news(0)),
@@ -400,6 +407,8 @@ async def _damaged(env: Env, victim: int, damage: Any) -> None:
     damage(env.data_dir, _entry(victim), env.random)
     found: list[int] = []
     async with env.open(epoch=2) as log:
+        with raises(CorruptError):  # nor is it passed over where the read begins
+            await _read(log, victim)
         error = None
         try:
             async for entry in log.read(1):

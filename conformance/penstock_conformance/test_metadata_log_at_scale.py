@@ -28,6 +28,8 @@ KIND = "metadata_log"
 
 #: Beyond the 1,000 keys that a listing of most stores stops at.
 _MANY = 1004
+#: Appends to a store that takes nothing: none of them is a reason to give up the log.
+_FAILURES = 12
 #: Beyond what windows and pages hold that are a power of two.
 _VERY_MANY = 4200
 #: Where numbers get another digit, or don't fit into what programs keep them in.
@@ -145,7 +147,7 @@ async def test_older_snapshot_never_wins(env: Env) -> None:
     async with env.open(node_id=1) as log, env.open(node_id=2) as other:
         await _fill(log, 1, 120)
         await _read(other)
-        newest = 0
+        newest = second = 0
         for writer, index in (
             (log, 9),
             (log, 10),
@@ -157,13 +159,13 @@ async def test_older_snapshot_never_wins(env: Env) -> None:
             (other, 9),
         ):
             await writer.write_snapshot(MetadataSnapshot(index, b"at %d" % index))
-            newest = max(newest, index)
+            second, newest = sorted({second, newest, index})[-2:]
             for reader in (log, other):
                 snapshot = await reader.read_snapshot()
                 assert snapshot == MetadataSnapshot(newest, b"at %d" % newest), (
                     f"after one of {index} was written, not that of {newest} came back: {snapshot}"
                 )
-        _check_entries(await _read(log, newest + 1), newest + 1, 120, "what the newest snapshot lacks")
+            _check_entries(await _read(log, second + 1), second + 1, 120, "what followers just behind need")
     async with env.open(epoch=2) as log:
         snapshot = await log.read_snapshot()
         assert snapshot == MetadataSnapshot(101, b"at 101"), f"another snapshot after reopening: {snapshot}"
@@ -269,6 +271,12 @@ async def test_news_come_by_reading_too(env: Env) -> None:
         assert other.statistics().last_index == 5, (
             "the newest index known here isn't that of the entry just read"
         )
+        await _fill(log, 6, 10)
+        reading = other.read(6)
+        for _ in range(3):
+            await anext(reading)
+        await reading.aclose()  # left half-way: what was read is known all the same
+        await other.wait_for_news(6)
 
 
 async def test_opening_leaves_nothing_behind(env: Env) -> None:
@@ -357,11 +365,15 @@ async def test_failed_append_is_told(env: Env) -> None:
             for method in ("put_if_absent", "put"):
                 store.fail(method, times=times)
             with anyio.move_on_after(env.target.deadline_s / 4):
-                error = await error_of(log.append(index, _entry(index)))
-                _applies(store)
-                assert error is None or isinstance(error, UnavailableError), (
-                    f"a failed append raised {error!r}"
-                )
+                for _ in range(min(times, _FAILURES)):
+                    error = await error_of(log.append(index, _entry(index)))
+                    _applies(store)
+                    assert error is None or isinstance(error, UnavailableError), (
+                        f"a failed append raised {error!r}"
+                    )
+                    if error is None:
+                        break
+                    _check_entries(await _read(log), 1, index, "a log whose store takes nothing")
                 store.heal()
                 there = index + 1 if error is None else index
                 _check_entries(await _read(log), 1, there, "what a failed append left")
@@ -369,6 +381,44 @@ async def test_failed_append_is_told(env: Env) -> None:
             if log.statistics().last_index < index:
                 await log.append(index, _entry(index))
         _check_entries(await _read(log), 1, log.statistics().last_index + 1, "a log whose appends failed")
+
+
+@clause(level=4)
+async def test_entry_waits_for_the_one_below_it(env: Env) -> None:
+    """An entry is made if the one below it exists: one that is on its way doesn't yet, and may fail."""
+    async with AsyncExitStack() as stack:
+        log, store = await _faulty(env, stack)
+        await _fill(log, 1, 4)
+        errors: dict[int, Exception | None] = {}
+
+        async def append(index: int) -> None:
+            errors[index] = await error_of(log.append(index, _entry(index)))
+
+        store.hold("put_if_absent", "put", "compare_and_swap")
+        async with anyio.create_task_group() as tasks:
+            for index in (4, 5):
+                tasks.start_soon(append, index)
+                for _ in range(50):
+                    await checkpoint()
+            if not store.held:
+                tasks.cancel_scope.cancel()
+            else:
+                for method in ("put_if_absent", "put", "compare_and_swap"):
+                    store.fail(method)
+                store.release_one(0)
+                for _ in range(50):
+                    await checkpoint()
+                store.heal()
+                store.hold()
+                store.release()
+        _applies(store)
+        for index, error in errors.items():
+            assert error is None or isinstance(error, UnavailableError | InvalidRequestError), (
+                f"an append at {index} raised {error!r}"
+            )
+        stop = 4 + next((n for n, index in enumerate((4, 5)) if errors[index] is not None), 2)
+        assert stop == 6 or errors[5] is not None, "an entry was appended behind one that isn't there"
+        _check_entries(await _read(log), 1, stop, "a log of which an append failed")
 
 
 @clause(level=4)
@@ -432,7 +482,7 @@ async def test_failed_snapshot_is_told_and_drops_nothing(env: Env) -> None:
         assert isinstance(error, UnavailableError), f"a failed snapshot raised {error!r}"
         snapshot = await log.read_snapshot()
         assert snapshot == MetadataSnapshot(10, b"at 10"), f"not the last snapshot that was kept: {snapshot}"
-        _check_entries(await _read(log, 11), 11, 31, "what the last kept snapshot lacks")
+        _check_entries(await _read(log, 6), 6, 31, "what followers just behind the last kept snapshot need")
         store.fail("delete", times=1000)
         await error_of(log.write_snapshot(MetadataSnapshot(28, b"at 28")))
         store.heal()

@@ -483,3 +483,128 @@ class TrustsItselfAfterAThousand(PlainMetadataLog):
             await super()._create(key, body)
         else:
             await self._store.put(key, [body])
+
+
+@mutant(KIND, "answers_a_hundred_waiters", "waiters_are_answered_at_the_end", hangs=True)
+class AnswersAHundredWaiters(PlainMetadataLog):
+    """Wakes as many at its end as it has room for in its list."""
+
+    _asleep = 0
+
+    async def wait_for_news(self, after_index: int) -> None:
+        if self._asleep >= 100:
+            await anyio.sleep_forever()
+        self._asleep += 1
+        try:
+            await super().wait_for_news(after_index)
+        finally:
+            self._asleep -= 1
+
+
+@mutant(KIND, "begins_reads_when_asked", "closed_log_is_no_empty_one")
+class BeginsReadsWhenAsked(PlainMetadataLog):
+    """Looks at the call whether it is open, and finds nothing once it isn't."""
+
+    def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        self._check_open()
+        return self._read(start_index)
+
+    async def _read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        if not self._closed:
+            async for entry in super().read(start_index):
+                yield entry
+
+
+@mutant(KIND, "begins_with_what_is_there", "missing_entry_is_reported", level=3)
+class BeginsWithWhatIsThere(PlainMetadataLog):
+    """Takes the first entry that a listing shows for the one that was asked for."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        there = [_index(info.key) for info in await _listed(self._store, "log/")]
+        first = next((index for index in there if index >= start_index), start_index)
+        dropped = await self._dropped()
+        async for entry in super().read(start_index if start_index <= dropped else first):
+            yield entry
+
+
+@mutant(KIND, "learns_at_the_end_of_a_read", "news_come_by_reading_too", hangs=True)
+class LearnsAtTheEndOfARead(PlainMetadataLog):
+    """Tells of what was read once all of it is."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        entries = [entry async for entry in self._unlearned(start_index)]
+        for entry in entries:
+            yield entry
+        self._learn(max((entry.index for entry in entries), default=0))
+
+    async def _unlearned(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        last, self._last_index = self._last_index, 2**63
+        try:
+            async for entry in super().read(start_index):
+                yield entry
+        finally:
+            self._last_index = last
+
+
+@mutant(KIND, "drops_for_an_older_snapshot", "older_snapshot_never_wins")
+class DropsForAnOlderSnapshot(PlainMetadataLog):
+    """Has two others when one older than both is written, and needs the entries of neither."""
+
+    _floor = 0
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        before = [_index(info.key) for info in await _listed(self._store, "snapshot/")]
+        await super().write_snapshot(snapshot)
+        if len(before) == 2 and snapshot.index < before[0]:
+            self._floor = before[1]
+
+    async def _dropped(self) -> int:
+        return max(self._floor, await super()._dropped())
+
+
+@mutant(KIND, "gives_up_after_four_failures", "failed_append_is_told", level=4)
+class GivesUpAfterFourFailures(PlainMetadataLog):
+    """Thinks that a store which refused so often won't come back."""
+
+    _failures = 0
+
+    async def _create(self, key: str, body: bytes) -> None:
+        try:
+            await super()._create(key, body)
+        except UnavailableError:
+            self._failures += 1
+            self._closed = self._failures >= 4
+            raise
+
+
+@mutant(KIND, "drops_before_it_has_the_snapshot", "failed_snapshot_is_told_and_drops_nothing", level=4)
+class DropsBeforeItHasTheSnapshot(PlainMetadataLog):
+    """Makes room first."""
+
+    _floor = 0
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        there = [_index(info.key) for info in await _listed(self._store, "snapshot/")]
+        if len(there) > 1 and snapshot.index > there[-1]:
+            self._floor = there[-1]
+        await super().write_snapshot(snapshot)
+
+    async def _dropped(self) -> int:
+        return max(self._floor, await super()._dropped())
+
+
+@mutant(KIND, "takes_what_is_on_its_way_for_there", "entry_waits_for_the_one_below_it", level=4)
+class TakesWhatIsOnItsWayForThere(PlainMetadataLog):
+    """Sends the next entry while the one below it is under way."""
+
+    _under_way = 0
+
+    async def _find_last(self) -> int:
+        return max(await super()._find_last(), self._under_way)
+
+    async def _create(self, key: str, body: bytes) -> None:
+        before, self._under_way = self._under_way, _index(key)
+        try:
+            await super()._create(key, body)
+        finally:
+            self._under_way = before
