@@ -243,7 +243,7 @@ async def write_until_killed(env: Env, *, owner: int, seed: int, die_after: int)
             key, way = f"made/{owner}-{sequence}", rng.choice(ways)
             body = make_body(owner, sequence, rng.choice((100, 5000, 2_000_000)))
             if way == "compare_and_swap":
-                await store.put(key, [make_body(owner, sequence, 100)])
+                await store.put(key, [make_body(owner, sequence, rng.choice((100, len(body))))])
             with death.call(len(body) if way == deadly else 0):
                 await write(store, way, key, [body[:50], body[50:]])
             tell([key, way, sequence])

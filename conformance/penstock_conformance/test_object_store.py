@@ -428,6 +428,13 @@ async def test_statistics_count(env: Env) -> None:
         assert counters.deletes >= 1
         assert counters.bytes_written >= 150
         assert counters.bytes_read >= 100
+        if store.capabilities.multipart:
+            upload = await store.create_multipart("parts")
+            for _ in range(3):
+                await upload.write_part([b"z" * 1000])
+            await upload.complete()
+            written = store.statistics().bytes_written - counters.bytes_written
+            assert written >= 3000, f"of 3000 bytes in parts {written} are told as written"
         assert counters.consecutive_failures == 0, f"the last attempts have succeeded: {counters}"
         await store.put("c", [b"z" * 100_000])
         before = store.statistics().bytes_read

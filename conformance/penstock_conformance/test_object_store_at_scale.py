@@ -521,6 +521,56 @@ async def test_cancelled_calls_harm_no_others(env: Env) -> None:
         assert await _listed(store) == ["key"]
 
 
+async def test_what_is_asked_at_once_is_each_for_itself(env: Env) -> None:
+    """Every method is safe to call from several tasks at once: who asks like another is told what he asked for,
+    is hurt by nobody who gives up, and hears of all that was completed before."""
+    body = make_body(1, 0, 6000)
+    async with env.open() as store:
+        await store.put("key", [body])
+
+        async def check_range(start: int, end: int | None) -> None:
+            found = await store.get("key", start, end)
+            _check_bytes(found, body[start:end], f"the range [{start}, {end}) beside others of the object")
+
+        await together([partial(check_range, start, end) for start in (0, 100) for end in (150, 5000, None)])
+        for turns in range(6):
+            async with anyio.create_task_group() as tasks:
+                gone = anyio.CancelScope()
+
+                async def give_up(gone: anyio.CancelScope = gone) -> None:
+                    with gone:
+                        await store.get("key", 100, 5000)
+
+                tasks.start_soon(give_up)
+                for _ in range(3):
+                    tasks.start_soon(check_range, 100, 5000)
+                for _ in range(turns):
+                    await checkpoint()
+                gone.cancel()
+        for turns in range(9):
+            key, newer = f"new/{turns}", make_body(1, turns + 1, 6000 + turns)
+            async with anyio.create_task_group() as tasks:
+                for _ in range(2):
+                    tasks.start_soon(store.get, "key")
+                    tasks.start_soon(store.head, "key")
+                    tasks.start_soon(_listed, store, "new/")
+                for _ in range(turns):
+                    await checkpoint()
+                await store.put("key", [newer])
+                _check_bytes(await store.get("key"), newer, "an object that was put while others read it")
+            async with anyio.create_task_group() as tasks:
+                for _ in range(2):
+                    tasks.start_soon(_listed, store, "new/")
+                for _ in range(turns):
+                    await checkpoint()
+                await store.put(key, [b"x"])
+                assert key in await _listed(store, "new/"), (
+                    "an object that was put while others list is missing"
+                )
+        await together([partial(store.delete, ["key", "new/0", "new/1"]) for _ in range(4)])
+        assert await _listed(store) == [f"new/{number}" for number in range(2, 9)]
+
+
 async def test_reading_and_writing_leaves_nothing_behind(env: Env) -> None:
     """Leaving the context ends what was opened: no descriptor, task, thread or object of it stays."""
 
@@ -642,6 +692,7 @@ async def test_outage_is_not_emptiness(env: Env) -> None:
             not_deleted = await error_of(store.delete(["dir/other"]))
             failed = sum(isinstance(error, UnavailableError) for error in (*asked.values(), not_deleted))
             told = store.statistics()
+        why = told.last_error
         assert told.errors >= failed, f"{failed} calls failed, told are {told.errors}"
         if isinstance(not_deleted, UnavailableError):
             assert told.consecutive_failures > 0, f"the last call failed: {told}"
@@ -666,6 +717,7 @@ async def test_outage_is_not_emptiness(env: Env) -> None:
         _check_bytes(await store.get("dir/key"), b"z", "an object that is put after the outage")
         told = store.statistics()
         assert told.consecutive_failures == 0, f"calls succeed again: {told}"
+        assert told.last_error or not why, f"why calls failed is kept when they succeed again: {told}"
 
 
 @clause(level=4)
