@@ -873,7 +873,8 @@ class ReadsEndWithTheFirstReader(DirectoryStore):
             raise
         finally:
             del self._asked[question]
-        return answer.result()
+        found: Buffer = answer.result()
+        return found
 
 
 @mutant(KIND, "trips_over_another_deletion", _AT_ONCE)
