@@ -12,8 +12,10 @@ __all__ = ("Reservation",)
 import errno
 import fcntl
 import logging
+import os
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from penstock.errors import ConfigError, UnavailableError
 
@@ -35,8 +37,13 @@ _RELEASE = _request(202, _RESERVATION)
 _PREEMPT_ABORT = _request(204, _PREEMPTION)
 _IGNORE_KEY = 1
 _WRITE_EXCLUSIVE = 1
-#: The status of a command that a reservation of somebody else forbids; drivers answer with it, or with EBADE.
-_CONFLICT = 0x18
+#: The status of a command that a reservation or registration forbids, of SCSI and, until Linux 6.2, of NVMe; drivers
+#: answer with it, or with EBADE. The third is any failure: from then to Linux 6.10, NVMe's conflicts are told so.
+_CONFLICTS = (0x18, 0x83, 0x02)
+#: An operation or a namespace that isn't one, of NVMe until Linux 6.2.
+_NONE_STATUSES = (0x01, 0x0B)
+#: NVMe's own status codes have flags above these bits, and none beyond the second.
+_NVME_CODE, _NVME_MAX = 0x7FF, 0x7FFF
 
 _NONE_ERRORS = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
 
@@ -66,7 +73,7 @@ class Reservation:
         Raises ConfigError if the device has no reservations, UnavailableError if somebody unknown holds one.
         """
         try:
-            self._call(_REGISTER, _REGISTRATION.pack(0, epoch, _IGNORE_KEY))
+            self._register(epoch)
         except OSError as error:
             if error.errno == errno.EPERM:
                 raise ConfigError(
@@ -96,17 +103,26 @@ class Reservation:
                 shut_out.add(old)
         return frozenset(shut_out)
 
+    def _register(self, epoch: int) -> None:
+        """Have this host known by the key of its newest owner. Raises OSError."""
+        if self._call(_REGISTER, _REGISTRATION.pack(0, epoch, _IGNORE_KEY)):
+            return
+        # NVMe: the host has another key, of an owner before, which is to be replaced, whatever it is
+        if not self._call(_REGISTER, _REGISTRATION.pack(epoch, epoch, _IGNORE_KEY)):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
     def release(self) -> None:
         """Let others write again; nothing if somebody took it from us."""
         if not self._key:
             return
         try:
             self._call(_RELEASE, _RESERVATION.pack(self._key, _WRITE_EXCLUSIVE, 0))
-            self._call(_REGISTER, _REGISTRATION.pack(self._key, 0, 0))
         except OSError as error:
             logger.warning(
                 "the reservation of the wal's device wasn't released: path=%s error=%s", self._location, error
             )
+        with suppress(OSError):  # NVMe's driver can't; a key that reserves nothing is in nobody's way
+            self._call(_REGISTER, _REGISTRATION.pack(self._key, 0, 0))
         self._key = 0
 
     def _call(self, request: int, argument: bytes) -> bool:
@@ -117,6 +133,9 @@ class Reservation:
             if error.errno == errno.EBADE:
                 return False
             raise
-        if status not in (0, _CONFLICT):
+        code = status & _NVME_CODE if 0 < status <= _NVME_MAX else status
+        if code in _NONE_STATUSES:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        if status and code not in _CONFLICTS:
             raise OSError(errno.EIO, f"the device answered a reservation with status {status:#x}")
-        return status == 0
+        return not status

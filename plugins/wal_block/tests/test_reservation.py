@@ -22,9 +22,11 @@ REGISTER, RESERVE, RELEASE, PREEMPT_ABORT = 0x401870C8, 0x401070C9, 0x401070CA, 
 
 
 class Namespace:
-    """A device with reservations: keys by host, and who holds it."""
+    """A device with reservations: keys by host, and who holds it. ``nvme``: a host's key is replaced, or stays."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, conflict: int = 0x18, nvme: bool = False) -> None:
+        self.conflict = conflict
+        self.nvme = nvme
         self.keys: dict[str, int] = {}
         self.holder: str | None = None
 
@@ -38,9 +40,11 @@ class Namespace:
         return ioctl
 
     def _serve(self, host: str, request: int, argument: bytes) -> int:
-        conflict = 0x18
+        conflict = self.conflict
         if request == REGISTER:
             old, new, flags = struct.unpack("@QQI4x", argument)
+            if self.nvme and (refusal := self._refused_by_nvme(host, old, new)):
+                return refusal
             if not flags & 1 and self.keys.get(host, 0) != old:
                 return conflict
             if new:
@@ -75,6 +79,11 @@ class Namespace:
             self.holder = None
         return 0
 
+    def _refused_by_nvme(self, host: str, old: int, new: int) -> int:
+        if not new:
+            return 0x4002  # its driver has no way to say it
+        return self.conflict if not old and self.keys.get(host, new) != new else 0
+
 
 def reservation(device: Namespace, host: str) -> Reservation:
     return Reservation(-1, location="/dev/it", required=True, ioctl=device.ioctl_of(host))
@@ -93,6 +102,39 @@ def test_a_newer_owner_shuts_the_older_ones_host_out() -> None:
     new.release()
     assert device.may_write("a")
     assert not device.keys
+
+
+@pytest.mark.parametrize(
+    ("conflict", "nvme"), [(0x18, False), (0x18, True), (0x83, True), (0x4083, True), (0x02, True)]
+)
+def test_conflicts_are_told_by_whatever_the_driver_answers(conflict: int, nvme: bool) -> None:
+    """Of SCSI, and of NVMe before Linux 6.3, with and without a flag, and after it, when a flag made it a failure."""
+    device = Namespace(conflict=conflict, nvme=nvme)
+    old = reservation(device, "a")
+    old.take(5, [])
+    assert reservation(device, "b").take(8, [5, 3]) == {5}
+    old.release()
+    assert (device.may_write("a"), device.may_write("b")) == (False, True)
+
+
+@pytest.mark.parametrize(("conflict", "nvme"), [(0x18, False), (0x18, True), (0x4083, True), (0x02, True)])
+def test_an_owner_starts_again_on_its_host_whatever_key_was_left(conflict: int, nvme: bool) -> None:
+    """After a kill -9, and after a clean end: NVMe leaves the key, and takes another one only in its place."""
+    device = Namespace(conflict=conflict, nvme=nvme)
+    reservation(device, "a").take(5, [])
+    again = reservation(device, "a")
+    assert again.take(8, [5]) == frozenset(), "who was before may be at work"
+    again.release()
+    assert device.may_write("b")
+    assert reservation(device, "a").take(9, []) == frozenset()
+    assert not device.may_write("b")
+
+
+@pytest.mark.parametrize("status", [0x4001, 0x4002, 0x400B, 0x02])
+def test_a_device_without_reservations_may_say_so_by_a_status(status: int) -> None:
+    assert Reservation(-1, location="x", required=False, ioctl=lambda *_: status).take(1, []) == frozenset()
+    with pytest.raises(ConfigError, match="no persistent reservations"):
+        Reservation(-1, location="x", required=True, ioctl=lambda *_: status).take(1, [])
 
 
 def test_another_owner_on_the_same_host_is_not_taken_for_shut_out() -> None:
