@@ -53,7 +53,7 @@ from penstock.coordinator.timers import Timers
 from penstock.coordinator.waiting import Clock, Waiter
 from penstock.log.keyed_log import Record
 from penstock.wire.error_codes import ErrorCode
-from penstock.work.pieces import PORTION, pieces
+from penstock.work.pieces import PORTION, in_portions, pieces
 
 logger = logging.getLogger("penstock.coordinator")
 #: Groups, or records of them, that are worked on before others get their turn: about a millisecond, since several
@@ -411,24 +411,30 @@ class GroupCoordinator:
             result.update(errors)
         return ErrorCode.NONE, result
 
-    async def forget_topics(self, topics: Mapping[str, int]) -> int:
+    async def forget_topics(self, topics: Mapping[str, int], places: anyio.Semaphore) -> int:
         """The topics are gone: so are their offsets, but those that are newer than the time that each topic has, in
         ms. How many groups couldn't be told, for now.
+
+        Each group takes one of ``places`` until its tombstones are durable.
         """
         failed = 0
 
         async def forget(entry: Entry, gone: Sequence[TopicPartition]) -> None:
             nonlocal failed
-            errors = await self._tombstone_offsets(
-                entry, gone, partial(entry.group.offsets.of_topics, topics)
-            )
-            failed += any(error is not ErrorCode.NONE for error in (errors or {}).values())
+            try:
+                errors = await self._tombstone_offsets(
+                    entry, gone, partial(entry.group.offsets.of_topics, topics)
+                )
+                failed += any(error is not ErrorCode.NONE for error in (errors or {}).values())
+            finally:
+                places.release()
 
         async with anyio.create_task_group() as tasks:
-            for entry in list(self._table.entries.values()):
-                gone = entry.group.offsets.of_topics(topics)
-                if gone:
-                    tasks.start_soon(forget, entry, gone)
+            async for entry in in_portions(list(self._table.entries.values()), _SLICE_GROUPS):
+                if entry.group.offsets.of_topics(topics):
+                    await places.acquire()
+                    # others had their turn
+                    tasks.start_soon(forget, entry, entry.group.offsets.of_topics(topics))
         return failed
 
     async def expire_offsets(self) -> None:

@@ -56,6 +56,8 @@ logger = logging.getLogger("penstock.coordinator")
 _STRING_BYTES_MAX: Final = 32_767
 #: Groups of one request that are deleted at the same time: each has a task, and their tombstones go together.
 _DELETIONS: Final = 50
+#: Groups whose offsets of a deleted topic are removed at the same time: as many have their turns in one iteration.
+_FORGETTING: Final = 200
 #: Records that may wait for the log, whatever the memory of groups is.
 _WRITES_BYTES_MIN: Final = 2 * 1024 * 1024
 #: Where memory is short, groups that have nothing are looked for no more often than this.
@@ -367,9 +369,10 @@ class GroupService:
     async def _forget_topics(self, topics: Mapping[str, int]) -> None:
         await self._coordinators.wait_loaded()
         failures: list[int] = []
+        places = anyio.Semaphore(_FORGETTING)
 
         async def forget(coordinator: GroupCoordinator) -> None:
-            failures.append(await coordinator.forget_topics(topics))
+            failures.append(await coordinator.forget_topics(topics, places))
 
         async with anyio.create_task_group() as tasks:
             for coordinator in self._coordinators.active():

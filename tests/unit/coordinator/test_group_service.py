@@ -419,9 +419,9 @@ async def test_the_end_of_a_topic_concerns_only_coordinators_with_groups(
     asked: list[GroupCoordinator] = []
     forget_topics = GroupCoordinator.forget_topics
 
-    async def ask(coordinator: GroupCoordinator, topics: Mapping[str, int]) -> int:
+    async def ask(coordinator: GroupCoordinator, topics: Mapping[str, int], places: anyio.Semaphore) -> int:
         asked.append(coordinator)
-        return await forget_topics(coordinator, topics)
+        return await forget_topics(coordinator, topics, places)
 
     monkeypatch.setattr(GroupCoordinator, "forget_topics", ask)
     async with opened() as service:

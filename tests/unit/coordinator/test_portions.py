@@ -21,6 +21,7 @@ from penstock.api import groups
 from penstock.coordinator import group_coordinator, records
 from penstock.coordinator.answers import ANSWERS
 from penstock.coordinator.group_machine import Group
+from penstock.coordinator.group_offsets import OffsetBook
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import GroupSettings, OffsetAndMetadata, SyncRequest, TopicPartition
 from penstock.coordinator.timers import Timers
@@ -132,6 +133,26 @@ async def test_offsets_that_have_expired_are_looked_for_in_portions(
             await clock.advance(SETTINGS.offsets_retention_check_interval_ms)
         assert turns.calls >= 200
         assert turns.most <= PORTION
+
+
+async def test_offsets_of_a_deleted_topic_are_removed_from_some_groups_at_a_time(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened() as service:
+        for number in range(700):
+            await service.commit_offsets(f"g{number}", {("t", 0): OFFSET, ("u", 0): OFFSET})
+        turns = Turns(monkeypatch)
+        turns.count(group_coordinator, "encode_offset_key")
+        looked = Turns(monkeypatch)
+        looked.count(OffsetBook, "of_topics")
+        async with turns, looked:
+            await service.on_topics_deleted(["t"])
+            await service.on_topics_deleted(["none"])
+        assert turns.calls == 700
+        assert turns.most <= 200
+        assert looked.calls >= 2 * 700
+        assert looked.most <= 3 * 200
+        assert all([set((await service.fetch_offsets(f"g{n}"))[1]) == {("u", 0)} for n in range(700)])
 
 
 async def test_sessions_that_end_together_are_ended_in_portions(
