@@ -372,13 +372,13 @@ class MetadataService:
                 continue
             except ConflictError as error:
                 logger.info("metadata index %d is taken by another writer, catching up", before + 1)
-                failure = error
+                failure = kept(error)
             except UnavailableError as error:
-                failure = error
+                failure = kept(error)
             try:
                 await tailer.catch_up()
             except UnavailableError as error:
-                failure = error
+                failure = kept(error)
             if self.image.index > before:
                 continue
             # also of a conflict: what can't be read yet is in the way of the next attempt, too
