@@ -177,7 +177,8 @@ class StreamEngine:
         self._wal_degraded = False
         self._uncharged_entries = 0
         self._wal_full = False
-        self._is_trimming_dead = False
+        #: Trims of what is dead that run, or are about to.
+        self._trims_of_dead = 0
         self._closing = False
         #: Nothing is appended any more; what is in the log cache may still be on its way to the store.
         self._drained = False
@@ -613,10 +614,10 @@ class StreamEngine:
         block = self._log_cache.freeze()
         if block is not None:
             self._uploader.submit(block)
-        elif self._wal_full and not self._uploader.pending_blocks and not self._is_trimming_dead:
+        elif self._wal_full and not self._uploader.pending_blocks and not self._trims_of_dead:
             # what fills the WAL is of deleted streams, or marks: nothing to upload, only to trim. Up to where it ends
             # now: before the task runs, more may become durable that is not dead (I4)
-            self._is_trimming_dead = True
+            self._trims_of_dead += 1
             self._tasks.start_soon(self._trim_dead, max(self._stored_end, self._marks.durable_end()))
 
     async def _trim_dead(self, position: int) -> None:
@@ -626,7 +627,7 @@ class StreamEngine:
             logger.warning("the WAL wasn't trimmed, the next upload does it: %s", error)
             return
         finally:
-            self._is_trimming_dead = False
+            self._trims_of_dead -= 1
         self._trimmed_end = max(self._trimmed_end, position)
         self._wal_full = False
         self._made_progress()
@@ -646,6 +647,7 @@ class StreamEngine:
         self._freeze()
         await self._uploader.wait_idle()
         if not self._log_cache.active_bytes and not self._in_flight_bytes:
+            self._trims_of_dead += 1
             await self._trim_dead(self._stored_end)
 
     def _finish(self) -> bool:

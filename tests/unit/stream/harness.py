@@ -59,6 +59,7 @@ class FakeWal:
         self.pending: list[tuple[WalAppend, bytes]] = []
         self.position = 0
         self.trimmed = 0
+        self.trims = 0
         self.automatic = True
         self.full = False
         #: Bytes that it holds; None: any number.
@@ -131,6 +132,7 @@ class FakeWal:
         self.state = "open"
 
     async def trim(self, position: int) -> None:
+        self.trims += 1
         if self.fail_trims:
             raise UnavailableError("the fake wal can't be trimmed")
         self.trimmed = max(self.trimmed, position)

@@ -191,6 +191,21 @@ async def test_a_wal_that_marks_alone_have_filled_makes_room_for_marks_and_recor
         e.append(b"x" * 300)
 
 
+async def test_a_flush_of_a_full_wal_trims_it_once_and_not_for_ever(world: World) -> None:
+    async with world.open() as e:
+        e.append(b"x")
+        await e.engine.flush()
+        world.wal.full = True
+        await e.metadata.submit(AbandonObjects([]))  # its mark has no room
+        await anyio.wait_all_tasks_blocked()
+        before = world.wal.trims
+        await e.engine.flush()
+        for _ in range(100):
+            await anyio.lowlevel.checkpoint()
+        world.wal.full = False
+        assert world.wal.trims - before <= 2
+
+
 async def test_without_commands_nothing_is_written(world: World) -> None:
     async with world.open() as e:
         e.append(b"x")
