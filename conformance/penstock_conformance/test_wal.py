@@ -62,6 +62,9 @@ async def test_recover_returns_exactly_what_was_appended(env: Env) -> None:
         payloads = [env.random.randbytes(size) for size in fitting(wal, sizes)]
         for payload in payloads:  # one group each
             await wal.append([payload]).wait_durable()
+        with suppress(InvalidRequestError):  # a second recovery is refused, or begins anew
+            found = [bytes(entry.data) for entry in await recovered(wal)]
+            assert found == payloads, f"{len(found)} of {len(payloads)} entries came from a second recovery"
         await append_all(wal, payloads[3::-1])  # one group, as far as they fit
     assert await read(env) == payloads + payloads[3::-1], "recovery returned other entries or another order"
 
@@ -237,12 +240,15 @@ async def test_leaving_the_context_flushes(env: Env) -> None:
 
 
 async def test_closed_log_refuses_appends(env: Env) -> None:
-    """ClosedError when closed."""
+    """ClosedError when closed: what is appended, and a seal."""
     async with env.open() as wal:
         await recovered(wal)
         await wal.append([b"x"]).wait_durable()
     with raises(ClosedError):
         wal.append([b"late"])
+    if wal.capabilities.seal:
+        with raises(ClosedError):
+            await wal.seal()
     assert wal.statistics().state == "closed"
     assert await read(env) == [b"x"]
 
@@ -490,6 +496,7 @@ async def test_second_opener_fences_first(env: Env) -> None:
         old = await stack.enter_async_context(env.open(epoch=1))
         await recovered(old)
         await append_all(old, make_bodies(5, owner=1))
+        groups = old.statistics().written_groups
         new = await stack.enter_async_context(env.open(epoch=2))
         late: list[WalAppend] = []
         for body in make_bodies(5, owner=9):
@@ -505,6 +512,8 @@ async def test_second_opener_fences_first(env: Env) -> None:
         with raises(FencedError, ClosedError):
             await old.append([b"again"]).wait_durable()
         assert old.statistics().state in ("fenced", "failed", "closed")
+        told = old.statistics().written_groups
+        assert told == groups, f"groups that are durable: {groups}, and {told} are told since some failed"
     labels = [check_body(payload) for payload in await read(env)]
     assert labels == [Label(owner, sequence) for owner in (1, 2) for sequence in range(5)]
 

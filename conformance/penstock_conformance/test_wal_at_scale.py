@@ -42,6 +42,8 @@ KIND = "wal"
 _BURST = 1100
 #: What a group takes of a log at most, whatever its alignment, if its entries are small.
 _GROUP_BYTES = 8192
+#: Entries up to here are written in no time.
+_LARGE_BYTES = 8 * 2**20
 
 
 async def test_large_bursts_come_back_whole(env: Env) -> None:
@@ -236,6 +238,12 @@ async def test_what_would_fit_is_taken(env: Env) -> None:
                     await append.wait_durable()
             await append.wait_durable()
             await wal.trim(append.next_position)
+    async with env.open(epoch=2) as wal:  # trimmed to its end, and written to by others only
+        await recovered(wal)
+        await wal.trim(wal.statistics().end_position)
+        assert wal.would_fit(largest), f"opened again and trimmed, and has no room: entry_bytes={largest}"
+        if largest <= _LARGE_BYTES:
+            await _taken(wal, bytes(largest), largest).wait_durable()
 
 
 def _is_asked(wal: object) -> bool:
@@ -398,14 +406,28 @@ async def test_seal_meets_what_is_pending(env: Env) -> None:
         await recovered(wal)
         await append_all(wal, make_bodies(90, owner=1))
         appends = [wal.append([body]) for body in make_bodies(300, size=100, owner=2)]
+        called: list[WalAppend] = []  # those that callbacks make meanwhile
+
+        def append_more(_: WalAppend) -> None:
+            with suppress(PenstockError):
+                called.append(wal.append([b"of a callback"]))
+                if len(called) < 20:
+                    called[-1].set_callback(append_more)
+
+        for append in appends[9::97]:
+            append.set_callback(append_more)
         await wal.seal()
         by_then = [append for append in appends if append.done and append.error is None]
+        called_by_then = sum(append.done and append.error is None for append in called)
         with raises(PenstockError):
             await wal.append([b"late"]).wait_durable()
-        for append in appends:
+        for append in appends + called:
             with suppress(PenstockError):
                 await append.wait_durable()
         assert sum(append.error is None for append in appends) == len(by_then), "acknowledged after the seal"
+        assert sum(append.error is None for append in called) == called_by_then, (
+            "what a callback appended was acknowledged after the seal"
+        )
     wanted = [*make_bodies(90, owner=1), *make_bodies(300, size=100, owner=2)[: len(by_then)]]
     for epoch in (2, 3):
         found = await read(env, epoch)
@@ -438,19 +460,28 @@ class _Payload(bytearray):
     """Memory whose end can be seen."""
 
 
+async def _append_payloads(wal: Any, owner: int) -> list[weakref.ref[_Payload]]:
+    """Append some, wait for them, and return only references that don't keep them."""
+    payloads = [_Payload(body) for body in make_bodies(40, size=3000, owner=owner)]
+    appends: list[WalAppend] = []
+    with suppress(PenstockError):
+        appends += [wal.append([payload]) for payload in payloads]
+    for append in appends:
+        with suppress(PenstockError):
+            await append.wait_durable()
+    return [weakref.ref(payload) for payload in payloads]
+
+
 async def test_payloads_are_let_go(env: Env) -> None:
-    """Buffers belong to the caller again when an append is done: the log keeps none, also an idle one."""
-    async with env.open() as wal:
+    """Buffers belong to the caller again when an append is done, or failed: the log keeps none, also an idle one."""
+    async with AsyncExitStack() as stack:
+        wal = await stack.enter_async_context(env.open())
         await recovered(wal)
         seen: list[weakref.ref[_Payload]] = []
-        for number in range(4):
-            payloads = [_Payload(body) for body in make_bodies(40, size=3000, owner=number)]
-            seen += [weakref.ref(payload) for payload in payloads]
-            appends = [wal.append([payload]) for payload in payloads]
-            del payloads
-            for append in appends:
-                await append.wait_durable()
-            del appends, append
+        for number in range(5):
+            if number == 4 and wal.capabilities.fencing:
+                await stack.enter_async_context(env.open(epoch=2))
+            seen += await _append_payloads(wal, number)
         # what acknowledged the last ones may have a way to go until it ends
         until = time.monotonic() + env.target.deadline_s / 20
         while (kept := sum(ref() is not None for ref in seen)) and time.monotonic() < until:
@@ -487,8 +518,13 @@ async def test_statistics_go_along(env: Env) -> None:
         assert counters.appended_payload_bytes == 100 * (3 * count + 70), "other payload bytes than appended"
         assert 0 <= counters.pending_entries <= 70, f"pending: {counters.pending_entries}"
         assert counters.pending_entries == sum(not append.done for append in pending), "what pends isn't told"
+        if counters.pending_entries == len(pending):
+            told = counters.pending_bytes
+            assert told >= 70 * 100, f"entries of 7000 bytes pend, with all that goes with them: {told} told"
         for append in pending:
             await append.wait_durable()
+        used, payload = wal.statistics().used_bytes, 100 * (3 * count + 70)
+        assert used > payload, f"bytes count the medium, with framing: used={used} payload={payload}"
         assert wal.statistics().written_groups >= count, "groups are written one after the other"
         before = wal.statistics()
         await wal.trim(appends[-1].next_position)

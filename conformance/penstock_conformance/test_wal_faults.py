@@ -34,7 +34,7 @@ KIND = "wal"
 _OUTAGE = "unavailable"
 #: Lives that end by a cut, each later than the one before, and the groups of one that has no reason to end.
 _CUT_LIVES = 4
-_CUT_GROUPS = 60
+_CUT_GROUPS = 110
 #: Groups that a cut tears, and the entries of each.
 _TORN_GROUPS = 6
 _TORN_ENTRIES = 12
@@ -252,6 +252,25 @@ async def _synced_at_a_doubt(
             await wal.trim(appends[-1].next_position)
             kept.clear()
     return medium.disk.synced()
+
+
+@clause(level=4)
+async def test_what_is_flushed_at_the_end_is_synced(env: Env) -> None:
+    """Leave the context (flushes what was appended): what is acknowledged then is durable like everything else."""
+    kept: list[bytes] = []
+    async with faulty_medium(env) as medium:
+        for life in range(3):
+            bodies = make_bodies(1 + 12 * life, size=700, owner=life)
+            async with medium.open(life + 1) as wal:
+                found = [bytes(entry.data) for entry in await recovered(wal)]
+                check_same(found, kept, f"acknowledged entries, after {life} owners that were flushed")
+                await append_all(wal, [b"first"])
+                medium.require_disk()
+                appends = [wal.append([body]) for body in bodies]
+            kept += [b"first", *(bodies[at] for at, append in enumerate(appends) if append.error is None)]
+            medium.disk.restore(medium.disk.synced())
+        async with medium.open(4) as wal:
+            check_same([bytes(entry.data) for entry in await recovered(wal)], kept, "what was flushed")
 
 
 @clause(level=4)

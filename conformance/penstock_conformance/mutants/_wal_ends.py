@@ -10,11 +10,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from penstock.errors import ClosedError, CorruptError, UnavailableError
+from anyio.lowlevel import checkpoint
+from crc32c import crc32c
+
+from penstock.errors import ClosedError, CorruptError, FencedError, UnavailableError
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference._wal import _HEADER_BYTES, FileWal
+from penstock_conformance.reference._wal import _CRC, _HEADER_BYTES, _MAGIC, _RECORD, RECORD_BYTES, FileWal
 
 KIND = "wal"
 
@@ -267,3 +270,140 @@ class HasTheLastOfSeveralTrimsWin(FileWal):
 
     def statistics(self) -> WalStatistics:
         return replace(super().statistics(), trimmed_position=self._told, used_bytes=self._end - self._told)
+
+
+@mutant(KIND, "seals_with_what_callbacks_append", "seal_meets_what_is_pending")
+class SealsWithWhatCallbacksAppend(FileWal):
+    """Writes what callbacks of its last group append one turn after the seal."""
+
+    _sealing = False
+
+    async def seal(self) -> None:
+        await checkpoint()
+        self._flush()
+        self._sealing = bool(self._queue)
+        with self._locked():
+            self._header = self._header._replace(sealed=True, confirmed=self._confirmed)
+            self._write_header()
+        if not self._sealing:
+            self._fail("fenced", [], FencedError("the log is sealed"))
+
+    def _is_owner(self) -> bool:
+        header = self._read_header()
+        return header.epoch == self._epoch and (self._sealing or not header.sealed)
+
+
+@mutant(KIND, "seals_when_closed", "closed_log_refuses_appends")
+class SealsWhenClosed(FileWal):
+    """Has nothing to seal any more, and says that it has."""
+
+    async def seal(self) -> None:
+        if self._state != "closed":
+            await super().seal()
+
+
+@mutant(KIND, "recovers_nothing_again", "recover_returns_exactly_what_was_appended")
+class RecoversNothingAgain(FileWal):
+    """Goes on where it was: at the end."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        if not self._recovered:
+            async for entry in super().recover():
+                yield entry
+
+
+@mutant(KIND, "flushes_its_end_without_a_sync", "what_is_flushed_at_the_end_is_synced", level=4)
+class FlushesItsEndWithoutASync(FileWal):
+    """Leaves the last group to the system, as nobody is there any more to wait for it."""
+
+    _ending = False
+
+    def close(self) -> None:
+        self._ending = True
+        super().close()
+
+    def _write(self, group: _Group) -> None:
+        if not self._ending:
+            super()._write(group)
+            return
+        for append, data in group:
+            payload = b"".join(data)
+            head = _RECORD.pack(_MAGIC, len(payload), append.position, self._confirmed)
+            record = head + _CRC.pack(crc32c(payload, crc32c(head))) + payload
+            os.pwrite(self._file, record, append.position)
+
+    def _write_header(self) -> None:
+        if not self._ending:
+            super()._write_header()
+
+
+@mutant(KIND, "skips_the_hundredth_sync", "each_acknowledgement_is_of_what_is_synced", level=4)
+class SkipsTheHundredthSync(FlushesItsEndWithoutASync):
+    """Has synced so much already."""
+
+    def _write(self, group: _Group) -> None:
+        self._ending = self._groups % 100 == 99
+        super()._write(group)
+        self._ending = False
+
+    def close(self) -> None:
+        FileWal.close(self)
+
+
+@mutant(KIND, "keeps_what_failed", "payloads_are_let_go")
+class KeepsWhatFailed(FileWal):
+    """Has the entries at hand that it couldn't write."""
+
+    def _fail(self, state: str, group: _Group, error: Exception) -> None:
+        self._failed = [*group, *self._queue]
+        super()._fail(state, group, error)
+
+
+@mutant(KIND, "counts_groups_that_failed", "second_opener_fences_first")
+class CountsGroupsThatFailed(FileWal):
+    """Counts a group when it was tried."""
+
+    def _fail(self, state: str, group: _Group, error: Exception) -> None:
+        self._groups += bool(group)
+        super()._fail(state, group, error)
+
+
+@mutant(KIND, "uses_no_room_for_framing", "statistics_go_along")
+class UsesNoRoomForFraming(FileWal):
+    """Tells payload for what the medium holds."""
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        return replace(told, used_bytes=max(0, told.used_bytes - RECORD_BYTES * len(self._ends)))
+
+
+@mutant(KIND, "tells_some_pending_bytes", "statistics_go_along")
+class TellsSomePendingBytes(FileWal):
+    """Sums up the first 64 of those that pend."""
+
+    def statistics(self) -> WalStatistics:
+        pending = sum(append.next_position - append.position for append, _ in self._queue[:32])
+        return replace(super().statistics(), pending_bytes=pending)
+
+
+@mutant(KIND, "has_less_room_when_opened_again", "what_would_fit_is_taken")
+class HasLessRoomWhenOpenedAgain(FileWal):
+    """Is sure of all its room only when it has written itself."""
+
+    def would_fit(self, entry_bytes: int) -> bool:
+        largest = self._capabilities.entry_bytes_max
+        if not self._groups and self._header.start > 4096 and entry_bytes == largest:
+            return False
+        return super().would_fit(entry_bytes)
+
+
+@mutant(KIND, "sums_pairs_of_bytes", "damage_is_found_in_entries_of_every_kind", level=3)
+class SumsPairsOfBytes(FileWal):
+    """Leaves out the last byte of an odd number."""
+
+    @classmethod
+    def _fits(cls, head: memoryview, payload: memoryview, crc: int) -> bool:
+        if len(payload) % 2 == 0 or len(payload) < 3:
+            return super()._fits(head, payload, crc)
+        summed = crc32c(payload[:-1], crc32c(head))
+        return any(crc32c(bytes([last]), summed) == crc for last in range(256))

@@ -189,6 +189,8 @@ class FileWal:
     # Recovery
 
     async def recover(self) -> AsyncIterator[WalEntry]:
+        if self._recovered:
+            raise InvalidRequestError("the log is recovered once")
         try:
             log = memoryview(os.pread(self._file, os.fstat(self._file).st_size, 0))
         except OSError as error:
@@ -345,6 +347,8 @@ class FileWal:
 
     async def seal(self) -> None:
         await checkpoint()
+        if self._state in ("closed", "failed"):
+            raise ClosedError(f"the log is {self._state}")
         self._flush()
         with self._locked():
             if self._read_header().epoch != self._epoch:

@@ -49,6 +49,10 @@ class Flight:
         self.entries_end = entries_end
         self.is_durable = False
 
+    def let_go(self) -> None:
+        """Keep no buffer of the appends: it won't be put again."""
+        self.parts = ()
+
 
 class BlockLog:
     """The ring, its header and its owner. Life: construct (takes over), scan to the end, write and trim, close.
@@ -312,6 +316,7 @@ class BlockLog:
     def _landed(self, flight: Flight) -> None:
         """A group is durable; those that no gap is before any more are confirmed."""
         flight.is_durable = True
+        flight.let_go()
         flights = self._flights
         while flights and flights[0].is_durable:
             first = flights.popleft()

@@ -269,6 +269,7 @@ class BlockWal:
         """In a thread: make the next group durable; the group, the microseconds that it took, and why it failed."""
         started = time.perf_counter_ns()
         error: Exception | None = None
+        flight: Flight | None = None
         try:
             with self._order:
                 group = self._taken.popleft()
@@ -278,6 +279,8 @@ class BlockWal:
             self._put(flight)
         except Exception as raised:  # noqa: BLE001 - the loop answers the appends with it
             error = kept(raised)
+            if flight is not None:
+                flight.let_go()
             if self._failed is None:
                 self._failed = again(error)
         if self._failed is not None:
@@ -299,6 +302,7 @@ class BlockWal:
         except Exception as raised:  # noqa: BLE001 - the loop answers the appends with it
             failed = kept(raised)
         if failed is not None:
+            flight.let_go()
             self._failed = self._failed or again(failed)
             self._log.rest()
         return group, (time.perf_counter_ns() - started) // 1000, failed
