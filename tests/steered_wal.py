@@ -43,6 +43,8 @@ class Medium:
         self.held = False
         self.opening = anyio.Event()
         self.opening.set()
+        self.trimming = anyio.Event()
+        self.trimming.set()
         self.replace()
 
     def replace(self) -> None:
@@ -137,6 +139,7 @@ class SteeredWal:
 
     async def trim(self, position: int) -> None:
         await anyio.lowlevel.checkpoint()
+        await self.medium.trimming.wait()
         self.medium.trimmed = max(self.medium.trimmed, position)
 
     async def seal(self) -> None:

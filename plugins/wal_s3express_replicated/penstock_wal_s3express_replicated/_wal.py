@@ -113,6 +113,7 @@ class ReplicatedWal:
         self._following: list[Replica] = []
         self._opened: list[Replica] = []
         self._recording = anyio.Lock()
+        self._trimming = anyio.Lock()
         self._returning = False
         self._backlog: list[tuple[int, int, list[Buffer]]] | None = None
         self._backlog_bytes = 0
@@ -557,18 +558,19 @@ class ReplicatedWal:
             raise InvalidRequestError("recover the wal to its end before trimming")
         position = min(position, self._confirmed)  # what is there now, nothing that comes later
         await anyio.lowlevel.checkpoint()
-        if position <= self._trimmed:
-            return
-        self._trimmed = position
-        await self._trim_all(position)
-        if position >= self._tail > self._last_note and self._refusal is None and self.would_fit(0):
-            note = self._put(Kind.NOTE, [], 0, None)
-            self._last_note = note.next_position
-            try:
-                await note.wait_durable()
-            except PenstockError:
-                return  # whoever appends is told
-            await self._trim_all(note.position)
+        async with self._trimming:  # whoever asks for the same gets the room when it is there
+            if position <= self._trimmed:
+                return
+            self._trimmed = position
+            await self._trim_all(position)
+            if position >= self._tail > self._last_note and self._refusal is None and self.would_fit(0):
+                note = self._put(Kind.NOTE, [], 0, None)
+                self._last_note = note.next_position
+                try:
+                    await note.wait_durable()
+                except PenstockError:
+                    return  # whoever appends is told
+                await self._trim_all(note.position)
 
     async def _trim_all(self, position: int) -> None:
         """For a bounded time: one that hangs is dropped for what it doesn't append."""

@@ -107,6 +107,26 @@ async def test_an_entry_that_has_no_room_in_one_replica_is_in_none() -> None:
         assert wal.would_fit(60)
 
 
+async def test_of_two_trims_at_once_none_returns_before_there_is_room() -> None:
+    place = Place()
+    place.media[1].capacity = 200
+    async with place.recovered() as wal:
+        *_, last = await acked(wal, bytes(60), bytes(60))
+        place.media[1].trimming = anyio.Event()
+        fitted: list[bool] = []
+
+        async def trim() -> None:
+            await wal.trim(last.next_position)
+            fitted.append(wal.would_fit(60))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(trim)
+            tasks.start_soon(trim)
+            await anyio.wait_all_tasks_blocked()
+            place.media[1].trimming.set()
+        assert fitted == [True, True]
+
+
 # -- dropping ----------------------------------------------------------------------------------------------------
 
 
