@@ -145,10 +145,13 @@ def _apply(
         )
     items = split_list(table.value(name, current))
     given = _given_items(change.value or "")
+    # sets, since both may have a hundred thousand
     if change.config_operation == _APPEND:
-        items += [item for item in given if item not in items]
+        present = set(items)
+        items += [item for item in given if item not in present]
     else:
-        items = [item for item in items if item not in given]
+        gone = set(given)
+        items = [item for item in items if item not in gone]
     configs[name] = table.validate(name, ",".join(items))
 
 

@@ -258,7 +258,7 @@ def _check_permitted(resource: _Resource, denied: Collection[tuple[ResourceType,
 
 def _asked_for(resource: DescribeConfigsResource, names: Iterable[str]) -> list[str]:
     # KAFKA-9218: librdkafka sends an empty list and means all, as older brokers took it.
-    keys = resource.configuration_keys
+    keys = frozenset(resource.configuration_keys or ())
     return [name for name in names if not keys or name in keys]
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from tests.unit.api.fakes import ENDPOINT, FakeLogs, any_request, make_context
 
-from penstock.api import acls, configs, metadata, offsets, producer_ids, topics
+from penstock.api import acls, config_changes, configs, metadata, offsets, producer_ids, topics
 from penstock.api.context import RequestContext
 from penstock.api.dispatch import advertised, apis
 from penstock.api.names import is_valid_topic_name
@@ -18,6 +18,7 @@ from penstock.log.partition_config import PartitionConfig
 from penstock.log.topic_config import (
     TOPIC_CONFIGS,
     TopicConfig,
+    TopicConfigTable,
     effective_values,
     validate_topic_config,
 )
@@ -608,6 +609,41 @@ async def test_describe_configs_gives_all_with_their_sources(logs: FakeLogs) -> 
         assert found["retention.ms"] == ("1000", 1, 1), "log.retention.ms has no default in Kafka"
         assert found["max.message.bytes"] == ("500", 4, 2)
         assert found["cleanup.policy"] == ("delete", 5, 1)
+
+
+class Compared(str):
+    """A text that counts how often texts like it are compared with another one."""
+
+    __slots__ = ()
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return str.__eq__(self, other) is True
+
+    __hash__ = str.__hash__
+
+
+def test_long_lists_of_configs_are_looked_through_once(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred thousand items, appended to or taken from as many, would hold the broker for minutes."""
+    name, count = "leader.replication.throttled.replicas", 500
+    there = {name: ",".join(f"{number}:1" for number in range(count))}
+    given = [Compared(f"{number}:1") for number in range(count // 2, count + count // 2)]
+    monkeypatch.setattr(config_changes, "_given_items", lambda _value: given)
+    left = {}
+    for operation in (APPEND, SUBTRACT):
+        change = AlterableConfig(name=name, config_operation=operation, value="given")
+        left[operation] = config_changes.changed([change], TopicConfigTable(), there)[name].count(":")
+    assert left == {APPEND: count + count // 2, SUBTRACT: count // 2}
+    request = DescribeConfigsRequest(
+        resources=[
+            DescribeConfigsResource(resource_type=TOPIC, resource_name="t", configuration_keys=list(given))
+        ]
+    )
+    assert configs.describe_configs_nowait(request, make_context(logs, 4)).results[0].configs == []
+    assert Compared.times < 10 * count, "not each with each"
 
 
 async def test_all_configs_of_a_resource_are_told_once_however_often_it_is_named(logs: FakeLogs) -> None:
