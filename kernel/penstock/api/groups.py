@@ -71,7 +71,9 @@ async def handle_join_group(request: JoinGroupRequest, context: RequestContext) 
             rebalance_timeout_ms=request.rebalance_timeout_ms,
             protocol_type=request.protocol_type,
             # The request views its frame, which doesn't outlive it.
-            protocols=tuple((one.name, bytes(one.metadata)) for one in request.protocols),
+            protocols=tuple(
+                [(one.name, bytes(one.metadata)) async for one in in_portions(request.protocols)]
+            ),
             require_known_member_id=version >= _JOIN_MEMBER_ID_REQUIRED_VERSION,
             supports_skip_assignment=version >= _JOIN_SKIP_ASSIGNMENT_VERSION,
         ),
@@ -108,7 +110,9 @@ async def handle_sync_group(request: SyncGroupRequest, context: RequestContext) 
             group_instance_id=request.group_instance_id,
             protocol_type=request.protocol_type,
             protocol_name=request.protocol_name,
-            assignments={one.member_id: bytes(one.assignment) for one in request.assignments},
+            assignments={
+                one.member_id: bytes(one.assignment) async for one in in_portions(request.assignments)
+            },
         ),
     )
     return SyncGroupResponse(

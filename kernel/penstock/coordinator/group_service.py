@@ -26,6 +26,7 @@ from penstock.coordinator.group_commits import prepare_commit
 from penstock.coordinator.group_coordinator import GroupCoordinator, GroupSurroundings, Timer
 from penstock.coordinator.group_offsets import metadata_fit
 from penstock.coordinator.group_types import (
+    PROTOCOL_BYTES,
     CommittedOffset,
     GroupDescription,
     GroupListing,
@@ -234,8 +235,11 @@ class GroupService:
     async def join(self, group_id: str, request: JoinRequest) -> JoinResult:
         """JoinGroup: parked until the join phase ends."""
         found = await self._admit(group_id, may_park=True)
-        if isinstance(found, GroupCoordinator) and _is_too_long(request):
-            found = ErrorCode.INVALID_REQUEST
+        if isinstance(found, GroupCoordinator):
+            if PROTOCOL_BYTES * len(request.protocols) > self._settings.member_bytes_max:
+                found = ErrorCode.GROUP_MAX_SIZE_REACHED  # there may be a million: nobody looks at each
+            elif _is_too_long(request):
+                found = ErrorCode.INVALID_REQUEST
         if isinstance(found, GroupCoordinator):
             return await found.join(group_id, request)
         return JoinResult(member_id=request.member_id, error=found)

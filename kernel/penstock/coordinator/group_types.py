@@ -8,6 +8,7 @@ Of what a rebalance has thousands, one for each member, the types are tuples: th
 from __future__ import annotations
 
 __all__ = (
+    "PROTOCOL_BYTES",
     "CommittedOffset",
     "Complete",
     "GroupDescription",
@@ -37,7 +38,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from penstock.coordinator.state_log import StateLogSettings
 from penstock.wire.error_codes import ErrorCode
@@ -45,6 +46,8 @@ from penstock.wire.error_codes import ErrorCode
 # of a JoinGroup with thousands of protocols, without a step of Python for each
 _first, _second = itemgetter(0), itemgetter(1)
 
+#: What a protocol of a member takes beside its name and metadata.
+PROTOCOL_BYTES: Final = 128
 #: (topic name, partition index)
 TopicPartition: TypeAlias = tuple[str, int]
 
@@ -127,7 +130,7 @@ class JoinRequest:
     def protocols_bytes(self) -> int:
         """Names and metadata of all protocols."""
         names, metadata = map(_first, self.protocols), map(_second, self.protocols)
-        return sum(map(len, names)) + sum(map(len, metadata)) + 128 * len(self.protocols)
+        return sum(map(len, names)) + sum(map(len, metadata)) + PROTOCOL_BYTES * len(self.protocols)
 
 
 class JoinMember(NamedTuple):
@@ -166,7 +169,8 @@ class SyncRequest:
     @property
     def assignments_bytes(self) -> int:
         """Member ids and assignments."""
-        return sum(len(name) + len(assignment) + 256 for name, assignment in self.assignments.items())
+        names, assignments = self.assignments.keys(), self.assignments.values()
+        return sum(map(len, names)) + sum(map(len, assignments)) + 256 * len(self.assignments)
 
 
 class SyncResult(NamedTuple):

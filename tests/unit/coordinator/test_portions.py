@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -28,6 +28,8 @@ from penstock.coordinator.timers import Timers
 from penstock.coordinator.waiting import Waiter
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.describe_groups import DescribeGroupsRequest
+from penstock.wire.messages.join_group import JoinGroupRequest, JoinGroupRequestProtocol
+from penstock.wire.messages.sync_group import SyncGroupRequest, SyncGroupRequestAssignment
 from penstock.work.pieces import PORTION
 
 pytestmark = pytest.mark.anyio
@@ -153,6 +155,47 @@ async def test_offsets_of_a_deleted_topic_are_removed_from_some_groups_at_a_time
         assert looked.calls >= 2 * 700
         assert looked.most <= 3 * 200
         assert all([set((await service.fetch_offsets(f"g{n}"))[1]) == {("u", 0)} for n in range(700)])
+
+
+class Seen(list[Any]):
+    """Elements of a request, each told when somebody comes to it."""
+
+    def __init__(self, elements: Iterable[Any]) -> None:
+        super().__init__(elements)
+        self.come_to: Callable[[Any], Any] = lambda element: element
+
+    def __iter__(self) -> Iterator[Any]:
+        for element in super().__iter__():
+            yield self.come_to(element)
+
+
+async def test_what_members_join_and_sync_with_is_taken_in_portions(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request of 4 MiB holds a million of them, and anybody may send it."""
+    protocols = Seen(JoinGroupRequestProtocol(name=f"p{n}", metadata=b"") for n in range(9_000))
+    assignments = Seen(SyncGroupRequestAssignment(member_id=f"m{n}", assignment=b"") for n in range(9_000))
+    turns = Turns(monkeypatch)
+    turns.count(protocols, "come_to")
+    turns.count(assignments, "come_to")
+    join = JoinGroupRequest(
+        group_id="g",
+        session_timeout_ms=10_000,
+        rebalance_timeout_ms=10_000,
+        protocol_type="consumer",
+        protocols=protocols,
+    )
+    sync = SyncGroupRequest(group_id="g", member_id="m", generation_id=1, assignments=assignments)
+    async with opened() as service, turns:
+        context: Any = SimpleNamespace(
+            version=4, groups=service, is_long=False, client=SimpleNamespace(client_id="c", host="h")
+        )
+        joined = await groups.handle_join_group(join, context)
+        synced = await groups.handle_sync_group(sync, context)
+    assert joined.error_code == ErrorCode.GROUP_MAX_SIZE_REACHED
+    assert synced.error_code == ErrorCode.UNKNOWN_MEMBER_ID
+    assert turns.calls == 18_000
+    assert turns.most <= 2 * PORTION + 1
 
 
 async def test_sessions_that_end_together_are_ended_in_portions(
