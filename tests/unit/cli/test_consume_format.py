@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.errors import InvalidRequestError
+from penstock.errors import CorruptError, InvalidRequestError
 from penstock.wire.records import Record
 from penstock_tools.cli._format import (
     OffsetSpec,
@@ -20,6 +23,7 @@ from penstock_tools.cli._format import (
     parse_topic_partitions,
     table_lines,
 )
+from penstock_tools.cli.consume import _Printer
 
 RECORD = Record(7, 1_700_000_000_000, memoryview(b"key"), memoryview(b"a\xffb"), [("h", b"x"), ("n", None)])
 NULLS = Record(8, -1, None, None, [])
@@ -39,6 +43,17 @@ NULLS = Record(8, -1, None, None, [])
 )
 def test_a_format_writes_its_fields_and_escapes(text: str, expected: bytes) -> None:
     assert compile_format(text)("topic", 3, RECORD) == expected
+
+
+def test_records_before_damage_are_printed(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    def records() -> Iterator[Record]:
+        yield RECORD
+        raise CorruptError("a batch can't be read")
+
+    fetched: Any = SimpleNamespace(topic="t", partition=0, position=9, records=records)
+    with pytest.raises(CorruptError):
+        _Printer(compile_format("%o\n"), None).print(fetched)
+    assert capsysbinary.readouterr().out == b"7\n"
 
 
 def test_null_is_empty_with_length_minus_1() -> None:

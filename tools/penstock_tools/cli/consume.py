@@ -111,18 +111,23 @@ class _Printer:
         return self._left == 0
 
     def print(self, fetched: Fetched) -> int:
-        """Print what there is; the offset after the last record that was printed or passed."""
+        """Print what there is; the offset after the last record that was printed or passed.
+
+        Raises CorruptError where something is damaged; what is before that is printed.
+        """
         out: list[bytes] = []
         position = fetched.position
-        for record in fetched.records():
-            if self._left == 0:
-                position = record.offset
-                break
-            out.append(self._write(fetched.topic, fetched.partition, record))
-            if self._left is not None:
-                self._left -= 1
-        if out:
-            write_out(b"".join(out))
+        try:
+            for record in fetched.records():
+                if self._left == 0:
+                    position = record.offset
+                    break
+                out.append(self._write(fetched.topic, fetched.partition, record))
+                if self._left is not None:
+                    self._left -= 1
+        finally:
+            if out:
+                write_out(b"".join(out))
         return position
 
 
