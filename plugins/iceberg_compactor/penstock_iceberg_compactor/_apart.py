@@ -56,6 +56,9 @@ _SERVING = ("-P", "-m", "penstock_iceberg_compactor._serving")
 _PURPOSE = "lake"
 #: So long a call that is cancelled is waited for.
 _GIVE_UP_S = 15.0
+#: So long the leaving of a table may take: a broker that ends waits for it. Files that are left then are removed by
+#: the table's next owner.
+_LEAVE_S = 30.0
 #: So often the process says that it is there, and so long it may say nothing: of a healthy one whole seconds are what
 #: it may wait for a processor. Until it is open, it imports what it needs.
 _BEAT_S = 5.0
@@ -269,6 +272,11 @@ class _Process:
                 await run_in_thread(sending.run, limiter=self._limiter, give_up=sending.give_up)
             await waiting.done.wait()
         if not waiting.done.is_set():
+            await self.end()
+
+    async def end(self) -> None:
+        """Kill it, as it didn't do what it was told; whatever it was at work on is begun anew."""
+        if not self.ended.is_set():
             self._end_words = "didn't leave off and was ended"
             self._process.kill()
             await self.ended.wait()
@@ -425,9 +433,12 @@ class ApartCompactor:
             name = await process.call("open_table", number, topic, epoch, self.memory())
             yield ApartTable(self, process, number, name)
         finally:
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(_LEAVE_S, shield=True) as scope:
                 if not process.ended.is_set():
                     await process.call("leave", number)
+            if scope.cancelled_caught:
+                with anyio.CancelScope(shield=True):
+                    await process.end()
 
     async def tables(self) -> Sequence[str]:
         """The names of all tables in the namespace."""

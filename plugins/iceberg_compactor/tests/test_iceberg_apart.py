@@ -264,6 +264,32 @@ async def test_a_process_that_stands_still_is_killed_when_nobody_waits_for_it(tm
             assert await compactor.tables() == ["orders"]  # of the next process
 
 
+class _Silent:
+    """A process that opens tables, and never leaves one."""
+
+    def __init__(self) -> None:
+        self.ended = anyio.Event()
+
+    async def call(self, name: str, *arguments: Any) -> str:
+        if name == "leave":
+            await anyio.sleep_forever()
+        return "orders"
+
+    async def end(self) -> None:
+        self.ended.set()
+
+
+async def test_leaving_a_table_ends_though_nothing_answers(tmp_path: Path) -> None:
+    """As with a warehouse that is silent: the broker's end, which nothing cuts short, waits for it."""
+    process = _Silent()
+    compactor = ApartCompactor(Settings(), services(tmp_path, allocator=PlainAllocator(2**20)))
+    compactor._process = cast("Any", process)
+    with patch.object(_apart, "_LEAVE_S", 0.0):
+        async with compactor.open_table(topic(), 1):
+            pass
+    assert process.ended.is_set()
+
+
 async def test_what_a_step_raises_here_is_raised_there(tmp_path: Path) -> None:
     seen: list[str] = []
 
