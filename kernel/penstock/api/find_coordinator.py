@@ -18,10 +18,12 @@ from penstock.wire.messages.find_coordinator import (
     FindCoordinatorRequest,
     FindCoordinatorResponse,
 )
-from penstock.work.pieces import in_portions
+from penstock.work.pieces import PORTION, in_portions
 
 _FIND_BATCH_VERSION: Final = 4
 
+#: Characters of a key that takes no time.
+_SHORT_KEY: Final = 250
 _KEY_TYPE_GROUP: Final = 0
 _KEY_TYPE_TRANSACTION: Final = 1
 _KEY_KINDS: Final = {
@@ -39,9 +41,12 @@ async def handle_find_coordinator(
     keys = request.coordinator_keys if is_batch else [request.key]
     denied = NOBODY if kind is None else context.denied(Operation.DESCRIBE, kind, keys)
     if is_batch:
+        # a key is looked at character by character, and may have tens of thousands
+        portion = PORTION if max(map(len, keys), default=0) <= _SHORT_KEY else 1
         return FindCoordinatorResponse(
             coordinators=[
-                _coordinator(key, request.key_type, denied, context) async for key in in_portions(keys)
+                _coordinator(key, request.key_type, denied, context)
+                async for key in in_portions(keys, portion)
             ]
         )
     one = _coordinator(request.key, request.key_type, denied, context)

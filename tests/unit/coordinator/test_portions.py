@@ -17,7 +17,7 @@ import pytest
 from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, settle
 from tests.unit.coordinator.test_group_service import OFFSET, REQUEST, SETTINGS
 
-from penstock.api import groups
+from penstock.api import find_coordinator, groups
 from penstock.coordinator import group_coordinator, records
 from penstock.coordinator.answers import ANSWERS
 from penstock.coordinator.group_machine import Group
@@ -28,6 +28,7 @@ from penstock.coordinator.timers import Timers
 from penstock.coordinator.waiting import Waiter
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.describe_groups import DescribeGroupsRequest
+from penstock.wire.messages.find_coordinator import FindCoordinatorRequest
 from penstock.wire.messages.join_group import JoinGroupRequest, JoinGroupRequestProtocol
 from penstock.wire.messages.sync_group import SyncGroupRequest, SyncGroupRequestAssignment
 from penstock.work.pieces import PORTION
@@ -155,6 +156,26 @@ async def test_offsets_of_a_deleted_topic_are_removed_from_some_groups_at_a_time
         assert looked.calls >= 2 * 700
         assert looked.most <= 3 * 200
         assert all([set((await service.fetch_offsets(f"g{n}"))[1]) == {("u", 0)} for n in range(700)])
+
+
+@pytest.mark.parametrize(("key", "at_a_time"), [("g" * 1_000, 2), ("g", 2 * PORTION)])
+async def test_coordinators_of_groups_with_long_names_are_found_one_by_one(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, key: str, at_a_time: int
+) -> None:
+    """A request of 1 MiB holds 32 names of 32 KiB; hashing them takes 0.1 s."""
+    turns = Turns(monkeypatch)
+    async with opened() as service, turns:
+        turns.count(service, "coordinates")
+        context: Any = SimpleNamespace(
+            version=4,
+            groups=service,
+            denied=lambda *_: (),
+            client=SimpleNamespace(advertised=SimpleNamespace(node_id=1, host="h", port=1)),
+        )
+        request = FindCoordinatorRequest(key_type=0, coordinator_keys=[key] * 300)
+        response = await find_coordinator.handle_find_coordinator(request, context)
+    assert len(response.coordinators) == turns.calls == 300
+    assert at_a_time // 4 <= turns.most <= at_a_time
 
 
 class Seen(list[Any]):
