@@ -505,6 +505,19 @@ async def test_listener_makes_room(env: Env) -> None:
             second = await allocator.allocate(_LIMIT // 4, "append")
         first.release()
         second.release()
+        del second
+        await _settled()
+        while allocator.statistics().used_bytes <= _LIMIT * 7 // 8:
+            cached.append(allocator.charge_nowait(_LIMIT // 8, "block_cache"))
+        growing = allocator.reserve(_LIMIT // 2, "network")
+        try:
+            for size in (_LIMIT // 8, _LIMIT // 4):
+                growing.grant_nowait(size)
+        except FullError as error:
+            raise AssertionError(f"what was granted in part asks no listener for more: {error}") from None
+        with anyio.fail_after(env.target.deadline_s):
+            await growing.grant(_LIMIT // 2)
+        growing.release()
         for item in cached:
             item.release()
 

@@ -22,6 +22,8 @@ _LIMIT = 8 * _MIB
 _SETTINGS = {"limit": str(_LIMIT)}
 #: More than a table of listeners may be thought to need.
 _LISTENERS = 150
+#: What a listener lets go of at a time, and is then asked again.
+_PIECE = _MIB // 32
 
 
 async def _turns(count: int = 3) -> None:
@@ -256,7 +258,8 @@ async def test_account_is_right_with_a_listener(env: Env) -> None:
 async def test_listeners_are_asked_as_long_as_they_free(env: Env) -> None:
     """A listener may say how many bytes it let go of: as long as it did, it's asked again; all of them are asked."""
     async with env.open(settings=_SETTINGS) as allocator:
-        stores = [[allocator.charge_nowait(_MIB, "block_cache") for _ in range(4)] for _ in range(2)]
+        pieces = range(4 * _MIB // _PIECE)
+        stores = [[allocator.charge_nowait(_PIECE, "block_cache") for _ in pieces] for _ in range(2)]
         calls = 0
 
         def listener(cached: list[Any]) -> Any:
@@ -266,7 +269,7 @@ async def test_listeners_are_asked_as_long_as_they_free(env: Env) -> None:
                 if not cached:
                     return 0
                 cached.pop().release()
-                return _MIB
+                return _PIECE
 
             return evict_one
 
@@ -275,10 +278,10 @@ async def test_listeners_are_asked_as_long_as_they_free(env: Env) -> None:
         try:
             first = allocator.charge_nowait(7 * _MIB, "append")
         except FullError as error:
-            left = sum(map(len, stores))
-            raise AssertionError(f"refused though listeners had {left} of 8 MiB to give: {error}") from None
-        left = sum(map(len, stores))
-        assert left <= 1, f"listeners still hold {left} MiB beside the 7 that were granted"
+            left = _PIECE * sum(map(len, stores))
+            raise AssertionError(f"refused though listeners had {left} bytes to give: {error}") from None
+        left = _PIECE * sum(map(len, stores))
+        assert left <= _MIB, f"listeners still hold {left} bytes beside the 7 MiB that were granted"
         calls = 0
         with raises(FullError):
             allocator.charge_nowait(2 * _MIB, "append")
@@ -531,32 +534,38 @@ async def test_dozens_of_listeners_are_all_asked(env: Env) -> None:
 
 async def test_who_gives_up_lets_the_next_ones_in(env: Env) -> None:
     """Cancelling a wait gives back its place: what fits behind it is granted, though nothing is released."""
-    async with env.open(settings=_SETTINGS) as allocator:
-        held = allocator.charge_nowait(_LIMIT - _MIB, "append")
-        first, served = anyio.CancelScope(), 0
+    for count in (20, 1):
+        async with env.open(settings=_SETTINGS) as allocator:
+            await _give_up_before(allocator, count)
 
-        async def large() -> None:
-            with first:
-                (await allocator.charge(4 * _MIB, "upload")).release()
 
-        async def small(take: Any) -> None:
-            nonlocal served
-            grant = await take(1000, "upload")
-            served += 1
-            grant.release()
+async def _give_up_before(allocator: Any, count: int) -> None:
+    """A large request gives up, and ``count`` small ones are behind it."""
+    held = allocator.charge_nowait(_LIMIT - _MIB, "append")
+    first, served = anyio.CancelScope(), 0
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(large)
-            await _turns()
-            for number in range(20):
-                tasks.start_soon(small, allocator.allocate if number % 2 else allocator.charge)
-            await _turns()
-            first.cancel()
-            await _turns(200)
-            waiting = 20 - served
-            tasks.cancel_scope.cancel()
-        assert not waiting, (
-            f"{waiting} of 20 requests wait on, though there is room and nobody is before them"
-        )
-        held.release()
-        await _expect_free(allocator, "after one gave up")
+    async def large() -> None:
+        with first:
+            (await allocator.charge(4 * _MIB, "upload")).release()
+
+    async def small(take: Any) -> None:
+        nonlocal served
+        grant = await take(1000, "upload")
+        served += 1
+        grant.release()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(large)
+        await _turns()
+        for number in range(count):
+            tasks.start_soon(small, allocator.allocate if number % 2 else allocator.charge)
+        await _turns()
+        first.cancel()
+        await _turns(200)
+        waiting = count - served
+        tasks.cancel_scope.cancel()
+    assert not waiting, (
+        f"{waiting} of {count} requests wait on, though there is room and nobody is before them"
+    )
+    held.release()
+    await _expect_free(allocator, "after one gave up")

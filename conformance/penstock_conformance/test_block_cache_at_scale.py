@@ -296,6 +296,8 @@ async def test_cache_gives_way_to_others(env: Env) -> None:
         charge = allocator.charge_nowait(35 * _BLOCK_BYTES, "append")
         used = cache.statistics().used_bytes
         assert used <= 5 * _BLOCK_BYTES, f"{used} bytes are cached though others have the memory"
+        evicted = cache.statistics().evicted
+        assert evicted >= 25, f"at least 25 of 30 blocks made room for others: evicted={evicted}"
         for number in range(3):
             block = [_block(2, number)]
             _check(block, await cache.get(block, store.load), "a read when others have the memory")
@@ -379,4 +381,8 @@ async def test_one_read_may_want_thousands_of_blocks(env: Env) -> None:
     async with env.open() as cache:
         store = _Store()
         for what in ("a read of 3000 blocks", "the same read when they may be cached"):
+            before = cache.statistics()
             _check(blocks, await cache.get(blocks, store.load), what)
+            told = cache.statistics()
+            seen = told.hits + told.misses - before.hits - before.misses
+            assert seen == 3000, f"{what}: so many were there or had to be loaded: {seen}"

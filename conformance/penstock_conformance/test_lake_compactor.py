@@ -134,6 +134,10 @@ async def test_positions_of_other_partitions_stay(env: Env) -> None:
                 await _commit(table, partition, 0, 1)
         expected = {partition: partition % 3 for partition in range(40)} | {39: 4, 2**15: 1, 2**16: 1}
         await check_table(compactor, topic, expected)
+        many = dict.fromkeys(range(1000, 1150), 0)
+        async with compactor.open_table(topic, 2) as table:
+            await table.commit(many)
+        await check_table(compactor, topic, expected | many)
 
 
 async def test_positions_move_without_records(env: Env) -> None:
@@ -449,7 +453,11 @@ async def test_maintenance_changes_no_row_and_no_position(env: Env) -> None:
             assert would.dry_run
             assert abs(would.saved_bytes) < 2**30, f"a table of 30 records would take so much less: {would}"
             await check_table(compactor, topic, expected)
-            did = await table.maintain()
+            async with compactor.open_table(topic, 0) as looked:
+                rows = sorted([row async for row in looked.rows()])
+                did = await table.maintain()
+                found = sorted([row async for row in looked.rows()])
+            assert found == rows, f"who looks had {len(rows)} rows, and {len(found)} since maintenance"
             assert not did.dry_run
             assert dict(did.figures) == dict(would.figures), "a dry run says something else than is done"
             assert abs(did.saved_bytes) < 2**30, f"a table of 30 records takes so much less: {did}"

@@ -403,3 +403,33 @@ class HasPlacesFor64Listeners(PlainAllocator):
     def add_pressure_listener(self, listener: Callable[[int], int | None]) -> None:
         if len(self._listeners) < 64:
             super().add_pressure_listener(listener)
+
+
+@mutant(KIND, "asks_eight_times", _ASKED)
+class AsksEightTimes(PlainAllocator):
+    """Takes listeners that gave bit by bit for such as have nothing."""
+
+    def _grant(self, size: int, purpose: str, mapped: bool, own: int) -> _Grant | None:
+        for _ in range(8):
+            if not self._fits(size, own) and not self._press(size):
+                break
+        return super()._grant(size, purpose, mapped, own) if self._fits(size, own) else None
+
+
+@mutant(KIND, "asks_nobody_to_grow", "listener_makes_room")
+class AsksNobodyToGrow(PlainAllocator):
+    """Presses listeners for those who have nothing yet."""
+
+    def _grant(self, size: int, purpose: str, mapped: bool, own: int) -> _Grant | None:
+        return None if own and not self._fits(size, own) else super()._grant(size, purpose, mapped, own)
+
+
+@mutant(KIND, "overlooks_a_lone_next_one", "who_gives_up_lets_the_next_ones_in")
+class OverlooksALoneNextOne(PlainAllocator):
+    """Looks for others behind who gave up, and counts one too few."""
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        if waiter.answer is None and len(self._waiters) == 2:
+            self._waiters.remove(waiter)
+        else:
+            super()._give_up(waiter)

@@ -352,3 +352,35 @@ class TellsWhoJoinedAnotherError(PlainBlockCache):
             if joins:
                 raise UnavailableError("a load failed") from None
             raise
+
+
+@mutant(KIND, "counts_eight_hits_a_read", "one_read_may_want_thousands_of_blocks")
+class CountsEightHitsARead(PlainBlockCache):
+    """Counts as many as it looked up at once."""
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        before = self._hits
+        got = await super().get(blocks, load, prefetch=prefetch)
+        self._hits = min(self._hits, before + 8)
+        return got
+
+
+@mutant(KIND, "counts_no_eviction_under_pressure", "cache_gives_way_to_others")
+class CountsNoEvictionUnderPressure(PlainBlockCache):
+    """Counts what made room for its own blocks."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        evicted = self._evicted
+        freed = super().evict(bytes_wanted)
+        self._evicted = evicted
+        return freed
+
+
+@mutant(KIND, "evicts_all_for_less_than_nothing", "eviction_frees_memory")
+class EvictsAllForLessThanNothing(PlainBlockCache):
+    """Takes a number below 0 for no bound."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        return super().evict(bytes_wanted if bytes_wanted >= 0 else 2**62)

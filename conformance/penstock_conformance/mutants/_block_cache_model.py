@@ -519,3 +519,21 @@ class HasReadersInCommon(PlainBlockCache):
     def __init__(self, limit: int, allocator: Any) -> None:
         super().__init__(limit, allocator)
         self._readers = self._known
+
+
+@mutant(KIND, "keeps_its_last_loader", "loaders_are_let_go")
+class KeepsItsLastLoader(PlainBlockCache):
+    """Has it at hand for whatever comes next."""
+
+    def _spawn(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], load: BlockLoader) -> None:
+        self._last_loader = load
+        super()._spawn(missing, slots, load)
+
+
+@mutant(KIND, "keeps_its_last_error", "loaders_are_let_go")
+class KeepsItsLastError(PlainBlockCache):
+    """Has the error at hand, and with it all that its traceback leads to."""
+
+    def _settle_failed(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], error: Exception) -> None:
+        self._last_error = error
+        super()._settle_failed(missing, slots, error)

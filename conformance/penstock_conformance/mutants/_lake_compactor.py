@@ -309,6 +309,28 @@ class SharesAListOfFiles(JsonLinesCompactor):
         return table
 
 
+@_broken("has_room_for_a_hundred_positions", "positions_of_other_partitions_stay")
+class HasRoomForAHundredPositions(JsonLinesTable):
+    """Takes the first hundred partitions of a commit."""
+
+    def _commit(self, positions: Mapping[int, int]) -> LakeCommit:
+        return super()._commit(dict(list(positions.items())[:100]))
+
+
+@_broken("looks_for_files_that_were_joined", "maintenance_changes_no_row_and_no_position")
+class LooksForFilesThatWereJoined(JsonLinesTable):
+    """Remembers which files there were at the first look, and leaves out those that are gone."""
+
+    _seen: Sequence[Mapping[str, Any]] = ()
+
+    async def rows(self) -> AsyncIterator[LakeRecord]:
+        self._seen = self._seen or self._read()["files"]
+        for file in self._seen:
+            path = self._folder / file["name"]
+            for line in path.read_text().splitlines() if path.exists() else ():
+                yield _record(json.loads(line))
+
+
 @mutant(KIND, "lists_tables_as_they_come", "a_table_of_another_name_is_its_own")
 class ListsTablesAsTheyCome(_Broken):
     """Newest first."""

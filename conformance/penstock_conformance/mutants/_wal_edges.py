@@ -195,10 +195,15 @@ class BeginsItsRecoveryAtItsPlaceBefore(FileWal):
     _seen = False
 
     async def recover(self) -> AsyncIterator[WalEntry]:
-        self._recovered = self._seen
-        self._seen = True
-        async for entry in super().recover():
-            yield entry
+        seen, self._seen = self._seen, True
+        entries = super().recover()
+        if seen:
+            async for entry in entries:
+                self._recovered = True
+                yield entry
+        else:
+            async for entry in entries:
+                yield entry
 
 
 # --- the end of an empty log

@@ -33,9 +33,9 @@ from penstock_allocator_sequential._mapping import (
 
 #: Pinned mappings looked at per request that needs a mapping, to bound its cost.
 _PINNED_CHECKS = 8
-#: Rounds of pressure for one request; each must have freed something for the next to start. A cache lets go of some
+#: Rounds of pressure in which a request waits for a whole chunk; then a smaller one does. A cache lets go of some
 #: hundred entries a round, and a chunk comes free with its last one.
-_PRESSURE_ROUNDS = 64
+_WHOLE_CHUNK_ROUNDS = 64
 #: A chunk takes at most this part of the limit, so that a few purposes can't use it up with open chunks.
 _CHUNK_LIMIT_PART = 32
 #: Idle memory takes at most this part of the limit.
@@ -385,12 +385,12 @@ class SequentialAllocator:
         be made anew, each page with a fault.
         """
         grant = try_grant(True)
-        for _ in range(_PRESSURE_ROUNDS):
-            if grant is not None or self._pressing or not self._listeners:
-                break
+        rounds = 0
+        while grant is None and not self._pressing and self._listeners:
             before = self._total - self._idle.bytes
             freed = self._press(size)
-            grant = try_grant(True)
+            rounds += 1
+            grant = try_grant(rounds <= _WHOLE_CHUNK_ROUNDS)
             if not freed and self._total - self._idle.bytes >= before:
                 break
         return grant or try_grant(False)
