@@ -229,12 +229,14 @@ async def replay(
     state, wanted = lake.topic(topic, table)
     own = lake_topic(state, lake.configs(state))
     async with AsyncExitStack() as stack:
-        try:
-            async with lake.compactor.open_table(own, 0) as opened:
-                own_name = opened.name
-        except NotFoundError:
-            own_name = state.name
-        if table == own_name:
+        own_name = await _name_of(lake, own)
+        if own_name is None and table != state.name and await _name_of(lake, wanted) is None:
+            # what the topic's own table will be called is the compactor's affair: once the new one is there, it shows
+            # whether it is that; and with the lowest epoch, it fences no broker from it
+            async with lake.compactor.open_table(wanted, 1):
+                pass
+            own_name = await _name_of(lake, own)
+        if table == (own_name or state.name):
             raise InvalidRequestError(
                 f"a replay goes into a table of its own, name another one: table={table}"
             )
@@ -243,6 +245,15 @@ async def replay(
         tasks = await stack.enter_async_context(anyio.create_task_group())
         source = LakeSource(lake.image, lake.object_store, tasks, Throttle(0, time.monotonic))
         return await _write_all(lake, state, opened, source, start, progress)
+
+
+async def _name_of(lake: Lake, topic: LakeTopic) -> str | None:
+    """The name of the table; None if there is none."""
+    try:
+        async with lake.compactor.open_table(topic, 0) as opened:
+            return opened.name
+    except NotFoundError:
+        return None
 
 
 async def _write_all(

@@ -1,0 +1,55 @@
+"""``penstock lake replay``: which table it may not write."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from penstock.errors import InvalidRequestError, NotFoundError
+from penstock.spi.lake import LakeTopic
+from penstock_tools.inspection import lake as inspection
+
+pytestmark = pytest.mark.anyio
+
+
+class Tables:
+    """A compactor that names tables as it likes; the epoch of each that is there."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[str, int] = {}
+
+    @asynccontextmanager
+    async def open_table(self, topic: LakeTopic, epoch: int) -> AsyncIterator[Any]:
+        name = topic.table or topic.name.replace(".", "_")
+        if not epoch and name not in self.epochs:
+            raise NotFoundError(f"there is no such table: table={name}")
+        self.epochs[name] = max(epoch, self.epochs.get(name, 0))
+        yield SimpleNamespace(name=name)
+
+
+def wanted(table: str = "") -> LakeTopic:
+    return LakeTopic(name="a.b", topic_id="t", partition_count=1, table=table, configs={})
+
+
+@pytest.mark.parametrize("there", [{}, {"a_b": 3}])
+async def test_a_replay_leaves_the_topics_own_table_to_its_broker(
+    monkeypatch: pytest.MonkeyPatch, there: dict[str, int]
+) -> None:
+    """Also while that isn't there: what it is called is the compactor's affair."""
+    tables = Tables()
+    tables.epochs = dict(there)
+    state = SimpleNamespace(name="a.b")
+    lake: Any = SimpleNamespace(
+        compactor=tables,
+        image=SimpleNamespace(index=500),
+        configs=lambda _: None,
+        topic=lambda _, table: (state, wanted(table)),
+    )
+    monkeypatch.setattr(inspection, "lake_topic", lambda *_: wanted())
+    with pytest.raises(InvalidRequestError, match="a table of its own, name another one: table=a_b"):
+        await inspection.replay(lake, "a.b", 0, "a_b")
+    assert tables.epochs["a_b"] <= 3
