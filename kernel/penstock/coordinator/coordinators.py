@@ -64,7 +64,9 @@ class Coordinator(State, Protocol):
         """
 
     async def close(self) -> None:
-        """Answer everybody who waits with NOT_COORDINATOR, and give back all memory; also after half a load."""
+        """Answer everybody who waits with NOT_COORDINATOR, and give back all memory; also after half a load, and
+        beside another call.
+        """
 
 
 C = TypeVar("C", bound=Coordinator)
@@ -114,6 +116,8 @@ class Coordinators(Generic[C]):
         self._make = make
         self._limiter = anyio.CapacityLimiter(load_concurrency)
         self._terms: dict[int, _Term[C]] = {}
+        #: Those that were resigned, and aren't closed yet.
+        self._closing: list[C] = []
         self._tasks: anyio.abc.TaskGroup | None = None
         self.counters = StateLogCounters()
         #: Why the scope of ``begin`` was cancelled from here.
@@ -148,17 +152,23 @@ class Coordinators(Generic[C]):
             self._end(term)
             if term.coordinator is not None:
                 assert self._tasks is not None, "what is led was begun"
-                self._tasks.start_soon(term.coordinator.close)
+                self._closing.append(term.coordinator)
+                self._tasks.start_soon(self._close, term.coordinator)
+
+    async def _close(self, coordinator: C) -> None:
+        await coordinator.close()
+        self._closing.remove(coordinator)
 
     async def close(self) -> None:
         """Answer everything that waits. What is being appended goes on in the tasks, until they are cancelled."""
         terms = list(self._terms.values())
         for term in terms:
             self._end(term)
+        # some may have been resigned a moment ago: the tasks that close them are cancelled next
+        left = [*self._closing, *(term.coordinator for term in terms if term.coordinator is not None)]
         with anyio.CancelScope(shield=True):
-            for term in terms:
-                if term.coordinator is not None:
-                    await term.coordinator.close()
+            for coordinator in left:
+                await coordinator.close()
 
     def _end(self, term: _Term[C]) -> None:
         term.phase = Phase.UNLOADING

@@ -444,6 +444,29 @@ async def test_members_of_a_partition_that_goes_while_they_leave_look_for_their_
         assert calls.results["leave"] == (ELSEWHERE, [])
 
 
+async def test_a_stop_answers_also_who_waits_for_a_partition_that_is_just_being_unloaded(
+    opened: Open,
+) -> None:
+    """Groups are closed some at a time; the stop comes in between."""
+    names = [name for name in map(str, range(300)) if partition_for(name, 3) == 0]
+    assert len(names) > 60
+    async with anyio.create_task_group() as tasks:
+        calls = Calls(tasks)
+        async with opened() as service:
+            service.lead(0)
+            await service.wait_loaded()
+            for name in names:
+                calls.start(name, service.join(name, REQUEST))
+            await settle()
+            service.resign(0)
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            assert not all(name in calls.results for name in names)
+        await settle()
+        tasks.cancel_scope.cancel()
+    assert {name: result.error for name, result in calls.results.items()} == dict.fromkeys(names, ELSEWHERE)
+
+
 # -- memory and log -------------------------------------------------------------------------------------------
 
 
