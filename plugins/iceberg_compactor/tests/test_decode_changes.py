@@ -125,6 +125,14 @@ def test_connects_schema_is_cut_off_whatever_surrounds_it() -> None:
     assert cut[4:] == [items[4], b'{"schema":1}', b'{"id":6},"x":1', None, b"{"]
 
 
+def test_a_payload_is_as_it_stands_however_many_schemas_there_are() -> None:
+    """Of some texts of schemas the payload is cut off, of others it is looked for: what is wrong with it stays so."""
+    payload = b'{"a":1,"a" : 2.50}'
+    items = [b'{"schema":{"n":%d},"payload":%b}' % (number, payload) for number in range(20)]
+    items += [b' { "schema" : {} , "payload" : %b } ' % payload, b'{"schema":"}", "payload":%b }' % payload]
+    assert set(without_connect_schema(pa.array(items, pa.binary())).to_pylist()) == {payload}
+
+
 def test_json_by_a_json_schema_or_an_iceberg_schema(tmp_path: Path) -> None:
     wanted = pa.struct(
         [

@@ -59,10 +59,34 @@ def _payload_prefix(item: bytes) -> bytes | None:
 
 
 def _payload(item: bytes) -> bytes:
+    """The payload as it stands there: what is wrong with it, such as a name that it has twice, stays so."""
     try:
-        value = json.loads(item)
-        if isinstance(value, dict) and value.keys() == {"schema", "payload"}:
-            return json.dumps(value["payload"]).encode()
+        text = item.decode()
+        members = _members(text) if isinstance(json.loads(text), dict) else []
     except (ValueError, RecursionError):
-        pass
-    return item
+        return item
+    if sorted(name for name, _, _ in members) != ["payload", "schema"]:
+        return item
+    begin, end = next((begin, end) for name, begin, end in members if name == "payload")
+    return text[begin:end].encode()
+
+
+def _members(text: str) -> list[tuple[str, int, int]]:
+    """The names in an object of JSON, which is known to be one, and where their values begin and end."""
+    decoder = json.JSONDecoder()
+    found: list[tuple[str, int, int]] = []
+    at = _next(text, _next(text, 0) + 1)
+    while text[at] != "}":
+        name, at = decoder.raw_decode(text, _next(text, at + 1) if text[at] == "," else at)
+        begin = _next(text, _next(text, at) + 1)
+        _, end = decoder.raw_decode(text, begin)
+        found.append((name, begin, end))
+        at = _next(text, end)
+    return found
+
+
+def _next(text: str, at: int) -> int:
+    """Where the next thing is, behind blanks."""
+    while text[at] in " \t\r\n":
+        at += 1
+    return at
