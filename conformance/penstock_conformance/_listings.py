@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-__all__ = ("check_listings_beside_each_other",)
+__all__ = ("check_keys_are_told", "check_listings_beside_each_other")
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.settings import plugin_tables
+from penstock_conformance._clause import not_applicable
+from penstock_conformance._env import Env
+
+
+async def check_keys_are_told(env: Env, store: ObjectStore) -> None:
+    """All keys that are there now begin as the plugin's spec tells."""
+    keys = [info.key async for info in store.list()]
+    spec = env.spec()
+    settings = env.target.checked_settings(spec, env.data_dir)
+    if not keys or any(plugin_tables(settings)):
+        not_applicable("the plugin keeps nothing in the object store, or has others keep it")
+    told = tuple(spec.key_prefixes(settings))
+    strange = [key for key in keys if not key.startswith(told)]
+    assert not strange, f"{len(strange)} of {len(keys)} keys begin otherwise than told: {strange[0]} {told}"
 
 
 async def check_listings_beside_each_other(store: Any, prefix: str, keys: Sequence[str]) -> None:

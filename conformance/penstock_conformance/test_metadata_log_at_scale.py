@@ -22,6 +22,7 @@ from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
 from penstock_conformance._faults import FaultyStore, error_of
 from penstock_conformance._leaks import leaves_nothing
+from penstock_conformance._listings import check_keys_are_told
 from penstock_conformance._medium import flip_in_files, swap_files_with
 
 KIND = "metadata_log"
@@ -294,6 +295,20 @@ async def test_opening_leaves_nothing_behind(env: Env) -> None:
         await log.write_snapshot(MetadataSnapshot(index - 1, b"x"))
 
     await leaves_nothing(env, use)
+
+
+async def test_keys_begin_as_the_spec_tells(env: Env) -> None:
+    """``key_prefixes`` are the beginnings of *all* keys that the plugin keeps in the object store."""
+    store = env.plain_store()
+    for epoch in (1, 2):
+        async with env.open(epoch=epoch, object_store=store) as log:
+            start = 20 * epoch - 19
+            await _fill(log, start, start + 20)
+            for index in (start + 5, start + 10, start + 15):
+                await log.write_snapshot(MetadataSnapshot(index, b"x"))
+            with raises(ConflictError):
+                await log.append(start + 19, b"another")
+            await check_keys_are_told(env, store)
 
 
 # --- 3: damage

@@ -16,6 +16,7 @@ from penstock_conformance._child import Child
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
 from penstock_conformance._faults import error_of
+from penstock_conformance._listings import check_keys_are_told
 from penstock_conformance._wal_steps import (
     append_all,
     check_same,
@@ -120,6 +121,19 @@ async def test_recovery_and_end_of_a_fenced_owner_change_nothing(env: Env) -> No
 async def _append(wal: Any, bodies: list[bytes]) -> list[bytes]:
     await append_all(wal, bodies)
     return bodies
+
+
+async def test_keys_begin_as_the_spec_tells(env: Env) -> None:
+    """``key_prefixes`` are the beginnings of *all* keys that the plugin keeps in the object store."""
+    store = env.plain_store()
+    for epoch in (1, 2, 3):
+        async with env.open(epoch=epoch, object_store=store) as wal:
+            await recovered(wal)
+            appends = await append_all(wal, make_bodies(6, owner=epoch))
+            await wal.trim(appends[3].next_position)
+            if epoch == 3 and wal.capabilities.seal:
+                await wal.seal()
+        await check_keys_are_told(env, store)
 
 
 @clause(claims="seal")

@@ -236,4 +236,5 @@ def penstock_register_metadata_log() -> MetadataLogSpec[Defective]:
         settings=Defective,
         capabilities=MetadataLogCapabilities(),
         open=closing(lambda settings, services: make("metadata_log", settings.defect, services.object_store)),
+        key_prefixes=lambda _: ("log/", "snapshot/"),
     )

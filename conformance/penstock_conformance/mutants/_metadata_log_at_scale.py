@@ -608,3 +608,12 @@ class TakesWhatIsOnItsWayForThere(PlainMetadataLog):
             await super()._create(key, body)
         finally:
             self._under_way = before
+
+
+@mutant(KIND, "keeps_a_key_untold", "keys_begin_as_the_spec_tells")
+class KeepsAKeyUntold(PlainMetadataLog):
+    """Puts down elsewhere which snapshot is the newest."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await super().write_snapshot(snapshot)
+        await self._store.put("newest", [b"%d" % snapshot.index])

@@ -603,4 +603,5 @@ def penstock_register_wal() -> WalSpec[DefectiveWal]:
         identify=identify_wal(_wal_class),
         read=read_wal(_wal_class),
         describe=describe_wal(_wal_class),
+        key_prefixes=lambda _: ("wal/",),
     )

@@ -260,3 +260,12 @@ class JudgesItsOpeningBeforeItHasTheLock(FileWal):
         with self._locked():
             self._write_header()
         self._end = self._confirmed = self._header.start
+
+
+@mutant(KIND, "keeps_a_key_untold", "keys_begin_as_the_spec_tells")
+class KeepsAKeyUntold(StoreWal):
+    """Puts down elsewhere what was trimmed."""
+
+    async def trim(self, position: int) -> None:
+        await super().trim(position)
+        await self._store.put("trimmed", [b"%d" % position])

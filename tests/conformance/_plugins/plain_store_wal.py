@@ -29,4 +29,5 @@ def penstock_register_wal() -> WalSpec[Nothing]:
         settings=Nothing,
         capabilities=PlainStoreWal.capabilities,
         open=lambda _, services: open_store_wal(PlainStoreWal, services),
+        key_prefixes=lambda _: ("wal/",),
     )
