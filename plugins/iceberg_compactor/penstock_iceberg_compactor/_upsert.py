@@ -118,6 +118,8 @@ def _may_hold(file: DataFile, schema: Schema, batch: pa.Table, keys: Sequence[st
                 pa.scalar(from_bytes(field.field_type, one), column.type) for one in (lower, upper)
             )
             inside = pc.and_(pc.greater_equal(column, least), pc.less_equal(column, most))
+            if pa.types.is_floating(column.type):
+                inside = pc.or_(inside, pc.is_nan(column))  # which bounds leave out
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, TypeError, ValueError):
             continue  # bounds that don't compare tell nothing
         possible = inside if possible is None else pc.and_(possible, inside)

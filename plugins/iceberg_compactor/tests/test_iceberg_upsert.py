@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow as pa
 import pytest
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._settings import Settings
+from penstock_iceberg_compactor._upsert import _may_hold
+from pyiceberg.conversions import to_bytes
+from pyiceberg.schema import Schema
+from pyiceberg.types import DoubleType, NestedField
 from tests.iceberg_place import load, opened, services, topic
 from tests.lake_records import lake_records
 
@@ -82,3 +90,15 @@ async def test_rows_of_many_keys_ask_for_their_commit_before_they_fill_the_memor
                     full.append((await table.write(lake_records(rows, start=start))).is_full)
                 assert any(full) is (keys > 40)
                 assert (await table.commit({0: 40})).rows == min(keys, 40)
+
+
+async def test_a_key_that_is_not_a_number_may_be_in_any_file() -> None:
+    """Bounds say nothing of NaN; a file that was passed over for it would keep the row that is replaced."""
+    bounds = [{1: to_bytes(DoubleType(), value)} for value in (1.0, 2.0)]
+    file: Any = SimpleNamespace(lower_bounds=bounds[0], upper_bounds=bounds[1])
+    schema = Schema(NestedField(1, "k", DoubleType()))
+    held = [
+        _may_hold(file, schema, pa.table({"k": pa.array([key], pa.float64())}), ["k"])
+        for key in (1.0, 2.0, 3.0, math.nan, None)
+    ]
+    assert held == [True, True, False, True, False]
