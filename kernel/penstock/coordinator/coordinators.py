@@ -22,6 +22,7 @@ __all__ = ("Coordinator", "Coordinators", "Phase")
 import enum
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from typing import Final, Generic, Protocol, TypeVar
 
 import anyio
@@ -162,13 +163,15 @@ class Coordinators(Generic[C]):
     async def close(self) -> None:
         """Answer everything that waits. What is being appended goes on in the tasks, until they are cancelled."""
         terms = list(self._terms.values())
-        for term in terms:
-            self._end(term)
         # some may have been resigned a moment ago: the tasks that close them are cancelled next
         left = [*self._closing, *(term.coordinator for term in terms if term.coordinator is not None)]
         with anyio.CancelScope(shield=True):
-            for coordinator in left:
-                await coordinator.close()
+            # all of them, also if a bug ends one
+            async with AsyncExitStack() as stack:
+                for coordinator in reversed(left):
+                    stack.push_async_callback(coordinator.close)
+                for term in reversed(terms):
+                    stack.callback(self._end, term)
 
     def _end(self, term: _Term[C]) -> None:
         term.phase = Phase.UNLOADING

@@ -160,15 +160,17 @@ class GroupService:
         """Answer everything that waits and stop; what is being appended may or may not land."""
         assert self._task_group is not None, "the scope was entered"
         self._not_ready = ErrorCode.NOT_COORDINATOR
-        await self._coordinators.close()
-        self._answers.flush()
-        self._task_group.cancel_scope.cancel()
         try:
-            swallowed = await self._task_group.__aexit__(exc_type, exc, traceback)
+            await self._coordinators.close()
         finally:
-            self._memory.close()
-            self._writes.close()
-            self._prepared.close()
+            self._answers.flush()
+            self._task_group.cancel_scope.cancel()
+            try:
+                swallowed = await self._task_group.__aexit__(exc_type, exc, traceback)
+            finally:
+                self._memory.close()
+                self._writes.close()
+                self._prepared.close()
         if self._coordinators.fatal is not None:
             raise again(self._coordinators.fatal)
         return swallowed

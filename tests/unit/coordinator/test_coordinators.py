@@ -6,7 +6,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -18,6 +18,7 @@ from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, se
 from tests.unit.coordinator.test_group_service import DAMAGED, OFFSET, REQUEST, SETTINGS, TP, Calls, stable
 
 from penstock.coordinator import coordinators as module
+from penstock.coordinator.group_machine import Group
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import GroupSettings, LeaveMember, OffsetAndMetadata, SyncRequest
 from penstock.coordinator.placement import partition_for
@@ -465,6 +466,42 @@ async def test_a_stop_answers_also_who_waits_for_a_partition_that_is_just_being_
         await settle()
         tasks.cancel_scope.cancel()
     assert {name: result.error for name, result in calls.results.items()} == dict.fromkeys(names, ELSEWHERE)
+
+
+async def test_a_bug_in_an_answer_keeps_nobody_waiting_when_the_service_ends(
+    opened: Open, log: GatedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def serve_until_told() -> None:
+        async with opened() as service:
+            for partition in range(3):
+                service.lead(partition)
+            await service.wait_loaded()
+            log.gate = anyio.Event()
+            for partition in range(3):
+                calls.start(f"join {partition}", service.join(f"j{GROUPS[partition]}", REQUEST))
+                for number in range(2):  # the second one waits
+                    commit = service.commit_offsets(GROUPS[partition], {TP: OffsetAndMetadata(number)})
+                    calls.start(f"commit {partition} {number}", commit)
+                    await settle()
+            settle_commit = Group.settle_commit
+
+            def fail(group: Group, *args: Any, durable: bool) -> None:
+                settle_commit(group, *args, durable=durable)
+                if group.group_id == GROUPS[0]:
+                    raise RuntimeError("a bug")
+
+            monkeypatch.setattr(Group, "settle_commit", fail)
+
+    async with anyio.create_task_group() as tasks:
+        calls = Calls(tasks)
+        with pytest.raises((RuntimeError, ExceptionGroup)):
+            await serve_until_told()
+        await settle()
+        tasks.cancel_scope.cancel()
+    answered = {name for name in calls.results if "join" in name}
+    assert answered == {"join 0", "join 1", "join 2"}
+    others = {f"commit {partition} {number}" for partition in (1, 2) for number in range(2)}
+    assert others <= set(calls.results)
 
 
 # -- memory and log -------------------------------------------------------------------------------------------
