@@ -64,7 +64,7 @@ def test_list_shows_every_column(plugins_dir: Path, capsys: pytest.CaptureFixtur
         "object_store",
         "3.1",
         "2",
-        "put_if_absent,durable,durability_domain=host,requests_max=64",
+        "put_if_absent,ordered_listing,durable,durability_domain=host,requests_max=64",
         str(plugins_dir / "store_test_list_shows_every_column.py"),
     ]
 
