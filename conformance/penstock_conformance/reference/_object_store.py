@@ -25,6 +25,7 @@ from penstock.errors import (
     PenstockError,
     UnavailableError,
 )
+from penstock.files import ACCESSES, Access, create_file
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings
 from penstock.spi.object_store import (
@@ -59,8 +60,9 @@ class _Counts:
 class DirectoryStore:
     """Every method is one checkpoint, then blocking file I/O: simple, and whole or not at all."""
 
-    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+    def __init__(self, directory: Path, *, synced: bool = True, access: Access = ACCESSES["owner"]) -> None:
         self._synced = synced
+        self._access = access
         self._objects = directory / "objects"
         self._temporary = directory / "temporary"
         self._objects.mkdir(parents=True, exist_ok=True)
@@ -224,7 +226,7 @@ class DirectoryStore:
         return token.hex()
 
     def _fill(self, path: Path, parts: Sequence[Buffer]) -> None:
-        with path.open("xb") as file:
+        with os.fdopen(create_file(path, os.O_WRONLY, self._access), "wb") as file:
             for part in parts:
                 file.write(part)
             file.flush()
@@ -293,7 +295,7 @@ class ObjectStoreSettings(Settings):
 
 @asynccontextmanager
 async def _open(settings: ObjectStoreSettings, services: Services) -> AsyncIterator[DirectoryStore]:
-    yield DirectoryStore(services.data_dir / settings.path)
+    yield DirectoryStore(services.data_dir / settings.path, access=services.access)
 
 
 @hookimpl

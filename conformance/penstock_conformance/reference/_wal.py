@@ -37,6 +37,7 @@ from penstock.errors import (
     NotFoundError,
     UnavailableError,
 )
+from penstock.files import create_file, make_directories
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings, Size
 from penstock.spi.plugin import Buffer, Services
@@ -394,7 +395,11 @@ def open_wal(
 
     @asynccontextmanager
     async def opened(settings: Any, services: Services) -> AsyncIterator[FileWal]:
-        wal = make(_path(services), services.epoch, settings.capacity)
+        path = _path(services)
+        make_directories(path.parent, services.access)
+        with suppress(FileExistsError):
+            os.close(create_file(path, os.O_RDWR, services.access))
+        wal = make(path, services.epoch, settings.capacity)
         try:
             yield wal
         finally:
