@@ -376,11 +376,3 @@ class CountsNoEvictionUnderPressure(PlainBlockCache):
         freed = super().evict(bytes_wanted)
         self._evicted = evicted
         return freed
-
-
-@mutant(KIND, "evicts_all_for_less_than_nothing", "eviction_frees_memory")
-class EvictsAllForLessThanNothing(PlainBlockCache):
-    """Takes a number below 0 for no bound."""
-
-    def evict(self, bytes_wanted: int) -> int:
-        return super().evict(bytes_wanted if bytes_wanted >= 0 else 2**62)
