@@ -9,7 +9,6 @@ __all__ = (
     "Bits",
     "OwnMedium",
     "bits_of",
-    "check_modes",
     "disk_with_room_for",
     "file_system",
     "flip_in_files",
@@ -35,7 +34,6 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from penstock.files import ACCESSES, excess_mode
 from penstock_conformance._clause import not_applicable
 
 _SECTOR_BYTES = 512
@@ -200,21 +198,6 @@ def flip_in_files(directory: Path, payload: bytes, rng: random.Random) -> None:
             found = True
     if not found:
         not_applicable("the bytes aren't in a file of the data directory as they were given")
-
-
-def check_modes(directory: Path) -> None:
-    """What holds data below ``directory`` is for its owner alone, as ``Services.access`` says."""
-    access, count = ACCESSES["owner"], 0
-    for path in sorted(directory.rglob("*")):
-        is_ours = not {"conformance-objects", "conformance-words"}.isdisjoint(path.parts)
-        if not is_ours and path.is_file() and path.stat().st_size:
-            mode = excess_mode(path, access)
-            assert not mode, (
-                f"others may read what is in a file: path={path.relative_to(directory)} mode={mode}"
-            )
-            count += 1
-    if not count:
-        not_applicable("the plugin keeps no file in the data directory")
 
 
 def remove_files_with(directory: Path, payload: bytes, _rng: random.Random) -> None:

@@ -19,7 +19,6 @@ from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises, together
 from penstock_conformance._jobs import WRITES, write
 from penstock_conformance._listings import check_listings_beside_each_other
-from penstock_conformance._medium import check_modes
 
 KIND = "object_store"
 
@@ -239,16 +238,6 @@ async def test_listings_are_each_for_itself(env: Env) -> None:
             told.append(info.key)
         lost = set(keys[::2]) - set(told)
         assert not lost, f"a listing ahead of which objects are deleted misses others: {sorted(lost)}"
-
-
-async def test_files_are_for_whom_they_are_meant(env: Env) -> None:
-    """``Services.access`` are the modes of files that hold data: what the umask lets others do isn't theirs to do."""
-    async with env.open() as store:
-        for way in _ways(store):
-            if way != "put_if_absent":
-                await store.put(f"mode/{way}", [b"old"])
-            await write(store, way, f"mode/{way}", [b"x" * 1000])
-        check_modes(env.data_dir)
 
 
 async def test_openers_end_each_for_itself(env: Env) -> None:

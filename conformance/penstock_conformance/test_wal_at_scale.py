@@ -523,8 +523,6 @@ async def test_statistics_go_along(env: Env) -> None:
             assert told >= 70 * 100, f"entries of 7000 bytes pend, with all that goes with them: {told} told"
         for append in pending:
             await append.wait_durable()
-        used, payload = wal.statistics().used_bytes, 100 * (3 * count + 70)
-        assert used > payload, f"bytes count the medium, with framing: used={used} payload={payload}"
         assert wal.statistics().written_groups >= count, "groups are written one after the other"
         before = wal.statistics()
         await wal.trim(appends[-1].next_position)

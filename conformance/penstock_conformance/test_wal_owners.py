@@ -17,7 +17,6 @@ from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
 from penstock_conformance._faults import error_of
 from penstock_conformance._listings import check_keys_are_told
-from penstock_conformance._medium import check_modes
 from penstock_conformance._wal_steps import (
     append_all,
     check_same,
@@ -122,16 +121,6 @@ async def test_recovery_and_end_of_a_fenced_owner_change_nothing(env: Env) -> No
 async def _append(wal: Any, bodies: list[bytes]) -> list[bytes]:
     await append_all(wal, bodies)
     return bodies
-
-
-async def test_files_are_for_whom_they_are_meant(env: Env) -> None:
-    """``Services.access`` are the modes of files that hold data: what the umask lets others do isn't theirs to do."""
-    for epoch in (1, 2):
-        async with env.open(epoch=epoch) as wal:
-            await recovered(wal)
-            appends = await append_all(wal, make_bodies(6, owner=epoch))
-            await wal.trim(appends[3].next_position)
-            check_modes(env.data_dir)
 
 
 async def test_keys_begin_as_the_spec_tells(env: Env) -> None:

@@ -945,19 +945,3 @@ class SwapsInPlaceWhatIsAsLarge(DirectoryStore):
             time.sleep(0.05)
             file.write(data[half:])
         return token.hex()
-
-
-@mutant(KIND, "lets_others_read_what_is_completed", "files_are_for_whom_they_are_meant")
-class LetsOthersReadWhatIsCompleted(DirectoryStore):
-    """Minds the mode of what is put at once."""
-
-    async def create_multipart(self, key: str) -> Any:
-        upload = await super().create_multipart(key)
-        complete = upload.complete
-
-        async def complete_for_all() -> None:
-            await complete()
-            self._path(key).chmod(0o644)
-
-        upload.complete = complete_for_all  # type: ignore[method-assign]
-        return upload

@@ -17,7 +17,7 @@ from penstock.errors import ClosedError, CorruptError, FencedError, UnavailableE
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference._wal import _CRC, _HEADER_BYTES, _MAGIC, _RECORD, RECORD_BYTES, FileWal
+from penstock_conformance.reference._wal import _CRC, _HEADER_BYTES, _MAGIC, _RECORD, FileWal
 
 KIND = "wal"
 
@@ -366,15 +366,6 @@ class CountsGroupsThatFailed(FileWal):
     def _fail(self, state: str, group: _Group, error: Exception) -> None:
         self._groups += bool(group)
         super()._fail(state, group, error)
-
-
-@mutant(KIND, "uses_no_room_for_framing", "statistics_go_along")
-class UsesNoRoomForFraming(FileWal):
-    """Tells payload for what the medium holds."""
-
-    def statistics(self) -> WalStatistics:
-        told = super().statistics()
-        return replace(told, used_bytes=max(0, told.used_bytes - RECORD_BYTES * len(self._ends)))
 
 
 @mutant(KIND, "tells_some_pending_bytes", "statistics_go_along")

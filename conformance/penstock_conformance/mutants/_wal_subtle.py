@@ -269,12 +269,3 @@ class KeepsAKeyUntold(StoreWal):
     async def trim(self, position: int) -> None:
         await super().trim(position)
         await self._store.put("trimmed", [b"%d" % position])
-
-
-@mutant(KIND, "lets_others_read_its_file", "files_are_for_whom_they_are_meant")
-class LetsOthersReadItsFile(FileWal):
-    """Makes a file as everybody does."""
-
-    def _write_header(self) -> None:
-        os.fchmod(self._file, 0o644)
-        super()._write_header()
