@@ -470,7 +470,7 @@ def test_fixture_delays_a_first_rebalance_only_when_asked_to(tmp_path: Path, ini
             ),
             (
                 "penstock_broker_set = wal.plugin=wal_blok",
-                "penstock_broker_set: no plugin of this kind has this name, the nearest is wal_block: kind=wal",
+                "penstock_broker_set: --set wal.plugin: wal.plugin: no plugin of this kind has this name",
             ),
         ),
     ],

@@ -310,6 +310,10 @@ def test_wrong_set_is_named() -> None:
         "--set memory.limt: memory.limt is no configuration key, the nearest key is memory.limit: value='1GiB'"
     )
     assert "--set takes section.key=value" in refused(sets=["memory.limit"])
+    # The section that all its keys share makes none of them the nearest.
+    assert refused(sets=["memory.size=1GiB"]).startswith(
+        "--set memory.size: memory.size is no configuration key, the keys are memory.limit, memory.reserve: "
+    )
 
 
 def test_first_wrong_key_of_the_file_is_named(tmp_path: Path) -> None:

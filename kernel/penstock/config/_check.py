@@ -123,11 +123,22 @@ def unknown_key(
     candidates = sorted(candidates)
     key = dotted(path)
     leaves = {candidate.rpartition(".")[2]: candidate for candidate in reversed(candidates)}
-    near = nearest(key, candidates) or leaves.get(nearest(path[-1], leaves) or "")
+    section = f"{dotted(path[:-1])}."
+    # Keys of the same section are compared without it: what all have in common makes no two of them alike.
+    siblings = {
+        candidate.removeprefix(section): candidate
+        for candidate in candidates
+        if candidate.startswith(section)
+    }
+    near = (
+        siblings.get(nearest(path[-1], siblings) or "")
+        or nearest(key, [candidate for candidate in candidates if candidate not in siblings.values()])
+        or leaves.get(nearest(path[-1], leaves) or "")
+    )
     if near is not None:
         advice = f"the nearest key is {near}"
     elif candidates:
-        advice = f"the keys are {', '.join(candidates)}"
+        advice = f"the keys are {', '.join(siblings.values() or candidates)}"
     else:
         advice = f"there are no keys in {dotted(path[:-1])}"
     return refusal(path, f"is no configuration key, {advice}", value, origins)

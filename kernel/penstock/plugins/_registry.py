@@ -19,7 +19,7 @@ import pluggy
 
 from penstock import hookspecs
 from penstock.bus import EventBus
-from penstock.config import Config, check_limits, nearest
+from penstock.config import Config, check_limits, nearest, origin_of
 from penstock.errors import PluginError, kept
 from penstock.plugins._checks import (
     capabilities_of,
@@ -337,7 +337,7 @@ class PluginRegistry:
         """
         self.load(config.tree.plugins.load)
         named = [kind for kind in KINDS if config.plugin_name(kind)]
-        specs = {kind: self.select(kind, config.plugin_name(kind)) for kind in named}
+        specs = {kind: self._select_named(config, kind) for kind in named}
         settings = {kind: self.validate_plugin_settings(config, kind) for kind in named}
         store = specs[OBJECT_STORE.name]
         check_combination(specs.values(), store.capabilities)
@@ -355,6 +355,17 @@ class PluginRegistry:
         check_limits(config.limits(sizes, settings))
         return Selection(specs=specs, settings=settings, nested=nested, finder=finder)
 
+    def _select_named(self, config: Config, kind: str) -> PluginSpec[Any, Any]:
+        """The plugin that ``config`` names for ``kind``. Raises as ``select``, with where the name came from."""
+        path = (kind, "plugin")
+        try:
+            return self.select(kind, config.plugin_name(kind))
+        except PluginError as error:
+            origin = origin_of(path, config.origins)
+            if origin.layer == "default":
+                raise
+            raise type(error)(f"{origin.place}: {'.'.join(path)}: {error}") from error
+
     def settings_model(self, kind: str, name: str) -> type[Settings]:
         """The config model of a plugin. Raises PluginError."""
         model: type[Settings] = self.select(kind, name).settings
@@ -362,7 +373,7 @@ class PluginRegistry:
 
     def validate_plugin_settings(self, config: Config, kind: str) -> Settings:
         """The settings of the plugin that ``config`` selects for ``kind``. Raises ConfigError or PluginError."""
-        spec = self.select(kind, config.plugin_name(kind))
+        spec = self._select_named(config, kind)
         return validate_settings(spec, config.plugin_settings(kind), config.origins)
 
     def validate_nested_settings(

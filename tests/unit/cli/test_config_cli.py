@@ -42,7 +42,10 @@ def test_check_looks_into_plugins_too(capsys: pytest.CaptureFixture[str]) -> Non
         in capsys.readouterr().err
     )
     assert main(["config", "check", "--set", "wal.plugin=wal_blok"]) == 2
-    assert "the nearest is wal_block" in capsys.readouterr().err
+    assert (
+        "penstock: --set wal.plugin: wal.plugin: no plugin of this kind has this name, the nearest is wal_block: "
+        in capsys.readouterr().err
+    )
 
 
 def test_options_work_before_and_after_the_command(

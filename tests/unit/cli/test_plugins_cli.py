@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -177,6 +178,15 @@ def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]
 def test_module_runs_as_a_program() -> None:
     result = subprocess.run([sys.executable, "-m", "penstock", "--version"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, VERSION_LINES)
+
+
+def test_ctrl_c_while_the_command_is_imported_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "penstock_tools.cli._app", Interrupted("penstock_tools.cli._app"))
+    assert main([]) == 130
 
 
 @pytest.mark.parametrize(

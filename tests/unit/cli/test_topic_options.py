@@ -34,6 +34,10 @@ from penstock_tools.cli._format import parse_topic_configs
             ["create", "t", "--replicas", "3"],
             "there is no such option, see penstock topic create --help: option=--",
         ),
+        (  # as like as --retention and --partitions are
+            ["create", "t", "--retention", "7d"],
+            "there is no such option, see penstock topic create --help: option=--retention",
+        ),
         (
             ["crate", "t"],
             "there is no such command, the nearest is create, see penstock topic --help: command=crate",

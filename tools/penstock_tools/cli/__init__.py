@@ -24,9 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     An error that Penstock raises on purpose is one sentence on stderr; a bug keeps its traceback.
     """
-    from penstock_tools.cli._app import run
-
     try:
+        from penstock_tools.cli._app import run  # takes a while on a cold cache, and Ctrl-C may come in it
+
         return run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         return 130

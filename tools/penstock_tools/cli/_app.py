@@ -185,11 +185,14 @@ def _usage_sentence(error: Any) -> str:
     """What is wrong with the command line, in one sentence that ends in where to look."""
     context = error.ctx
     see = f", see {context.command_path} --help" if context is not None else ""
-    if option := getattr(error, "option_name", None):
-        near = sorted(getattr(error, "possibilities", None) or ())
-        if hasattr(error, "possibilities"):
-            advice = f", the nearest is {near[0]}" if near else ""
-            return f"there is no such option{advice}{see}: option={option}"
+    if (option := getattr(error, "option_name", None)) and hasattr(error, "possibilities"):
+        from penstock.config import nearest
+
+        # The dashes that all have in common make no two options alike.
+        names = {name.lstrip("-"): name for name in error.possibilities or ()}
+        near = nearest(option.lstrip("-"), names, cutoff=0.7)
+        advice = f", the nearest is {names[near]}" if near else ""
+        return f"there is no such option{advice}{see}: option={option}"
     text = " ".join(error.format_message().split()).rstrip(".")
     if command := re.fullmatch(r"No such command '(.*?)'(?:\. Did you mean '([^']*)'.*)?", text):
         advice = f", the nearest is {command[2]}" if command[2] else ""
