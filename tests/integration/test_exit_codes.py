@@ -145,7 +145,8 @@ def test_a_port_that_somebody_has_ends_with_1_for_it_may_be_free_again(tmp_path:
     assert code == RESTART_HELPS, output
     assert one_sentence(output)
     assert (
-        "can't listen, somebody listens there already, stop that or choose another port: listener=" in output
+        "can't listen, somebody listens there already, stop that or choose another port with listener.bind: "
+        in output
     )
 
 

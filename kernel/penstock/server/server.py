@@ -31,7 +31,7 @@ from penstock.spi.allocator import Allocator
 _MAY_PASS: Final = frozenset({errno.EADDRINUSE, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 #: Why the others don't, and what to do.
 _WHY_NOT: Final = {
-    errno.EADDRINUSE: "somebody listens there already, stop that or choose another port",
+    errno.EADDRINUSE: "somebody listens there already, stop that or choose another port with listener.bind",
     errno.EADDRNOTAVAIL: "the address isn't one of this machine, correct it",
     errno.EACCES: "this user may not have the port, choose one above 1023",
 }

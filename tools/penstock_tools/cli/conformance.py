@@ -110,7 +110,8 @@ def run_suite(
 ) -> None:
     """Put a plugin through every clause of its kind's contract.
 
-    Exit code 0: all that was tried holds; 1: a clause failed; 3: undecided, since a clause ran out of time.
+    Exit code 0: all that was tried holds; 1: a clause failed; 2: it can't be tried as it is asked for;
+    3: undecided, since a clause ran out of time.
     """
     suite = _suite()
     if kind not in suite.KINDS:

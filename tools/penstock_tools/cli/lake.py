@@ -121,7 +121,9 @@ def tables(
 def describe(
     context: typer.Context,
     topic: TopicArgument,
-    table: Annotated[str, typer.Option("--table", help="Another table of it, of a replay.")] = "",
+    table: Annotated[
+        str, typer.Option("--table", metavar="NAME", help="Another table of it, of a replay.")
+    ] = "",
     config: ConfigOption = None,
     sets: SetOption = None,
     plugins_dir: PluginsDirOption = None,
@@ -240,7 +242,9 @@ def replay(
     start: Annotated[
         int, typer.Option("--from", metavar="OFFSET", help="The first offset, of each partition.")
     ],
-    table: Annotated[str, typer.Option("--table", metavar="NAME", help="The new table.")] = "",
+    table: Annotated[
+        str, typer.Option("--table", metavar="NAME", help="The new table; TOPIC_replay_OFFSET if left out.")
+    ] = "",
     config: ConfigOption = None,
     sets: SetOption = None,
     plugins_dir: PluginsDirOption = None,
