@@ -286,7 +286,7 @@ def test_a_group_goes_on_where_it_was(cli: Cli) -> None:
     assert cli.run("consume", "t", "-G", "g", "-e") == ""
 
 
-def test_two_members_share_a_topic_and_an_interrupt_commits(cli: Cli) -> None:
+def test_two_members_share_a_topic_and_commit_when_they_are_interrupted_or_terminated(cli: Cli) -> None:
     cli.run("topic", "create", "t", "-P", "4")
     with cli.start("consume", "t", "-G", "g") as one, cli.start("consume", "t", "-G", "g") as two:
         try:
@@ -305,8 +305,8 @@ def test_two_members_share_a_topic_and_an_interrupt_commits(cli: Cli) -> None:
                 assert member.stdout is not None
                 found += [int(member.stdout.readline()) for _ in range(20)]
             assert sorted(found) == list(range(40))
-            for member in (one, two):
-                member.send_signal(signal.SIGINT)
+            for member, number in ((one, signal.SIGINT), (two, signal.SIGTERM)):
+                member.send_signal(number)
                 assert member.wait(TIMEOUT_S) == 130
         finally:
             one.kill()

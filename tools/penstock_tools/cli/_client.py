@@ -12,7 +12,9 @@ __all__ = (
     "run",
 )
 
+import asyncio
 import os
+import signal
 import stat
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -48,12 +50,29 @@ _READ_BYTES: Final = 1 << 18
 def run(function: Callable[[], Awaitable[T]]) -> T:
     """Run a command's coroutine.
 
+    SIGTERM ends it as Ctrl-C does: what a command does at its end, as to commit and to leave its group, is done.
     An error that comes out of nested task groups comes out alone. When the reader of our output went away
     (``penstock consume | head``) nothing is wrong: the command ends with exit code 0.
     """
+    terminated = False
+
+    async def until_terminated() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def terminate() -> None:
+            nonlocal terminated
+            terminated = True
+            task.cancel()  # this task alone, as for Ctrl-C: its connections are needed to the end
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+        return await function()
+
     try:
-        return anyio.run(function)
+        return anyio.run(until_terminated)
     except BaseException as error:
+        if terminated and isinstance(error, asyncio.CancelledError):
+            raise KeyboardInterrupt from None
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
         if isinstance(error, BrokenPipeError):

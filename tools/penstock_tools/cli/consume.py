@@ -74,7 +74,7 @@ def consume(
 ) -> None:
     """Read records from a topic, first to last and then those to come, one value per line.
 
-    It ends with Ctrl-C, with --exit or with --count.
+    It ends with Ctrl-C or SIGTERM, with --exit or with --count.
     """
     if as_json and template is not None:
         raise InvalidRequestError("--json and --format exclude each other")
