@@ -37,6 +37,14 @@ IMPLICIT_DEFAULT: dict[str, Any] = {"bool": False, "float64": 0.0, "string": "",
 VARIABLE = ("string", "bytes", "records")
 #: Strings up to here stay below Kafka's limit of 32,767 bytes even if each byte is replaced by the three of U+FFFD.
 SHORT_TEXT_BYTES = 32_767 // 3
+#: How many elements are taken of what may be megabytes long, where an element has three bytes or a few, and takes a
+#: hundred times that in memory. No client sends as many.
+COUNT_MAX = {
+    "JoinGroupRequest.protocols": 1_000,
+    "SyncGroupRequest.assignments": 20_000,
+    "OffsetCommitRequest.topics": 20_000,
+    "OffsetCommitRequest.topics.partitions": 100_000,
+}
 
 
 # --- the model -----------------------------------------------------------------------------------------------
@@ -437,6 +445,9 @@ class Decoder:
         check = f"{count} * {element} > end - pos" if element > 1 else f"{count} > end - pos"
         code.add(f"if {check}:" if nullable else f"if {count} < 0 or {check}:")
         code.add(f'    raise bad_length("{path}", {count}, end - pos)')
+        if path in COUNT_MAX:
+            code.add(f"if {count} > {COUNT_MAX[path]}:")
+            code.add(f'    raise too_many("{path}", {count}, {COUNT_MAX[path]})')
         full = python_type(self.message, item)
         declared = (
             "" if self.version in item.tagged else f": {full if nullable else full.removesuffix(' | None')}"
@@ -734,7 +745,7 @@ def functions_source(module: Module, message: Message, verb: str) -> str:
 
 RUNTIME_NAMES = """
 MALFORMED ZERO_UUID Buffer Records Writer bad_length check_text decode_fixed_array decode_uuid_array
-encode_uvarint malformed missing records_size skip_tags tag_header uvarint_rest wrong_tag_size
+encode_uvarint malformed missing records_size skip_tags tag_header too_many uvarint_rest wrong_tag_size
 """
 
 

@@ -25,6 +25,7 @@ __all__ = (
     "records_size",
     "skip_tags",
     "tag_header",
+    "too_many",
     "uvarint_rest",
     "wrong_tag_size",
 )
@@ -74,6 +75,11 @@ def bad_length(field: str, length: int, left: int) -> DecodeError:
     if length < 0:
         return DecodeError(f"field is null but may not be: field={field} length={length}")
     return DecodeError(f"field is longer than its message: field={field} length={length} bytes_left={left}")
+
+
+def too_many(field: str, count: int, most: int) -> DecodeError:
+    """The error for an array of more elements than anybody has a use for."""
+    return DecodeError(f"field has more elements than are taken: field={field} count={count} most={most}")
 
 
 def _replace_as_java(error: UnicodeError) -> tuple[str, int]:

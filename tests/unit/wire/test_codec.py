@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,15 @@ from penstock.wire import (
     encode_response,
 )
 from penstock.wire._runtime import Writer, decode_uvarint, encode_uvarint
-from penstock.wire.messages import api_versions, fetch, metadata, produce
+from penstock.wire.messages import (
+    api_versions,
+    fetch,
+    join_group,
+    metadata,
+    offset_commit,
+    produce,
+    sync_group,
+)
 from penstock.wire.messages.find_coordinator import FindCoordinatorRequest
 from penstock.wire.messages.group_metadata_value import GroupMetadataValue, MemberMetadata
 from penstock.wire.messages.offset_commit_value import OffsetCommitValue
@@ -77,6 +87,58 @@ def test_checked_in_modules_are_what_the_schemas_generate() -> None:
     assert {path.name for path in generator.MESSAGES_DIR.glob("*.py")} == set(files)
     stale = [name for name, text in files.items() if (generator.MESSAGES_DIR / name).read_text() != text]
     assert not stale, "run tools/wire/generate_wire.py generate"
+
+
+@pytest.mark.parametrize(
+    ("encode", "message", "array", "most"),
+    [
+        pytest.param(
+            join_group.encode_request_v0,
+            join_group.JoinGroupRequest(protocols=[join_group.JoinGroupRequestProtocol()]),
+            "protocols",
+            1_000,
+            id="join_v0",
+        ),
+        pytest.param(
+            join_group.encode_request_v9,
+            join_group.JoinGroupRequest(protocols=[join_group.JoinGroupRequestProtocol()]),
+            "protocols",
+            1_000,
+            id="join_v9",
+        ),
+        pytest.param(
+            sync_group.encode_request_v5,
+            sync_group.SyncGroupRequest(assignments=[sync_group.SyncGroupRequestAssignment()]),
+            "assignments",
+            20_000,
+            id="sync_v5",
+        ),
+        pytest.param(
+            offset_commit.encode_request_v9,
+            offset_commit.OffsetCommitRequest(topics=[offset_commit.OffsetCommitRequestTopic()]),
+            "topics",
+            20_000,
+            id="commit_v9",
+        ),
+    ],
+)
+def test_no_more_elements_are_decoded_than_anybody_sends(
+    encode: Callable[[Any, Writer], None], message: Any, array: str, most: int
+) -> None:
+    """Each has three bytes, or a few, and takes a hundred times that in memory: 4 MiB took 400 MB."""
+    version = int(encode.__name__.rpartition("v")[2])
+    keys = {
+        "protocols": ApiKey.JOIN_GROUP,
+        "assignments": ApiKey.SYNC_GROUP,
+        "topics": ApiKey.OFFSET_COMMIT,
+    }
+    key = keys[array]
+    one = getattr(message, array)
+    setattr(message, array, one * most)
+    assert len(getattr(decode_request(key, version, encoded(encode, message)), array)) == most
+    setattr(message, array, one * (most + 1))
+    with pytest.raises(DecodeError, match=f"more elements than are taken: .*count={most + 1} most={most}"):
+        decode_request(key, version, encoded(encode, message))
 
 
 def test_produce_v9_literal() -> None:

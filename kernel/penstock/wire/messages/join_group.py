@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, missing, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, missing, skip_tags, too_many, uvarint_rest
 
 
 class JoinGroupRequestProtocol(msgspec.Struct, kw_only=True, gc=False):
@@ -104,6 +104,8 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         pos += 4
         if size_3 < 0 or size_3 * 6 > end - pos:
             raise bad_length("JoinGroupRequest.protocols", size_3, end - pos)
+        if size_3 > 1000:
+            raise too_many("JoinGroupRequest.protocols", size_3, 1000)
         protocols_: list[JoinGroupRequestProtocol] = []
         for _ in range(size_3):
             (size_4,) = _unpack_h(buf, pos)
@@ -163,6 +165,8 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         pos += 4
         if size_3 < 0 or size_3 * 6 > end - pos:
             raise bad_length("JoinGroupRequest.protocols", size_3, end - pos)
+        if size_3 > 1000:
+            raise too_many("JoinGroupRequest.protocols", size_3, 1000)
         protocols_: list[JoinGroupRequestProtocol] = []
         for _ in range(size_3):
             (size_4,) = _unpack_h(buf, pos)
@@ -238,6 +242,8 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         pos += 4
         if size_4 < 0 or size_4 * 6 > end - pos:
             raise bad_length("JoinGroupRequest.protocols", size_4, end - pos)
+        if size_4 > 1000:
+            raise too_many("JoinGroupRequest.protocols", size_4, 1000)
         protocols_: list[JoinGroupRequestProtocol] = []
         for _ in range(size_4):
             (size_5,) = _unpack_h(buf, pos)
@@ -321,6 +327,8 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         size_4 -= 1
         if size_4 < 0 or size_4 * 3 > end - pos:
             raise bad_length("JoinGroupRequest.protocols", size_4, end - pos)
+        if size_4 > 1000:
+            raise too_many("JoinGroupRequest.protocols", size_4, 1000)
         protocols_: list[JoinGroupRequestProtocol] = []
         for _ in range(size_4):
             size_5 = buf[pos]
@@ -417,6 +425,8 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         size_4 -= 1
         if size_4 < 0 or size_4 * 3 > end - pos:
             raise bad_length("JoinGroupRequest.protocols", size_4, end - pos)
+        if size_4 > 1000:
+            raise too_many("JoinGroupRequest.protocols", size_4, 1000)
         protocols_: list[JoinGroupRequestProtocol] = []
         for _ in range(size_4):
             size_5 = buf[pos]

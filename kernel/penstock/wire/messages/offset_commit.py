@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, too_many, uvarint_rest
 
 
 class OffsetCommitRequestPartition(msgspec.Struct, kw_only=True, gc=False):
@@ -100,6 +100,8 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
         pos += 12
         if size_2 < 0 or size_2 * 6 > end - pos:
             raise bad_length("OffsetCommitRequest.topics", size_2, end - pos)
+        if size_2 > 20000:
+            raise too_many("OffsetCommitRequest.topics", size_2, 20000)
         topics_: list[OffsetCommitRequestTopic] = []
         for _ in range(size_2):
             (size_3,) = _unpack_h(buf, pos)
@@ -115,6 +117,8 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
             pos += 4
             if size_4 < 0 or size_4 * 14 > end - pos:
                 raise bad_length("OffsetCommitRequest.topics.partitions", size_4, end - pos)
+            if size_4 > 100000:
+                raise too_many("OffsetCommitRequest.topics.partitions", size_4, 100000)
             partitions_: list[OffsetCommitRequestPartition] = []
             for _ in range(size_4):
                 partition_index_, committed_offset_, size_5 = _unpack_iqh(buf, pos)
@@ -165,6 +169,8 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
         pos += 4
         if size_2 < 0 or size_2 * 6 > end - pos:
             raise bad_length("OffsetCommitRequest.topics", size_2, end - pos)
+        if size_2 > 20000:
+            raise too_many("OffsetCommitRequest.topics", size_2, 20000)
         topics_: list[OffsetCommitRequestTopic] = []
         for _ in range(size_2):
             (size_3,) = _unpack_h(buf, pos)
@@ -180,6 +186,8 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
             pos += 4
             if size_4 < 0 or size_4 * 14 > end - pos:
                 raise bad_length("OffsetCommitRequest.topics.partitions", size_4, end - pos)
+            if size_4 > 100000:
+                raise too_many("OffsetCommitRequest.topics.partitions", size_4, 100000)
             partitions_: list[OffsetCommitRequestPartition] = []
             for _ in range(size_4):
                 partition_index_, committed_offset_, size_5 = _unpack_iqh(buf, pos)
@@ -228,6 +236,8 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
         pos += 4
         if size_2 < 0 or size_2 * 6 > end - pos:
             raise bad_length("OffsetCommitRequest.topics", size_2, end - pos)
+        if size_2 > 20000:
+            raise too_many("OffsetCommitRequest.topics", size_2, 20000)
         topics_: list[OffsetCommitRequestTopic] = []
         for _ in range(size_2):
             (size_3,) = _unpack_h(buf, pos)
@@ -243,6 +253,8 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
             pos += 4
             if size_4 < 0 or size_4 * 18 > end - pos:
                 raise bad_length("OffsetCommitRequest.topics.partitions", size_4, end - pos)
+            if size_4 > 100000:
+                raise too_many("OffsetCommitRequest.topics.partitions", size_4, 100000)
             partitions_: list[OffsetCommitRequestPartition] = []
             for _ in range(size_4):
                 partition_index_, committed_offset_, committed_leader_epoch_, size_5 = _unpack_iqih(buf, pos)
@@ -304,6 +316,8 @@ def decode_request_v7(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
         pos += 4
         if size_3 < 0 or size_3 * 6 > end - pos:
             raise bad_length("OffsetCommitRequest.topics", size_3, end - pos)
+        if size_3 > 20000:
+            raise too_many("OffsetCommitRequest.topics", size_3, 20000)
         topics_: list[OffsetCommitRequestTopic] = []
         for _ in range(size_3):
             (size_4,) = _unpack_h(buf, pos)
@@ -319,6 +333,8 @@ def decode_request_v7(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
             pos += 4
             if size_5 < 0 or size_5 * 18 > end - pos:
                 raise bad_length("OffsetCommitRequest.topics.partitions", size_5, end - pos)
+            if size_5 > 100000:
+                raise too_many("OffsetCommitRequest.topics.partitions", size_5, 100000)
             partitions_: list[OffsetCommitRequestPartition] = []
             for _ in range(size_5):
                 partition_index_, committed_offset_, committed_leader_epoch_, size_6 = _unpack_iqih(buf, pos)
@@ -389,6 +405,8 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
         size_3 -= 1
         if size_3 < 0 or size_3 * 3 > end - pos:
             raise bad_length("OffsetCommitRequest.topics", size_3, end - pos)
+        if size_3 > 20000:
+            raise too_many("OffsetCommitRequest.topics", size_3, 20000)
         topics_: list[OffsetCommitRequestTopic] = []
         for _ in range(size_3):
             size_4 = buf[pos]
@@ -409,6 +427,8 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
             size_5 -= 1
             if size_5 < 0 or size_5 * 18 > end - pos:
                 raise bad_length("OffsetCommitRequest.topics.partitions", size_5, end - pos)
+            if size_5 > 100000:
+                raise too_many("OffsetCommitRequest.topics.partitions", size_5, 100000)
             partitions_: list[OffsetCommitRequestPartition] = []
             for _ in range(size_5):
                 partition_index_, committed_offset_, committed_leader_epoch_, size_6 = _unpack_iqiB(buf, pos)
@@ -494,6 +514,8 @@ def decode_request_v10(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommi
         size_3 -= 1
         if size_3 < 0 or size_3 * 18 > end - pos:
             raise bad_length("OffsetCommitRequest.topics", size_3, end - pos)
+        if size_3 > 20000:
+            raise too_many("OffsetCommitRequest.topics", size_3, 20000)
         topics_: list[OffsetCommitRequestTopic] = []
         for _ in range(size_3):
             topic_id_, size_4 = _unpack_16sB(buf, pos)
@@ -503,6 +525,8 @@ def decode_request_v10(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommi
             size_4 -= 1
             if size_4 < 0 or size_4 * 18 > end - pos:
                 raise bad_length("OffsetCommitRequest.topics.partitions", size_4, end - pos)
+            if size_4 > 100000:
+                raise too_many("OffsetCommitRequest.topics.partitions", size_4, 100000)
             partitions_: list[OffsetCommitRequestPartition] = []
             for _ in range(size_4):
                 partition_index_, committed_offset_, committed_leader_epoch_, size_5 = _unpack_iqiB(buf, pos)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, too_many, uvarint_rest
 
 
 class SyncGroupRequestAssignment(msgspec.Struct, kw_only=True, gc=False):
@@ -77,6 +77,8 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
         pos += 4
         if size_2 < 0 or size_2 * 6 > end - pos:
             raise bad_length("SyncGroupRequest.assignments", size_2, end - pos)
+        if size_2 > 20000:
+            raise too_many("SyncGroupRequest.assignments", size_2, 20000)
         assignments_: list[SyncGroupRequestAssignment] = []
         for _ in range(size_2):
             (size_3,) = _unpack_h(buf, pos)
@@ -142,6 +144,8 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
         pos += 4
         if size_3 < 0 or size_3 * 6 > end - pos:
             raise bad_length("SyncGroupRequest.assignments", size_3, end - pos)
+        if size_3 > 20000:
+            raise too_many("SyncGroupRequest.assignments", size_3, 20000)
         assignments_: list[SyncGroupRequestAssignment] = []
         for _ in range(size_3):
             (size_4,) = _unpack_h(buf, pos)
@@ -214,6 +218,8 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
         size_3 -= 1
         if size_3 < 0 or size_3 * 3 > end - pos:
             raise bad_length("SyncGroupRequest.assignments", size_3, end - pos)
+        if size_3 > 20000:
+            raise too_many("SyncGroupRequest.assignments", size_3, 20000)
         assignments_: list[SyncGroupRequestAssignment] = []
         for _ in range(size_3):
             size_4 = buf[pos]
@@ -328,6 +334,8 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
         size_5 -= 1
         if size_5 < 0 or size_5 * 3 > end - pos:
             raise bad_length("SyncGroupRequest.assignments", size_5, end - pos)
+        if size_5 > 20000:
+            raise too_many("SyncGroupRequest.assignments", size_5, 20000)
         assignments_: list[SyncGroupRequestAssignment] = []
         for _ in range(size_5):
             size_6 = buf[pos]
