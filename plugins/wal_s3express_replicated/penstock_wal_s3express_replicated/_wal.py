@@ -111,6 +111,8 @@ class ReplicatedWal:
         #: Those that count; those that get entries, one more while it returns; all that were opened.
         self._counting: list[Replica] = []
         self._following: list[Replica] = []
+        #: One that returns, from when it has nearly all until metadata says that it counts, or it doesn't return.
+        self._joining: Replica | None = None
         self._opened: list[Replica] = []
         self._recording = anyio.Lock()
         self._trimming = anyio.Lock()
@@ -361,8 +363,10 @@ class ReplicatedWal:
         self._advance()
 
     def _advance(self) -> None:
-        """Acknowledge what all that count have."""
+        """Acknowledge what all that count have, and who is about to: metadata may say so before it's known here."""
         ready = min(replica.done for replica in self._counting) - self._completed
+        if self._joining is not None:
+            ready = min(ready, self._joining.done - self._completed)
         if ready > 0:
             done = [self._pending.popleft() for _ in range(ready)]
             self._completed += ready
@@ -483,10 +487,12 @@ class ReplicatedWal:
             self._spawn(replica.stop())
         else:
             slot.replica, slot.due = replica, 0.0
-            await self._record(replica)
+            await self._record(replica)  # if that is in doubt, the log ends, and nothing more is acknowledged
         finally:
             self._backlog, self._returning = None, False
             self._news.set()
+        self._joining = None
+        self._advance()
 
     async def _catch_up(self, replica: Replica) -> None:
         source = min(self._counting, key=lambda member: member.latency_us)
@@ -505,7 +511,8 @@ class ReplicatedWal:
         for item, at, whole in backlog:
             replica.put(item, at, whole, None)
         self._following.append(replica)
-        target = self._appended
+        self._joining = replica
+        target = self._appended  # and all that is acknowledged meanwhile
         with anyio.fail_after(self._limit_s):
             while replica.done < target and self._may_go_on(replica):
                 replica.moved.clear()

@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -227,6 +228,40 @@ async def test_who_registered_later_keeps_the_old_owner_from_dropping_what_it_ca
         append = wal.append([b"x"])
         with anyio.fail_after(HANG_S), pytest.raises(FencedError, match="newer owner registered"):
             await append.wait_durable()
+
+
+async def test_while_the_return_of_a_replica_is_recorded_it_has_all_that_is_acknowledged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Metadata may say so before its owner knows, and a recovery then asks that replica alone."""
+    place = Place(return_after="5ms")
+    reached, go_on = anyio.Event(), anyio.Event()
+    words = type(place.words.of(0))
+    write = words.write
+
+    async def hold_larger(self: Any, name: str, value: str, expected: str) -> int:
+        if len(Members.decode(expected or value).since) < len(Members.decode(value).since):
+            reached.set()
+            await go_on.wait()
+        return await write(self, name, value, expected)
+
+    async with place.recovered() as wal:
+        place.media[1].fail()
+        await acked(wal, b"one")
+        monkeypatch.setattr(words, "write", hold_larger)
+        place.media[1].error = None
+        with anyio.fail_after(HANG_S):
+            await reached.wait()
+        place.media[1].held = True
+        append = wal.append([b"two"])
+        await anyio.wait_all_tasks_blocked()
+        assert place.holds(0)[-1] == b"two"
+        assert not append.done
+        place.media[1].release()
+        with anyio.fail_after(HANG_S):
+            await append.wait_durable()
+        go_on.set()
+        await acked(wal, b"three")
 
 
 # -- recovery ----------------------------------------------------------------------------------------------------
