@@ -80,6 +80,8 @@ class ServeProcess:
             f"broker.data_dir={self.data_dir}",
             f"listener.bind=127.0.0.1:{self.port}",
             *default_wal,
+            # Many tests write records of years ago, which retention drops as soon as it looks.
+            "stream.retention_interval=1h",
             *self.sets,
         ):
             arguments += ["--set", setting]

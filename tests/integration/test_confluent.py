@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -586,12 +586,7 @@ class Group:
         self.name = unique("group")
         self._broker = broker
         self._topics = topics
-        self._settings = {
-            "session_timeout_ms": 6000,
-            "heartbeat_interval_ms": 500,
-            "enable_auto_offset_store": False,  # what a rebalance takes out of librdkafka's queue isn't committed
-            **settings,
-        }
+        self._settings = {"session_timeout_ms": 6000, "heartbeat_interval_ms": 500, **settings}
         self.members: list[Consumer] = []
         #: How many partitions each member had to give up, by the member's position in the order of joining.
         self.revoked: list[int] = []
@@ -625,8 +620,6 @@ class Group:
                 wait_s = 0
                 if message.error() is None:
                     self.received.append(message)
-                    with suppress(KafkaException):  # the partition is somebody else's by now
-                        consumer.store_offsets(message=message)
         return self.received
 
     def shares(self) -> list[int]:

@@ -264,7 +264,9 @@ class Stream(Settings):
         default=0, ge=0, description="Bytes of unsent fetch responses; 0 is a quarter of the allocator."
     )
     retention_interval: Duration = Field(
-        default=30 * SECOND, ge=1, description="How often retention looks for records to drop."
+        default=5 * MINUTE,
+        ge=1,
+        description="How often retention looks for records to drop, as Kafka by default.",
     )
     metadata_snapshot_entries: int = Field(
         default=SNAPSHOT_ENTRIES,
