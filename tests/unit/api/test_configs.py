@@ -1,0 +1,274 @@
+"""DescribeConfigs, AlterConfigs, IncrementalAlterConfigs and ListConfigResources: one clause of the protocol each."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+
+import pytest
+from tests.unit.api.fakes import FakeLogs, make_context
+
+from penstock.api import config_changes, configs
+from penstock.log.errors import KafkaError
+from penstock.log.partition_config import PartitionConfig
+from penstock.log.topic_config import (
+    TOPIC_CONFIGS,
+    TopicConfig,
+    TopicConfigTable,
+    effective_values,
+    validate_topic_config,
+)
+from penstock.wire.api_keys import ApiKey
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.alter_configs import AlterableConfig as OldConfig
+from penstock.wire.messages.alter_configs import AlterConfigsRequest
+from penstock.wire.messages.alter_configs import AlterConfigsResource as OldResource
+from penstock.wire.messages.describe_configs import DescribeConfigsRequest, DescribeConfigsResource
+from penstock.wire.messages.incremental_alter_configs import (
+    AlterableConfig,
+    AlterConfigsResource,
+    IncrementalAlterConfigsRequest,
+)
+from penstock.wire.messages.list_config_resources import ListConfigResourcesRequest
+from penstock.wire.registry import encode_response
+
+pytestmark = pytest.mark.anyio
+
+TOPIC, BROKER = 2, 4
+
+
+async def test_describe_configs_gives_all_with_their_sources(logs: FakeLogs) -> None:
+    logs.topics()["t"].configs["retention.ms"] = "1000"
+    logs.broker_defaults = {"max.message.bytes": "500"}
+    named_none: tuple[list[str] | None, ...] = (None, [])
+    for keys in named_none:
+        request = DescribeConfigsRequest(
+            resources=[
+                DescribeConfigsResource(resource_type=TOPIC, resource_name="t", configuration_keys=keys)
+            ],
+            include_synonyms=True,
+        )
+        response = configs.describe_configs_nowait(request, make_context(logs, 4))
+        encode_response(ApiKey.DESCRIBE_CONFIGS, 4, 1, response)
+        found = {c.name: (c.value, c.config_source, len(c.synonyms)) for c in response.results[0].configs}
+        assert set(found) == set(TOPIC_CONFIGS)
+        assert found["retention.ms"] == ("1000", 1, 1), "log.retention.ms has no default in Kafka"
+        assert found["max.message.bytes"] == ("500", 4, 2)
+        assert found["cleanup.policy"] == ("delete", 5, 1)
+
+
+class Compared(str):
+    """A text that counts how often texts like it are compared with another one."""
+
+    __slots__ = ()
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return str.__eq__(self, other) is True
+
+    __hash__ = str.__hash__
+
+
+def test_long_lists_of_configs_are_looked_through_once(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred thousand items, appended to or taken from as many, would hold the broker for minutes."""
+    name, count = "leader.replication.throttled.replicas", 500
+    there = {name: ",".join(f"{number}:1" for number in range(count))}
+    given = [Compared(f"{number}:1") for number in range(count // 2, count + count // 2)]
+    monkeypatch.setattr(config_changes, "_given_items", lambda _value: given)
+    left = {}
+    for operation in (APPEND, SUBTRACT):
+        change = AlterableConfig(name=name, config_operation=operation, value="given")
+        left[operation] = config_changes.changed([change], TopicConfigTable(), there)[name].count(":")
+    assert left == {APPEND: count + count // 2, SUBTRACT: count // 2}
+    request = DescribeConfigsRequest(
+        resources=[
+            DescribeConfigsResource(resource_type=TOPIC, resource_name="t", configuration_keys=list(given))
+        ]
+    )
+    assert configs.describe_configs_nowait(request, make_context(logs, 4)).results[0].configs == []
+    assert Compared.times < 10 * count, "not each with each"
+
+
+async def test_all_configs_of_a_resource_are_told_once_however_often_it_is_named(logs: FakeLogs) -> None:
+    """The answer is hundreds of times as long as the question; what names its configs is answered each time."""
+    named = DescribeConfigsResource(
+        resource_type=TOPIC, resource_name="t", configuration_keys=["retention.ms"]
+    )
+    resources = [DescribeConfigsResource(resource_type=TOPIC, resource_name="t"), named] * 100
+    request = DescribeConfigsRequest(resources=resources)
+    response = await configs.handle_describe_configs(request, make_context(logs, 4))
+    assert Counter(len(result.configs) for result in response.results) == {len(TOPIC_CONFIGS): 1, 1: 100}
+
+
+def test_the_configs_of_many_topics_are_few_objects_for_the_collector(logs: FakeLogs) -> None:
+    """It looks at all of them, again and again, while a long answer is made."""
+    topics = 50
+    resources = [
+        DescribeConfigsResource(resource_type=TOPIC, resource_name=logs.add(f"many-{number}").name)
+        for number in range(topics)
+    ]
+    context = make_context(logs, 4)
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        before = gc.get_count()[0]
+        response = configs.describe_configs_nowait(DescribeConfigsRequest(resources=resources), context)
+        objects = gc.get_count()[0] - before
+    finally:
+        if is_enabled:
+            gc.enable()
+    assert len(response.results) == topics
+    assert objects < topics * len(TOPIC_CONFIGS) / 2, "not one for each config"
+
+
+async def test_describe_configs_of_the_broker_and_of_others(logs: FakeLogs) -> None:
+    resources = [
+        DescribeConfigsResource(resource_type=BROKER, resource_name="7", configuration_keys=None),
+        DescribeConfigsResource(resource_type=BROKER, resource_name="8", configuration_keys=None),
+        DescribeConfigsResource(resource_type=TOPIC, resource_name="unknown", configuration_keys=None),
+        DescribeConfigsResource(resource_type=16, resource_name="metrics", configuration_keys=None),
+        DescribeConfigsResource(resource_type=16, resource_name="", configuration_keys=None),
+    ]
+    context = make_context(
+        logs, 4, broker_configs={"num.partitions": "1", "auto.create.topics.enable": "true"}
+    )
+    response = configs.describe_configs_nowait(DescribeConfigsRequest(resources=resources), context)
+    assert [result.error_code for result in response.results] == [
+        0,
+        ErrorCode.INVALID_REQUEST,
+        ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
+        ErrorCode.NONE,
+        ErrorCode.INVALID_REQUEST,
+    ]
+    assert [(c.name, c.value, c.read_only) for c in response.results[0].configs] == [
+        ("auto.create.topics.enable", "true", True),
+        ("log.dirs", "memory://", True),
+        ("num.partitions", "1", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "types", "code", "found"),
+    [
+        (0, [], ErrorCode.NONE, []),
+        (1, [], ErrorCode.NONE, [("t", 2), ("u", 2), ("7", 4), ("7", 8)]),
+        (1, [4], ErrorCode.NONE, [("7", 4)]),
+        (1, [2, 32], ErrorCode.NONE, [("t", 2), ("u", 2)]),
+        (1, [8, 16], ErrorCode.NONE, [("7", 8)]),
+        (1, [2, 3], ErrorCode.UNSUPPORTED_VERSION, []),
+    ],
+)
+def test_list_config_resources(
+    logs: FakeLogs, version: int, types: list[int], code: ErrorCode, found: list[tuple[str, int]]
+) -> None:
+    logs.add("u", 1)
+    request = ListConfigResourcesRequest(resource_types=types)
+    response = configs.list_config_resources_nowait(request, make_context(logs, version))
+    encode_response(ApiKey.LIST_CONFIG_RESOURCES, version, 1, response)
+    assert response.error_code == code
+    assert [(each.resource_name, each.resource_type) for each in response.config_resources] == found
+
+
+async def alter(
+    logs: FakeLogs, *changes: tuple[str, int, str | None], kind: int = TOPIC, validate_only: bool = False
+) -> int:
+    resource = AlterConfigsResource(
+        resource_type=kind,
+        resource_name="t" if kind == TOPIC else "7",
+        configs=[AlterableConfig(name=n, config_operation=op, value=v) for n, op, v in changes],
+    )
+    request = IncrementalAlterConfigsRequest(resources=[resource], validate_only=validate_only)
+    response = await configs.handle_incremental_alter_configs(request, make_context(logs, 1))
+    assert bool(response.responses[0].error_message) == bool(response.responses[0].error_code)
+    return response.responses[0].error_code
+
+
+SET, DELETE, APPEND, SUBTRACT = range(4)
+
+
+async def test_incremental_alter_sets_and_deletes(logs: FakeLogs) -> None:
+    assert await alter(logs, ("retention.ms", SET, "1000"), ("retention.bytes", SET, "5")) == 0
+    assert await alter(logs, ("retention.ms", DELETE, None)) == 0
+    assert logs.topics()["t"].configs == {"retention.bytes": "5"}
+    assert await alter(logs, ("retention.ms", SET, "7"), validate_only=True) == 0
+    assert logs.topics()["t"].configs == {"retention.bytes": "5"}
+
+
+async def test_deleting_a_config_that_is_not_set_or_not_known_succeeds(logs: FakeLogs) -> None:
+    assert await alter(logs, ("retention.bytes", SET, "5")) == 0
+    assert await alter(logs, ("retention.ms", DELETE, None), ("unknown.key", DELETE, None)) == 0
+    assert logs.topics()["t"].configs == {"retention.bytes": "5"}
+
+
+async def test_incremental_alter_of_lists_keeps_their_order(logs: FakeLogs) -> None:
+    name = "leader.replication.throttled.replicas"
+    assert await alter(logs, (name, SET, "0:7,1:7")) == 0
+    assert await alter(logs, (name, APPEND, "2:7,0:7")) == 0
+    assert logs.topics()["t"].configs[name] == "0:7,1:7,2:7"
+    assert await alter(logs, (name, SUBTRACT, "1:7")) == 0
+    assert logs.topics()["t"].configs[name] == "0:7,2:7"
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "code"),
+    [
+        ([("unknown.key", SET, "1")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("unknown.key", APPEND, "1")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("retention.ms", APPEND, "1")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("retention.ms", 9, "1")], TOPIC, ErrorCode.INVALID_REQUEST),
+        ([("retention.ms", SET, "1"), ("retention.ms", SET, "2")], TOPIC, ErrorCode.INVALID_REQUEST),
+        ([("retention.ms", SET, None)], TOPIC, ErrorCode.INVALID_REQUEST),
+        ([("cleanup.policy", APPEND, None)], TOPIC, ErrorCode.INVALID_REQUEST),
+        ([("cleanup.policy", APPEND, "compact")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("cleanup.policy", APPEND, ",delete")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("cleanup.policy", SET, "delete,")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("retention.ms", SET, "1_000")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("retention.ms", SET, "\u0661")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("log.retention.ms", SET, "1")], BROKER, ErrorCode.INVALID_CONFIG),
+        ([("x", SET, "1")], 16, ErrorCode.INVALID_REQUEST),
+    ],
+)
+async def test_incremental_alter_is_all_or_nothing(
+    logs: FakeLogs, changes: list[tuple[str, int, str | None]], kind: int, code: ErrorCode
+) -> None:
+    assert await alter(logs, ("max.message.bytes", SET, "9"), *changes, kind=kind) == code
+    assert logs.topics()["t"].configs == {}
+
+
+async def test_a_topic_without_cleanup_policy_keeps_its_records(logs: FakeLogs) -> None:
+    """KIP-1247: deletion can be taken away; the limits of retention are kept and don't act."""
+    assert await alter(logs, ("cleanup.policy", SUBTRACT, "delete")) == 0
+    configs = {**logs.topics()["t"].configs, "retention.ms": "1"}
+    assert configs["cleanup.policy"] == ""
+    parsed = PartitionConfig.parse(effective_values(configs, {}), validate_full=False)
+    assert (parsed.retention_ms, parsed.retention_bytes) == (-1, -1)
+
+
+async def test_alter_configs_replaces_everything(logs: FakeLogs) -> None:
+    await alter(logs, ("retention.ms", SET, "1000"))
+    resource = OldResource(
+        resource_type=TOPIC, resource_name="t", configs=[OldConfig(name="retention.bytes", value="5")]
+    )
+    response = await configs.handle_alter_configs(
+        AlterConfigsRequest(resources=[resource]), make_context(logs, 2)
+    )
+    assert response.responses[0].error_code == 0
+    assert logs.topics()["t"].configs == {"retention.bytes": "5"}
+
+
+def test_unknown_topic_config_names_the_nearest() -> None:
+    with pytest.raises(KafkaError, match=r"did you mean retention\.ms"):
+        validate_topic_config("retension.ms", "1")
+
+
+def test_any_negative_retention_by_size_is_no_limit() -> None:
+    assert validate_topic_config("retention.bytes", "-2") == "-2"
+
+
+@pytest.mark.parametrize("config", TOPIC_CONFIGS.values(), ids=TOPIC_CONFIGS)
+def test_default_of_each_topic_config_is_valid(config: TopicConfig) -> None:
+    assert validate_topic_config(config.name, config.default) == config.default
+    assert config.doc
