@@ -9,13 +9,16 @@ import logging
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 
 from pyiceberg.catalog import Catalog, MetastoreCatalog
-from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError, ValidationError
 from pyiceberg.io import FileIO
+from pyiceberg.manifest import ManifestEntryStatus
 from pyiceberg.schema import Schema
 from pyiceberg.serializers import FromInputFile
 from pyiceberg.table import Table
+from pyiceberg.table.metadata import TableMetadata
 
 from penstock.errors import NotFoundError
 from penstock.spi.lake import LakeTopic
@@ -25,7 +28,7 @@ from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._io import listed
 from penstock_iceberg_compactor._place import Place
 from penstock_iceberg_compactor._schema import creation_properties, order_of, spec_of
-from penstock_iceberg_compactor._stamp import Stamp
+from penstock_iceberg_compactor._stamp import PREFIX, Stamp
 
 logger = logging.getLogger("penstock.lake.iceberg")
 
@@ -93,7 +96,7 @@ def _found_again(place: Place, catalog: Catalog, identifier: tuple[str, ...]) ->
         return None
     io = catalog._load_file_io(location=folder)
     there = [one.location for one in listed(io, f"{folder}/metadata") if one.location.endswith(_METADATA)]
-    newest = next((one for one in sorted(there, key=_version, reverse=True) if _is_whole(io, one)), None)
+    newest = _newest(io, there)
     if newest is None:
         return None
     try:
@@ -104,6 +107,61 @@ def _found_again(place: Place, catalog: Catalog, identifier: tuple[str, ...]) ->
         "the catalog didn't know the table, which is in the warehouse: table=%s metadata=%s", name, newest
     )
     return table
+
+
+def _newest(io: FileIO, locations: Iterable[str]) -> str | None:
+    """The newest metadata that were written to their end; None if there are none.
+
+    Catalogs write metadata before they compare and swap, so those of a commit that lost stay beside the winner's,
+    with the same number.
+    """
+    by_number: dict[int, list[str]] = {}
+    for location in locations:
+        by_number.setdefault(_number(location), []).append(location)
+    for _, same in sorted(by_number.items(), reverse=True):
+        whole = [location for location in same if _is_whole(io, location)]
+        if whole:
+            return whole[0] if len(whole) == 1 else max(whole, key=partial(_likelihood, io))
+    return None
+
+
+def _likelihood(io: FileIO, location: str) -> tuple[bool, int, int, int, str]:
+    """What tells a commit that was taken from those of its number that lost: the greater one is more likely.
+
+    Files of a commit that lost are removed. If whoever made it had no time for that, it was killed on its way, and
+    the winner made a snapshot, has a higher epoch, or is younger.
+    """
+    try:
+        metadata = FromInputFile.table_metadata(io.new_input(location))
+    except (ValidationError, ValueError):
+        return False, 0, 0, 0, location
+    epoch = metadata.properties.get(f"{PREFIX}epoch", "")
+    return (
+        _has_files(io, metadata),
+        getattr(metadata, "last_sequence_number", 0),  # which the first version of the format has not
+        int(epoch) if epoch.isdecimal() else -1,
+        metadata.last_updated_ms,
+        location,
+    )
+
+
+def _has_files(io: FileIO, metadata: TableMetadata) -> bool:
+    """Whether what the newest snapshot wrote is there: its list of manifests, manifests and files of rows."""
+    snapshot = metadata.current_snapshot()
+    if snapshot is None:
+        return True
+    if not io.new_input(snapshot.manifest_list).exists():
+        return False
+    for manifest in snapshot.manifests(io):
+        if manifest.added_snapshot_id != snapshot.snapshot_id:
+            continue
+        if not io.new_input(manifest.manifest_path).exists():
+            return False
+        for entry in manifest.fetch_manifest_entry(io):
+            is_new = entry.status == ManifestEntryStatus.ADDED
+            if is_new and not io.new_input(entry.data_file.file_path).exists():
+                return False
+    return True
 
 
 def _is_whole(io: FileIO, location: str) -> bool:
@@ -148,8 +206,7 @@ def _default_location(catalog: Catalog, identifier: tuple[str, ...]) -> str | No
     return catalog._resolve_table_location(None, ".".join(namespace), name)
 
 
-def _version(location: str) -> tuple[int, str]:
+def _number(location: str) -> int:
     """Metadata are called ``00012-UUID.metadata.json``."""
-    name = location.rpartition("/")[2]
-    number = name.partition("-")[0]
-    return (int(number) if number.isdecimal() else -1), name
+    number = location.rpartition("/")[2].partition("-")[0]
+    return int(number) if number.isdecimal() else -1
