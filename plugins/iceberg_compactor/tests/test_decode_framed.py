@@ -148,9 +148,7 @@ def test_a_registry_that_fails_is_asked_again_and_then_unavailable(registry: Sch
     assert len(_decode(decoder, item).rows) == 1
 
 
-@pytest.mark.parametrize(
-    "answer", [(401, {}), (200, b"no json"), (200, {"x": 1}), (200, b'{"schema": "' + b"x" * 2**23)]
-)
+@pytest.mark.parametrize("answer", [(401, {}), (200, b"no json"), (200, {"x": 1}), (200, b"<" * 2**23)])
 def test_an_answer_that_is_no_schema_is_unavailable(registry: SchemaRegistryServer, answer: Any) -> None:
     registry.answers["/schemas/ids/1"] = answer
     with pytest.raises(UnavailableError):

@@ -18,6 +18,7 @@ import pytest
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._configs import fault_of
 from penstock_iceberg_compactor.decode import Outage, SchemaRegistry
+from penstock_iceberg_compactor.decode.waits import Call
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 from tests.patience import HANG_S
@@ -203,6 +204,37 @@ def test_a_registry_that_answers_nonsense_for_one_schema_is_asked_for_others(
         client.schema(7)
     assert client.schema(8).text == '"long"'
     client.close()
+
+
+def test_a_schema_that_is_too_large_fails_the_records_that_name_it(registry: SchemaRegistryServer) -> None:
+    """It is as large each time, so the table would wait for it for ever."""
+    registry.answers["/schemas/ids/7"] = (200, {"schema": "x" * 2**22})
+    client = SchemaRegistry(registry.url)
+    with pytest.raises(NotFoundError, match=r"larger than is read: .* path=/schemas/ids/7 bytes_max=4194304"):
+        client.schema(7)
+    client.close()
+
+
+def test_who_gives_up_on_a_registry_says_nothing_of_it_to_others() -> None:
+    """A stop, or a table that goes: the registry may answer the next one at once."""
+    outage, call = Outage(pause_s=HANG_S), Call()
+
+    def ask(client: SchemaRegistry) -> None:
+        call.begin()
+        client.schema(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as threads:
+        client = SchemaRegistry(
+            f"http://127.0.0.1:{server.getsockname()[1]}", deadline_s=HANG_S, attempts=1, outage=outage
+        )
+        asking = threads.submit(ask, client)
+        with server.accept()[0]:
+            call.end()
+            with pytest.raises(UnavailableError):
+                asking.result(HANG_S)
+        with outage.asking(), outage.asking():
+            pass
+        client.close()
 
 
 def test_an_answer_that_is_no_schema_ends_an_outage_too(registry: SchemaRegistryServer) -> None:

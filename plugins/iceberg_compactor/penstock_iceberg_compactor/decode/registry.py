@@ -20,7 +20,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from penstock.errors import ConfigError, NotFoundError, UnavailableError, again, kept
-from penstock_iceberg_compactor.decode.waits import ended_with_call
+from penstock_iceberg_compactor.decode.waits import ended_with_call, is_wanted
 
 #: What one answer may hold; descriptors of large protobuf schemas take some 100 KB.
 _ANSWER_BYTES_MAX = 4 * 2**20
@@ -65,7 +65,8 @@ class Outage:
         try:
             yield
         except _UnreachableError as error:
-            self._fault, self._until = kept(error), self._clock() + self._pause_s
+            if is_wanted():  # who gave up ended the wait, so nothing is known of the registry
+                self._fault, self._until = kept(error), self._clock() + self._pause_s
             raise
         except Exception:
             self._fault = None  # one that answers, whatever that is, keeps nobody waiting
@@ -134,7 +135,8 @@ class SchemaRegistry:
     def schema(self, number: int) -> Schema:
         """The schema with the id ``number``, and all that it refers to.
 
-        Raises NotFoundError if the registry has none, UnavailableError if it can't be asked now or refuses to answer.
+        Raises NotFoundError if the registry has none, or one that is too large, UnavailableError if it can't be asked
+        now or refuses to answer.
         """
         known = self._schemas.get(number)
         if known is None:
@@ -204,15 +206,16 @@ class SchemaRegistry:
             raise UnavailableError(
                 f"the schema registry refuses: url={self.location} path={path} status={response.status}"
             )
+        if len(data) > _ANSWER_BYTES_MAX and data.startswith(b"{"):
+            raise NotFoundError(
+                f"the schema registry's schema is larger than is read: url={self.location} path={path} "
+                f"bytes_max={_ANSWER_BYTES_MAX}"
+            )
         try:
             answer = json.loads(data)
         except (ValueError, RecursionError):
             answer = None
-        if (
-            len(data) > _ANSWER_BYTES_MAX
-            or not isinstance(answer, dict)
-            or not isinstance(answer.get("schema"), str)
-        ):
+        if not isinstance(answer, dict) or not isinstance(answer.get("schema"), str):
             raise UnavailableError(
                 f"the schema registry's answer is no schema: url={self.location} path={path}"
             )

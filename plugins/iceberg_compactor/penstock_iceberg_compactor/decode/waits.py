@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Call", "check_wanted", "ended_with_call")
+__all__ = ("Call", "check_wanted", "ended_with_call", "is_wanted")
 
 import threading
 from collections.abc import Callable, Iterator
@@ -65,8 +65,13 @@ def ended_with_call(shut: Callable[[], None]) -> Iterator[None]:
         yield
 
 
+def is_wanted() -> bool:
+    """Whether whoever this thread works for, if anybody, didn't give up."""
+    call = _current.get()
+    return call is None or not call.is_over
+
+
 def check_wanted() -> None:
     """Raise UnavailableError if whoever this thread works for gave up: before a wait that nothing ends."""
-    call = _current.get()
-    if call is not None and call.is_over:
+    if not is_wanted():
         raise UnavailableError("nobody waits for it any more, so no connection is begun")
