@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ("collapsed", "upsert")
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,8 +98,16 @@ def _without(rows: pa.Table, gone: pa.Table, keys: Sequence[str]) -> pa.Table | 
 
 
 def _keys(rows: pa.Table, names: Sequence[str]) -> pa.Table:
-    """The key columns, in types that Arrow compares."""
-    return pa.table({name: without_extension(rows.column(name)) for name in names})
+    """The key columns, in types that Arrow compares, and as it compares them: by their bits."""
+    return pa.table({name: _canonical(without_extension(rows.column(name))) for name in names})
+
+
+def _canonical(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with one zero and one NaN, as all of either are equal for SQL, and for Iceberg's buckets."""
+    if not pa.types.is_floating(column.type):
+        return column
+    zero, nan = (pa.scalar(value, column.type) for value in (0.0, math.nan))
+    return pc.if_else(pc.is_nan(column), nan, pc.add(column, zero))  # -0.0 + 0.0 is 0.0
 
 
 def _may_hold(file: DataFile, schema: Schema, batch: pa.Table, keys: Sequence[str]) -> bool:

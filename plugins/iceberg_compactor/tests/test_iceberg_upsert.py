@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._settings import Settings
-from penstock_iceberg_compactor._upsert import _may_hold
+from penstock_iceberg_compactor._upsert import _may_hold, _without, collapsed
 from pyiceberg.conversions import to_bytes
 from pyiceberg.schema import Schema
 from pyiceberg.types import DoubleType, NestedField
@@ -102,3 +103,16 @@ async def test_a_key_that_is_not_a_number_may_be_in_any_file() -> None:
         for key in (1.0, 2.0, 3.0, math.nan, None)
     ]
     assert held == [True, True, False, True, False]
+
+
+@pytest.mark.parametrize("keys", [["k"], ["k", "area"]])
+def test_keys_are_equal_as_they_are_for_sql(keys: list[str]) -> None:
+    """Both zeros are one key, and all bit patterns of NaN: a reader who groups by the key finds one row each."""
+    nan = struct.unpack("d", struct.pack("Q", 0x7FF8000000000001))[0]
+    batch = pa.table({"k": [0.0, math.nan, -0.0, nan, 1.0], "area": ["x"] * 5})
+    last = collapsed([batch], batch.schema, keys)
+    assert [str(key) for key in last.column("k").to_pylist()] == ["-0.0", "nan", "1.0"]
+    there = pa.table({"k": [0.0, nan, 2.0], "area": ["x"] * 3})
+    stay = _without(there, last, keys)
+    assert stay is not None
+    assert stay.column("k").to_pylist() == [2.0]
