@@ -64,12 +64,15 @@ class DirectoryInUseError(ConfigError):
 
 
 @contextmanager
-def own_directory(path: Path, access: Access) -> Iterator[None]:
+def own_directory(path: Path, access: Access, *, alone: bool = False) -> Iterator[None]:
     """Hold the data directory for this process; the system lets go of it when the process ends, however it ends.
 
     A second broker on the same files would fence the first one, which is right between hosts and a mishap on one.
-    Raises DirectoryInUseError when another process has it, ConfigError when it can't be used, UnavailableError when
-    the disk fails.
+    On a file system without locks fencing alone keeps two apart. Whoever would do that to a broker that runs asks to
+    be ``alone`` for sure.
+
+    Raises DirectoryInUseError when another process has it, or ``alone`` when one may have it, ConfigError when it
+    can't be used, UnavailableError when the disk fails.
     """
     lock = path / "penstock.lock"
     try:
@@ -91,7 +94,11 @@ def own_directory(path: Path, access: Access) -> Iterator[None]:
                 f"pid={(file.read(20) or b'unknown').decode('ascii', 'replace')}"
             ) from None
         except OSError as error:
-            # a file system without locks: the WAL's fencing still keeps two brokers apart
+            if alone:
+                raise DirectoryInUseError(
+                    f"the data directory can't be locked, so another broker may run on it: path={path} "
+                    f"error={error.strerror}"
+                ) from None
             logger.debug("the data directory can't be locked: path=%s error=%s", path, error.strerror)
         if not _LOCK_CONTENT.fullmatch(file.read(_LOCK_BYTES_MAX + 1)):
             raise ConfigError(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from penstock.broker import DirectoryInUseError
 from penstock.broker._process import own_directory
 from penstock.errors import ConfigError
 from penstock.files import ACCESSES
+from penstock_tools.cli import lake, main
 
 OWNER = ACCESSES["owner"]
 
@@ -74,3 +79,32 @@ def test_a_directory_that_cant_be_made_is_a_mistake_in_the_configuration(tmp_pat
         own_directory(tmp_path / "file/x", OWNER),
     ):
         pass
+
+
+def test_where_nothing_can_be_locked_a_broker_starts_and_what_is_only_done_without_one_isnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maintenance as the table's last owner would fence the broker that runs; so that one is asked."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with own_directory(tmp_path, OWNER):
+        pass
+    (tmp_path / "penstock.lock").write_bytes(b"17")
+    with (
+        pytest.raises(DirectoryInUseError, match=f"another broker may run .*: path={tmp_path}"),
+        own_directory(tmp_path, OWNER, alone=True),
+    ):
+        pass
+    assert (tmp_path / "penstock.lock").read_bytes() == b"17"
+    asked: list[object] = []
+
+    def ask(_: object) -> SimpleNamespace:
+        asked.append(_)
+        return SimpleNamespace(figures={}, dry_run=False, saved_bytes=0)
+
+    monkeypatch.setattr(lake, "run", ask)
+    assert main(["lake", "maintain", "orders", "--set", f"broker.data_dir={tmp_path}"]) == 0
+    assert len(asked) == 1

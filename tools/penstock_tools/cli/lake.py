@@ -167,7 +167,8 @@ def maintain(
 
     The broker that owns the table does it on a schedule (lake.maintenance_interval). While a broker runs on the data
     directory, this command asks that one (--bootstrap-server) to do it now, and waits for the outcome; so it does if
-    another node owns the table. Otherwise it is done here, with the directory locked.
+    another node owns the table, and where directories can't be locked. Otherwise it is done here, with the directory
+    locked.
     """
     from pathlib import Path
 
@@ -200,7 +201,8 @@ def maintain(
         done = anyio.run(work)
     else:
         with suppress(DirectoryInUseError):
-            with own_directory(Path(broker.data_dir).expanduser(), ACCESSES[broker.data_access]):
+            directory = Path(broker.data_dir).expanduser()
+            with own_directory(directory, ACCESSES[broker.data_access], alone=True):
                 done = anyio.run(work)
     if done is None:
         done = run(ask)
