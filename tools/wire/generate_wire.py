@@ -332,7 +332,7 @@ class Decoder:
         code.add(f"if {count}:")
         code.depth += 1
         code.add(f"if {count} >= 128:")
-        code.add(f"    {count}, pos = uvarint_rest(buf, pos, {count})")
+        code.add(f"    {count}, pos = tag_count(buf, pos, {count})")
         code.add(f"for _ in range({count}):")
         code.depth += 1
         tag, stop = code.fresh("tag"), code.fresh("stop")
@@ -745,7 +745,7 @@ def functions_source(module: Module, message: Message, verb: str) -> str:
 
 RUNTIME_NAMES = """
 MALFORMED ZERO_UUID Buffer Records Writer bad_length check_text decode_fixed_array decode_uuid_array
-encode_uvarint malformed missing records_size skip_tags tag_header too_many uvarint_rest wrong_tag_size
+encode_uvarint malformed missing records_size skip_tags tag_count tag_header too_many uvarint_rest wrong_tag_size
 """
 
 

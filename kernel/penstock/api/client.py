@@ -6,12 +6,16 @@ handlers, fair shares, log lines.
 
 from __future__ import annotations
 
-__all__ = ("Client", "Endpoint")
+__all__ = ("NAME_CHARS_MAX", "Client", "Endpoint")
 
 from dataclasses import dataclass
+from typing import Final
 
 from penstock.shares import Member
 from penstock.spi.authorizer import ANONYMOUS, Principal, Requester
+
+#: So much is kept of what a client calls itself. On the wire it may be 32 KiB, and there are 10,000 connections.
+NAME_CHARS_MAX: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

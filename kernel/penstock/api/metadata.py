@@ -21,6 +21,7 @@ from typing import Final
 import anyio
 
 from penstock.api.authorization import DENIED, each
+from penstock.api.client import NAME_CHARS_MAX
 from penstock.api.context import EVERYTHING, ApiContext, RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import OPERATING_ERRORS, error_code_of
@@ -516,8 +517,8 @@ def api_versions_nowait(request: ApiVersionsRequest, context: RequestContext) ->
         name, version = request.client_software_name, request.client_software_version
         if not _SOFTWARE.fullmatch(name) or not _SOFTWARE.fullmatch(version):
             return ApiVersionsResponse(error_code=ErrorCode.INVALID_REQUEST, api_keys=[])
-        context.client.software_name = name
-        context.client.software_version = version
+        context.client.software_name = name[:NAME_CHARS_MAX]
+        context.client.software_version = version[:NAME_CHARS_MAX]
     return ApiVersionsResponse(
         api_keys=[
             ApiVersion(api_key=key, min_version=low, max_version=high)

@@ -27,7 +27,9 @@ class _TooManyError(PenstockError):
 
 
 def has_too_many_partitions(frame: memoryview, body_pos: int, version: int, maximum: int) -> bool:
-    """Whether the request names more than ``maximum`` topics or partitions. False for what is malformed anyway."""
+    """Whether the request has more than ``maximum`` topics, or partitions and tagged fields. False for what is
+    malformed anyway.
+    """
     try:
         if is_flexible(_PRODUCE, version):
             _walk_flexible(frame, body_pos, version, maximum)
@@ -78,19 +80,21 @@ def _walk_flexible(frame: memoryview, pos: int, version: int, left: int) -> None
             raise _TooManyError
         for _ in range(partitions - 1):
             size, pos = _uvarint(frame, pos + 4)
-            pos = _skip_tags(frame, pos + max(size - 1, 0), left)
-        pos = _skip_tags(frame, pos, left)
+            pos, left = _skip_tags(frame, pos + max(size - 1, 0), left)
+        pos, left = _skip_tags(frame, pos, left)
+    _skip_tags(frame, pos, left)
 
 
-def _skip_tags(frame: memoryview, pos: int, maximum: int) -> int:
+def _skip_tags(frame: memoryview, pos: int, left: int) -> tuple[int, int]:
+    """Where the tagged fields end, and what is left when each counts as a partition: they take as long to skip."""
     count, pos = _uvarint(frame, pos)
-    if count > maximum + 1:
+    if count > left:
         raise _TooManyError
     for _ in range(count):
         _, pos = _uvarint(frame, pos)
         size, pos = _uvarint(frame, pos)
         pos += size
-    return pos
+    return pos, left - count
 
 
 def _uvarint(frame: memoryview, pos: int) -> tuple[int, int]:

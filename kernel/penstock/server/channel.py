@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 
-from penstock.api.client import Client, Endpoint
+from penstock.api.client import NAME_CHARS_MAX, Client, Endpoint
 from penstock.errors import InvariantError
 from penstock.server.core import ServerCore
 from penstock.server.large_frame import HeldFrame
@@ -97,7 +97,7 @@ class Channel:
 
     def set_client_id(self, client_id: str | None) -> None:
         """The client says who it is; those of its address that say the same are one client to the loop's time."""
-        self.client.client_id = client_id
+        self.client.client_id = client_id if client_id is None else client_id[:NAME_CHARS_MAX]
         self.time.set_name(client_id or "")
 
     @property

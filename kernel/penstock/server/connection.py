@@ -18,6 +18,7 @@ from typing import Final
 import anyio
 
 from penstock.api.client import Client, Endpoint
+from penstock.api.errors import quoted
 from penstock.errors import PenstockError
 from penstock.server import long_produce, requests
 from penstock.server.channel import Channel
@@ -555,7 +556,7 @@ class Connection(asyncio.BufferedProtocol):
         return (
             f"api_key={api_key} waits={waits or 'LOG'} phase={pipeline.phase.name} unanswered={len(pipeline.slots)} "
             f"kept_bytes={reader.held_bytes} {turns.describe(self.time)} in_room={core.waiting_for_room} "
-            f"in_threads={core.preparing} peer={client.host}:{client.port} client_id={client.client_id}"
+            f"in_threads={core.preparing} peer={client.host}:{client.port} client_id={quoted(client.client_id or '')}"
         )
 
     def frame_is_late(self, now: float, grace_s: float) -> bool:

@@ -16,6 +16,7 @@ from penstock.log.errors import KafkaError
 from penstock.server.admission import admit
 from penstock.server.channel import Channel
 from penstock.server.long_request import encode
+from penstock.server.produce_heads import HEAD_BYTES_MAX
 from penstock.server.slots import Slot
 from penstock.server.waiting import WaitingProduce
 from penstock.server.wide_produce import WideProduce
@@ -42,7 +43,10 @@ class ProduceHeader:
         if header is None or version != header.api_version or frame[8 : 8 + len(tail)] != tail:
             header = self._header = decode_request_header(frame)
             channel.set_client_id(header.client_id)
-            self._tail = bytes(frame[8 : header.body_pos])
+            if header.body_pos > HEAD_BYTES_MAX:  # a tagged field may be as long as the request
+                self._header, self._tail = None, b""
+            else:
+                self._tail = bytes(frame[8 : header.body_pos])
         return header.body_pos
 
 

@@ -9,7 +9,7 @@ So nothing is read in a second way: equal bytes mean an equal request. Whatever 
 
 from __future__ import annotations
 
-__all__ = ("FLEXIBLE_VERSION", "HEAD_START", "ProduceHead", "ProduceHeads")
+__all__ = ("FLEXIBLE_VERSION", "HEAD_BYTES_MAX", "HEAD_START", "ProduceHead", "ProduceHeads")
 
 import struct
 from typing import Final
@@ -28,6 +28,8 @@ _TOPIC_IDS: Final = 13
 #: Heads kept. Where more are in use, one in ``_REPLACED_PART`` that aren't known takes the place of the oldest.
 _HEADS_MAX: Final = 4096
 _REPLACED_PART: Final = 16
+#: A longer one isn't learned: client ids may have 32 KiB, of which the heads of one client would keep 256 MiB.
+HEAD_BYTES_MAX: Final = 1024
 
 #: A head begins with the client id; before it are API key, version and correlation id.
 HEAD_START: Final = 8
@@ -73,6 +75,9 @@ class ProduceHeads:
         """Keep the head of ``request``, which was decoded from ``frame``, if it is a usual one."""
         if version < TEMPLATE_VERSION_MIN or not _is_usual(request):
             return
+        end = _head_end(frame, version)
+        if end > HEAD_BYTES_MAX:
+            return
         if self.find(frame, version) is not None:  # its records are unusual
             return
         if len(self.known) >= _HEADS_MAX:
@@ -90,7 +95,6 @@ class ProduceHeads:
             del self.known[next(iter(self.known))]
         topic = request.topic_data[0]
         topic_id, index = bytes(topic.topic_id), topic.partition_data[0].index
-        end = _head_end(frame, version)
         self.known[version, bytes(frame[HEAD_START:end])] = ProduceHead(
             end=end,
             client_id=client_id,

@@ -24,6 +24,7 @@ __all__ = (
     "missing",
     "records_size",
     "skip_tags",
+    "tag_count",
     "tag_header",
     "too_many",
     "uvarint_rest",
@@ -51,6 +52,9 @@ MALFORMED = (struct.error, IndexError, ValueError, OverflowError)
 
 TEXT_BYTES_MAX = 32_767
 """Kafka's limit for a string, however its length is encoded."""
+
+TAGS_MAX = 1_000
+"""Tagged fields of one structure."""
 
 
 _pack_2_bytes = struct.Struct("BB").pack
@@ -173,10 +177,24 @@ def tag_header(buf: memoryview, pos: int, end: int) -> tuple[int, int, int]:
     return tag, pos, pos + size
 
 
+def tag_count(buf: memoryview, pos: int, first: int) -> tuple[int, int]:
+    """Finish the number of tagged fields, of which ``first`` is the first byte; returns (number, next position).
+
+    Each has two bytes or more and takes some tenths of a microsecond to skip: of a megabyte of them a header alone,
+    which is read before anything else is known, would keep everybody waiting. No message has as many as are taken.
+    """
+    count = first
+    if first >= 0x80:
+        count, pos = uvarint_rest(buf, pos, first)
+    if count > TAGS_MAX:
+        raise too_many("tagged fields", count, TAGS_MAX)
+    return count, pos
+
+
 def skip_tags(buf: memoryview, pos: int, end: int, count: int) -> int:
     """Skip ``count`` tagged fields nobody here knows (KIP-482); ``count`` may still be a varint's first byte."""
     if count >= 0x80:
-        count, pos = uvarint_rest(buf, pos, count)
+        count, pos = tag_count(buf, pos, count)
     if count * 2 > end - pos:
         raise bad_length("tagged fields", count, end - pos)
     for _ in range(count):

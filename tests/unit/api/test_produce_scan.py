@@ -53,3 +53,14 @@ def test_any_bytes_are_survived(version: int, data: bytes) -> None:
 def test_cut_frame_is_left_to_the_decoder(version: int) -> None:
     frame = encoded(version, [3], 100, None)
     assert not has_too_many_partitions(frame[:-50], decode_request_header(frame).body_pos, version, 3)
+
+
+@pytest.mark.parametrize("end", [1, 2, 3], ids=["request", "topic", "partition"])
+def test_tagged_fields_count_as_partitions_do(end: int) -> None:
+    """They take as long to skip. They are the last bytes of a partition, of a topic, and of the request."""
+    frame = encoded(9, [1], 10, None)
+    pos = decode_request_header(frame).body_pos
+    at = len(frame) - end
+    with_tags = memoryview(bytes(frame[:at]) + b"\x05" + b"\x63\0" * 5 + bytes(frame[at + 1 :]))
+    assert not has_too_many_partitions(with_tags, pos, 9, 6)
+    assert has_too_many_partitions(with_tags, pos, 9, 5)

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from penstock.api.client import NAME_CHARS_MAX
 from penstock.errors import FullError
 from penstock.server import produce_heads
+from penstock.server.long_produce import ProduceHeader
 from penstock.server.produce_heads import ProduceHeads
 from penstock.server.short_produce import ShortProduces
 from penstock.wire import ApiKey, encode_request
@@ -276,6 +278,33 @@ def test_a_head_is_learned_only_from_what_the_codec_would_write() -> None:
         request: Any = decode_request(ApiKey.PRODUCE, 9, view, header.body_pos, lenient=True)
         heads.learn(view, header.client_id, 9, request)
     assert not len(heads)
+
+
+def test_long_heads_are_not_kept() -> None:
+    """Of 4,096 client ids of 32 KiB the heads were 250 MiB that no account knew."""
+    heads = ProduceHeads()
+    for size in (32_000, produce_heads.HEAD_BYTES_MAX):
+        view = memoryview(bytearray(frame(Sent(client_id="c" * size), 1, b"")[4:]))
+        header = decode_request_header(view)
+        request: Any = decode_request(ApiKey.PRODUCE, 9, view, header.body_pos, lenient=True)
+        heads.learn(view, header.client_id, 9, request)
+    assert not len(heads)
+
+
+async def test_of_what_a_client_calls_itself_little_is_kept() -> None:
+    """A tagged field of a header may be as long as the request, and was kept with the connection."""
+    async with counts.rig() as made:
+        channel = made.connection.channel
+        usual = memoryview(frame(Sent(), 1, b""))[4:]
+        at = 10 + len(decode_request_header(usual).client_id or "")
+        tagged = bytes(usual[:at]) + b"\1\5\xff\x7f" + bytes(0x3FFF) + bytes(usual[at + 1 :])
+        long = memoryview(frame(Sent(client_id="c" * 32_000), 1, b""))[4:]
+        header = ProduceHeader()
+        for data in (usual, memoryview(tagged), long, usual):
+            assert header.body_pos(data, 9, channel) == decode_request_header(data).body_pos
+            assert len(header._tail) <= produce_heads.HEAD_BYTES_MAX
+        assert header.body_pos(long, 9, channel)
+        assert channel.client.client_id == "c" * NAME_CHARS_MAX
 
 
 def test_heads_are_bounded() -> None:

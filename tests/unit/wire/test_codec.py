@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from penstock.wire import (
     decode_response,
     encode_response,
 )
-from penstock.wire._runtime import Writer, decode_uvarint, encode_uvarint
+from penstock.wire._runtime import TAGS_MAX, Writer, decode_uvarint, encode_uvarint
 from penstock.wire.messages import (
     api_versions,
     fetch,
@@ -34,7 +35,7 @@ from penstock.wire.messages import (
 from penstock.wire.messages.find_coordinator import FindCoordinatorRequest
 from penstock.wire.messages.group_metadata_value import GroupMetadataValue, MemberMetadata
 from penstock.wire.messages.offset_commit_value import OffsetCommitValue
-from penstock.wire.registry import decode_data, decode_request_header, encode_data
+from penstock.wire.registry import decode_data, decode_request_header, encode_data, encode_request
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -216,6 +217,30 @@ def test_unknown_tagged_fields_are_skipped() -> None:
     assert message == decode_request(ApiKey.PRODUCE, 9, PRODUCE_V9)
     nested = PRODUCE_V9[:-3] + unknown + unknown + b"\0"
     assert decode_request(ApiKey.PRODUCE, 9, nested) == message
+
+
+def test_no_more_tagged_fields_are_skipped_than_anybody_sends() -> None:
+    """They were skipped in the event loop: of a header's, or behind a Produce of 100 MiB, for fifteen seconds."""
+
+    def tags(count: int) -> bytes:
+        out = bytearray()
+        encode_uvarint(out, count)
+        return bytes(out) + b"\x63\0" * count
+
+    request = encode_request(ApiKey.FETCH, 12, 1, "c", fetch.FetchRequest())
+    frame = b"".join(request)[4:]  # ends with the number of its tagged fields, of which some are known
+    produce_start = struct.pack(">hhihB", 0, 9, 1, 1, ord("c"))
+    header = decode_request_header(produce_start + tags(TAGS_MAX))
+    assert header.body_pos == len(produce_start) + 2 + 2 * TAGS_MAX
+    assert decode_request(ApiKey.PRODUCE, 9, PRODUCE_V9[:-1] + tags(TAGS_MAX)) is not None
+    assert decode_request(ApiKey.FETCH, 12, frame[:-1] + tags(TAGS_MAX), 12) is not None
+    most = f"count={TAGS_MAX + 1} most={TAGS_MAX}"
+    with pytest.raises(DecodeError, match=most):
+        decode_request_header(produce_start + tags(TAGS_MAX + 1))
+    with pytest.raises(DecodeError, match=most):
+        decode_request(ApiKey.PRODUCE, 9, PRODUCE_V9[:-1] + tags(TAGS_MAX + 1))
+    with pytest.raises(DecodeError, match=most):
+        decode_request(ApiKey.FETCH, 12, frame[:-1] + tags(TAGS_MAX + 1), 12)
 
 
 def test_unknown_tag_beside_known_ones_is_skipped() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, tag_header, uvarint_rest, wrong_tag_size
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, tag_count, tag_header, uvarint_rest, wrong_tag_size
 
 
 class ApiVersionsRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -223,7 +223,7 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[ApiVersions
         zk_migration_ready_: bool = False
         if tags_1:
             if tags_1 >= 128:
-                tags_1, pos = uvarint_rest(buf, pos, tags_1)
+                tags_1, pos = tag_count(buf, pos, tags_1)
             for _ in range(tags_1):
                 tag_, pos, stop_ = tag_header(buf, pos, end)
                 if tag_ == 0:

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, tag_header, uvarint_rest, wrong_tag_size
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, tag_count, tag_header, uvarint_rest, wrong_tag_size
 
 
 class CreatableReplicaAssignment(msgspec.Struct, kw_only=True, gc=False):
@@ -505,7 +505,7 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[CreateTopic
             topic_config_error_code_: int = 0
             if tags_1:
                 if tags_1 >= 128:
-                    tags_1, pos = uvarint_rest(buf, pos, tags_1)
+                    tags_1, pos = tag_count(buf, pos, tags_1)
                 for _ in range(tags_1):
                     tag_, pos, stop_4 = tag_header(buf, pos, end)
                     if tag_ == 0:
@@ -612,7 +612,7 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[CreateTopic
             topic_config_error_code_: int = 0
             if tags_1:
                 if tags_1 >= 128:
-                    tags_1, pos = uvarint_rest(buf, pos, tags_1)
+                    tags_1, pos = tag_count(buf, pos, tags_1)
                 for _ in range(tags_1):
                     tag_, pos, stop_4 = tag_header(buf, pos, end)
                     if tag_ == 0:

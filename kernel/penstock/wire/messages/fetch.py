@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Records, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, records_size, skip_tags, tag_header, uvarint_rest, wrong_tag_size
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Records, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, records_size, skip_tags, tag_count, tag_header, uvarint_rest, wrong_tag_size
 
 
 class ReplicaState(msgspec.Struct, kw_only=True, gc=False):
@@ -511,7 +511,7 @@ def decode_request_v12(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
         cluster_id_: str | None = None
         if tags_3:
             if tags_3 >= 128:
-                tags_3, pos = uvarint_rest(buf, pos, tags_3)
+                tags_3, pos = tag_count(buf, pos, tags_3)
             for _ in range(tags_3):
                 tag_, pos, stop_3 = tag_header(buf, pos, end)
                 if tag_ == 0:
@@ -609,7 +609,7 @@ def decode_request_v13(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
         cluster_id_: str | None = None
         if tags_3:
             if tags_3 >= 128:
-                tags_3, pos = uvarint_rest(buf, pos, tags_3)
+                tags_3, pos = tag_count(buf, pos, tags_3)
             for _ in range(tags_3):
                 tag_, pos, stop_1 = tag_header(buf, pos, end)
                 if tag_ == 0:
@@ -709,7 +709,7 @@ def decode_request_v15(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
         replica_state_: ReplicaState = ReplicaState()
         if tags_3:
             if tags_3 >= 128:
-                tags_3, pos = uvarint_rest(buf, pos, tags_3)
+                tags_3, pos = tag_count(buf, pos, tags_3)
             for _ in range(tags_3):
                 tag_, pos, stop_1 = tag_header(buf, pos, end)
                 if tag_ == 0:
@@ -772,7 +772,7 @@ def decode_request_v17(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
                 replica_directory_id_: bytes = ZERO_UUID
                 if tags_:
                     if tags_ >= 128:
-                        tags_, pos = uvarint_rest(buf, pos, tags_)
+                        tags_, pos = tag_count(buf, pos, tags_)
                     for _ in range(tags_):
                         tag_, pos, stop_ = tag_header(buf, pos, end)
                         if tag_ == 0:
@@ -828,7 +828,7 @@ def decode_request_v17(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
         replica_state_: ReplicaState = ReplicaState()
         if tags_3:
             if tags_3 >= 128:
-                tags_3, pos = uvarint_rest(buf, pos, tags_3)
+                tags_3, pos = tag_count(buf, pos, tags_3)
             for _ in range(tags_3):
                 tag_1, pos, stop_2 = tag_header(buf, pos, end)
                 if tag_1 == 0:
@@ -891,7 +891,7 @@ def decode_request_v18(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
                 high_watermark_: int = 9223372036854775807
                 if tags_:
                     if tags_ >= 128:
-                        tags_, pos = uvarint_rest(buf, pos, tags_)
+                        tags_, pos = tag_count(buf, pos, tags_)
                     for _ in range(tags_):
                         tag_, pos, stop_ = tag_header(buf, pos, end)
                         if tag_ == 0:
@@ -952,7 +952,7 @@ def decode_request_v18(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
         replica_state_: ReplicaState = ReplicaState()
         if tags_3:
             if tags_3 >= 128:
-                tags_3, pos = uvarint_rest(buf, pos, tags_3)
+                tags_3, pos = tag_count(buf, pos, tags_3)
             for _ in range(tags_3):
                 tag_1, pos, stop_2 = tag_header(buf, pos, end)
                 if tag_1 == 0:
@@ -1804,7 +1804,7 @@ def decode_response_v12(buf: memoryview, pos: int, end: int) -> tuple[FetchRespo
                 snapshot_id_: SnapshotId = SnapshotId()
                 if tags_1:
                     if tags_1 >= 128:
-                        tags_1, pos = uvarint_rest(buf, pos, tags_1)
+                        tags_1, pos = tag_count(buf, pos, tags_1)
                     for _ in range(tags_1):
                         tag_, pos, stop_2 = tag_header(buf, pos, end)
                         if tag_ == 0:
@@ -1906,7 +1906,7 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[FetchRespo
                 snapshot_id_: SnapshotId = SnapshotId()
                 if tags_1:
                     if tags_1 >= 128:
-                        tags_1, pos = uvarint_rest(buf, pos, tags_1)
+                        tags_1, pos = tag_count(buf, pos, tags_1)
                     for _ in range(tags_1):
                         tag_, pos, stop_1 = tag_header(buf, pos, end)
                         if tag_ == 0:
@@ -2010,7 +2010,7 @@ def decode_response_v16(buf: memoryview, pos: int, end: int) -> tuple[FetchRespo
                 snapshot_id_: SnapshotId = SnapshotId()
                 if tags_1:
                     if tags_1 >= 128:
-                        tags_1, pos = uvarint_rest(buf, pos, tags_1)
+                        tags_1, pos = tag_count(buf, pos, tags_1)
                     for _ in range(tags_1):
                         tag_, pos, stop_1 = tag_header(buf, pos, end)
                         if tag_ == 0:
@@ -2050,7 +2050,7 @@ def decode_response_v16(buf: memoryview, pos: int, end: int) -> tuple[FetchRespo
         node_endpoints_: list[NodeEndpoint] = []
         if tags_6:
             if tags_6 >= 128:
-                tags_6, pos = uvarint_rest(buf, pos, tags_6)
+                tags_6, pos = tag_count(buf, pos, tags_6)
             for _ in range(tags_6):
                 tag_1, pos, stop_2 = tag_header(buf, pos, end)
                 if tag_1 == 0:

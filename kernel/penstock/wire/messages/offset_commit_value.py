@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, encode_uvarint, malformed, tag_header, uvarint_rest, wrong_tag_size
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, encode_uvarint, malformed, tag_count, tag_header, uvarint_rest, wrong_tag_size
 
 
 class OffsetCommitValue(msgspec.Struct, kw_only=True, gc=False):
@@ -118,7 +118,7 @@ def decode_v4(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommitValue, i
         topic_id_: bytes = ZERO_UUID
         if tags_:
             if tags_ >= 128:
-                tags_, pos = uvarint_rest(buf, pos, tags_)
+                tags_, pos = tag_count(buf, pos, tags_)
             for _ in range(tags_):
                 tag_, pos, stop_1 = tag_header(buf, pos, end)
                 if tag_ == 0:

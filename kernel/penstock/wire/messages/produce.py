@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, tag_header, uvarint_rest, wrong_tag_size
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, tag_count, tag_header, uvarint_rest, wrong_tag_size
 
 
 class PartitionProduceData(msgspec.Struct, kw_only=True, gc=False):
@@ -796,7 +796,7 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
                 current_leader_: LeaderIdAndEpoch = LeaderIdAndEpoch()
                 if tags_1:
                     if tags_1 >= 128:
-                        tags_1, pos = uvarint_rest(buf, pos, tags_1)
+                        tags_1, pos = tag_count(buf, pos, tags_1)
                     for _ in range(tags_1):
                         tag_, pos, stop_3 = tag_header(buf, pos, end)
                         if tag_ == 0:
@@ -820,7 +820,7 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
         node_endpoints_: list[NodeEndpoint] = []
         if tags_4:
             if tags_4 >= 128:
-                tags_4, pos = uvarint_rest(buf, pos, tags_4)
+                tags_4, pos = tag_count(buf, pos, tags_4)
             for _ in range(tags_4):
                 tag_1, pos, stop_4 = tag_header(buf, pos, end)
                 if tag_1 == 0:
@@ -946,7 +946,7 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
                 current_leader_: LeaderIdAndEpoch = LeaderIdAndEpoch()
                 if tags_1:
                     if tags_1 >= 128:
-                        tags_1, pos = uvarint_rest(buf, pos, tags_1)
+                        tags_1, pos = tag_count(buf, pos, tags_1)
                     for _ in range(tags_1):
                         tag_, pos, stop_2 = tag_header(buf, pos, end)
                         if tag_ == 0:
@@ -970,7 +970,7 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
         node_endpoints_: list[NodeEndpoint] = []
         if tags_4:
             if tags_4 >= 128:
-                tags_4, pos = uvarint_rest(buf, pos, tags_4)
+                tags_4, pos = tag_count(buf, pos, tags_4)
             for _ in range(tags_4):
                 tag_1, pos, stop_3 = tag_header(buf, pos, end)
                 if tag_1 == 0:
