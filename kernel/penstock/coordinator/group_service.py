@@ -362,7 +362,7 @@ class GroupService:
 
         Raises:
             PenstockError: not all tombstones could be written, or not all groups be loaded. That is tried again, of
-                what isn't newer than this call, until it works; or until the scope ends.
+                what isn't newer than this call, until it works; or until the scope ends. The caller needn't.
         """
         now_ms = self._clock.now_ms()
         try:

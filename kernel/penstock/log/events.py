@@ -13,7 +13,8 @@ class TopicsDeleted:
     """Topics are gone from metadata, and who deleted them hasn't been answered yet."""
 
     names: Sequence[str]
-    #: Subscribers add what is to be done, one after the other, before the answer. An error of it is the answer.
+    #: Subscribers add what is to be done, one after the other, before the answer. The topics are gone whatever comes
+    #: of it, and that is the answer: who adds what may fail tries it again without being asked.
     work: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
 

@@ -133,7 +133,8 @@ class ServedTopics:
 
     async def reconcile(self, topic_ids: Sequence[bytes]) -> dict[bytes, PenstockError]:
         """Make these topics what metadata say; the errors by topic. Raises what concerns all of them."""
-        errors = await self._drop_removed(topic_ids)
+        errors: dict[bytes, PenstockError] = {}
+        await self._drop_removed(topic_ids)
         unled = await self._find_unled(topic_ids)
         if unled:
             await self._engine.own_streams(unled)
@@ -332,7 +333,7 @@ class ServedTopics:
 
     # -- topics that are gone --------------------------------------------------------------------------------
 
-    async def _drop_removed(self, topic_ids: Iterable[bytes]) -> dict[bytes, PenstockError]:
+    async def _drop_removed(self, topic_ids: Iterable[bytes]) -> None:
         """Drop those of the topics that are deleted, and let others do what is to be done then."""
         dropped: dict[bytes, str] = {}
         for topic_id in topic_ids:
@@ -342,16 +343,14 @@ class ServedTopics:
                 await self.forget(topic_id, removed.stream_ids)
                 dropped[topic_id] = removed.name
         if not dropped:
-            return {}
+            return
         event = TopicsDeleted(names=list(dropped.values()))
         self._bus.publish(event)
-        try:
-            for work in event.work:
+        for work in event.work:
+            try:
                 await work()
-        except PenstockError as error:
-            # told to whoever deleted them; there is nothing left that could be compared and done again
-            return dict.fromkeys(dropped, kept(error))
-        return {}
+            except PenstockError as error:
+                logger.warning("topics are deleted, and not all that goes with them yet: %s", error)
 
     async def forget(self, topic_id: bytes, stream_ids: Sequence[int]) -> None:
         """Serve the topic no longer, and drop what memory holds of its streams."""

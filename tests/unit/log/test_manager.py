@@ -176,6 +176,24 @@ async def test_a_topic_that_is_deleted_by_its_id_is_no_other_one_that_has_its_na
         assert logs.manager.topics()["events"].id != first
 
 
+async def test_a_topic_is_deleted_though_what_goes_with_it_fails(world: World) -> None:
+    """As in Kafka: it is gone, and whoever tried again would be told that there is no such topic."""
+    async with open_logs(world) as logs:
+        await logs.create()
+        done: list[str] = []
+
+        async def fail() -> None:
+            raise UnavailableError("offsets couldn't be removed")
+
+        async def forget() -> None:
+            done.append("forgotten")
+
+        logs.bus.subscribe(TopicsDeleted, lambda event: event.work.extend([fail, forget]))
+        assert await logs.manager.delete_topics(["events"]) == [None]
+        assert done == ["forgotten"]
+        assert "events" not in logs.manager.topics()
+
+
 async def test_a_topic_is_deleted_and_made_again_in_the_order_that_was_asked(world: World) -> None:
     async with open_logs(world) as logs:
         order: list[str] = []
