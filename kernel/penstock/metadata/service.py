@@ -27,7 +27,6 @@ from penstock.errors import (
     AlreadyExistsError,
     ClosedError,
     ConflictError,
-    CorruptError,
     FencedError,
     InvalidRequestError,
     PenstockError,
@@ -37,12 +36,12 @@ from penstock.errors import (
 )
 from penstock.limits import SNAPSHOT_ENTRIES
 from penstock.metadata import owners
-from penstock.metadata.commands import Command, Entry, decode_entry, encode_entry, new_entry
+from penstock.metadata.commands import Command, Entry, encode_entry, new_entry
 from penstock.metadata.commands.cluster import FormatCluster
 from penstock.metadata.commands.nodes import RegisterNode
 from penstock.metadata.image import Image
 from penstock.metadata.snapshot import Cut
-from penstock.metadata.tailer import Tailer
+from penstock.metadata.tailer import BehindError, Tailer, follow, load_image
 from penstock.metadata.versions import METADATA_VERSION
 from penstock.spi.metadata_log import MetadataLog, MetadataSnapshot
 from penstock.spi.statistics import counter, gauge
@@ -71,24 +70,6 @@ class MetadataStatistics:
     objects: Annotated[int, gauge("objects", "Objects, prepared and destroyed ones too.")]
     snapshot_index: Annotated[int, gauge("", "Index of the newest snapshot.")]
     followed_entries: Annotated[int, counter("entries", "Entries that other writers appended.")] = 0
-
-
-async def load_image(log: MetadataLog) -> Image:
-    """The image that the log holds now; reads only. Raises CorruptError, UnavailableError."""
-    snapshot = await log.read_snapshot()
-    image = Image() if snapshot is None else Image.from_snapshot(snapshot.data)
-    if snapshot is not None and image.index != snapshot.index:
-        raise CorruptError(
-            f"metadata snapshot isn't of its index: index={snapshot.index} found={image.index}"
-        )
-    await follow(log, image)
-    return image
-
-
-async def follow(log: MetadataLog, image: Image) -> None:
-    """Fold what the log holds past the image."""
-    async for read in log.read(image.index + 1):
-        image.fold(read.index, decode_entry(read.index, read.data))
 
 
 def _unknown() -> int:
@@ -317,7 +298,7 @@ class MetadataService:
                 failure = kept(error)
                 for submission in batch:
                     self._answer(submission, failure)
-                if isinstance(error, FencedError):
+                if isinstance(error, BehindError | FencedError):
                     raise again(failure) from None
                 continue
             except BaseException:
@@ -364,7 +345,7 @@ class MetadataService:
         tailer = self._tailer
         tailer.expect(data)
         while tailer.landed is None:
-            self._assert_not_deposed()
+            self._assert_not_deposed(self.image)
             before = self.image.index
             failure: PenstockError
             try:
@@ -377,6 +358,8 @@ class MetadataService:
                 failure = kept(error)
             try:
                 await tailer.catch_up()
+            except BehindError:
+                raise
             except UnavailableError as error:
                 failure = kept(error)
             if self.image.index > before:
@@ -390,12 +373,12 @@ class MetadataService:
             await anyio.sleep(pause_s)
         return tailer.landed
 
-    def _assert_not_deposed(self) -> None:
-        """I9: raise FencedError once a later life of this node is in the image."""
+    def _assert_not_deposed(self, image: Image) -> None:
+        """I9: raise FencedError once a later life of this node is in an image."""
         if self._registered is None:
             return
         node_id, epoch = self._registered
-        self.image.nodes.check_epoch(node_id, epoch)
+        image.nodes.check_epoch(node_id, epoch)
 
     def _maybe_snapshot(self) -> None:
         if self._snapshot_pending or self.image.index - self._snapshot_index < self._snapshot_entries:

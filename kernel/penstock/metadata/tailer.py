@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Tailer",)
+__all__ = ("BehindError", "Tailer", "follow", "load_image")
 
 import logging
 from collections.abc import Callable, Sequence
@@ -11,7 +11,15 @@ from typing import Any
 import anyio
 
 from penstock.bus import EventBus
-from penstock.errors import ClosedError, FencedError, NewerVersionError, PenstockError
+from penstock.errors import (
+    ClosedError,
+    CorruptError,
+    FencedError,
+    NewerVersionError,
+    NotFoundError,
+    PenstockError,
+    UnavailableError,
+)
 from penstock.metadata.commands import Entry, decode_entry
 from penstock.metadata.image import Image
 from penstock.spi.metadata_log import MetadataLog
@@ -23,6 +31,28 @@ logger = logging.getLogger("penstock.metadata")
 _PAUSES_S = doubling(0.1, 10.0)
 
 
+async def load_image(log: MetadataLog) -> Image:
+    """The image that the log holds now; reads only. Raises CorruptError, UnavailableError."""
+    snapshot = await log.read_snapshot()
+    image = Image() if snapshot is None else Image.from_snapshot(snapshot.data)
+    if snapshot is not None and image.index != snapshot.index:
+        raise CorruptError(
+            f"metadata snapshot isn't of its index: index={snapshot.index} found={image.index}"
+        )
+    await follow(log, image)
+    return image
+
+
+async def follow(log: MetadataLog, image: Image) -> None:
+    """Fold what the log holds past the image."""
+    async for read in log.read(image.index + 1):
+        image.fold(read.index, decode_entry(read.index, read.data))
+
+
+class BehindError(UnavailableError):
+    """Entries that the image lacks were dropped below a snapshot: stop, a new start loads that."""
+
+
 class Tailer:
     """Applies entries to ``image``, and publishes what they changed on ``bus``.
 
@@ -30,8 +60,8 @@ class Tailer:
     follows them, and with :meth:`catch_up`. These may overlap: whoever has the next entry first, applies it.
     """
 
-    def __init__(self, log: MetadataLog, image: Image, bus: EventBus, check: Callable[[], None]) -> None:
-        """``check`` is called after others' entries; it may end the task by raising, as who is fenced must stop."""
+    def __init__(self, log: MetadataLog, image: Image, bus: EventBus, check: Callable[[Image], None]) -> None:
+        """``check`` is called with the image after others' entries; what it raises ends the task, as a fence must."""
         self.image = image
         self._log = log
         self._bus = bus
@@ -75,19 +105,29 @@ class Tailer:
             ended.set()
 
     async def catch_up(self) -> None:
-        """Apply what the log holds past the image. Raises UnavailableError, CorruptError, NewerVersionError."""
-        async for read in self._log.read(self.image.index + 1):
-            if read.index == self.image.index + 1:  # else it was applied while we read
-                results = self.apply(read.index, decode_entry(read.index, read.data))
-                if read.data == self._own:
-                    self.landed, self.landed_index = results, read.index
-                else:
-                    self.followed_entries += 1
+        """Apply what the log holds past the image.
+
+        Raises UnavailableError, CorruptError, NewerVersionError, BehindError; in place of that what ``check`` raises.
+        """
+        try:
+            async for read in self._log.read(self.image.index + 1):
+                if read.index == self.image.index + 1:  # else it was applied while we read
+                    results = self.apply(read.index, decode_entry(read.index, read.data))
+                    if read.data == self._own:
+                        self.landed, self.landed_index = results, read.index
+                    else:
+                        self.followed_entries += 1
+        except NotFoundError as error:
+            self._check(await load_image(self._log))  # who was fenced meanwhile must not start again
+            raise BehindError(
+                f"this broker was away from the metadata log for so long that a new start is needed, which loads the "
+                f"newest snapshot: location={self._log.location} index={self.image.index} cause={error}"
+            ) from error
 
     async def run(self) -> None:
         """Follow other writers until cancelled; ends when the log is closed.
 
-        Raises what ``check`` raises, and NewerVersionError: what can't be read can't be followed.
+        Raises what ``check`` raises, NewerVersionError and BehindError: what can't be read can't be followed.
         """
         backoff = Backoff(_PAUSES_S, told_every=30)
         while True:
@@ -98,10 +138,10 @@ class Tailer:
                     await self._append_ended.wait()  # most news is our own
                 if self.image.index == index:
                     await self.catch_up()
-                    self._check()
+                    self._check(self.image)
             except ClosedError:
                 return
-            except (FencedError, NewerVersionError):
+            except (BehindError, FencedError, NewerVersionError):
                 raise
             except PenstockError as error:
                 pause_s = backoff.failed()

@@ -19,6 +19,7 @@ from penstock.errors import (
     FencedError,
     InvalidRequestError,
     NewerVersionError,
+    NotFoundError,
     PenstockError,
     UnavailableError,
 )
@@ -60,6 +61,8 @@ class FakeLog:
         self.snapshots: list[MetadataSnapshot] = []
         self.faults: list[str] = []
         self.read_faults: list[str] = []
+        #: Entries up to here are below a snapshot, and gone.
+        self.dropped_index = 0
         self.news = anyio.Event()
         #: As a log that looks for entries of other brokers.
         self.tells_news = False
@@ -90,6 +93,8 @@ class FakeLog:
             raise UnavailableError("the fake log's reply is lost")
 
     async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        if start_index <= self.dropped_index:
+            raise NotFoundError(f"dropped below a snapshot: index={start_index}")
         for index in range(start_index, len(self.entries) + 1):
             await anyio.lowlevel.checkpoint()
             if self.read_faults and self.read_faults.pop(0):
@@ -573,6 +578,33 @@ async def test_a_log_that_cant_be_followed_for_now_is_followed_later(
         with anyio.fail_after(HANG_S):
             while "a" not in one.image.topics.names():
                 await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("tells_news", [True, False])
+@pytest.mark.parametrize("is_fenced", [False, True])
+async def test_who_misses_entries_that_were_dropped_ends(
+    log: FakeLog, tells_news: bool, is_fenced: bool
+) -> None:
+    """As after a pause of hours: only a new start has the snapshot that they are in. Who was fenced is told that."""
+
+    async def behind() -> None:
+        async with open_service(log) as one:
+            await one.register(NODE)
+            async with open_service(log) as other:
+                await other.register(NODE if is_fenced else NODE + 1)
+                await other.write_snapshot()
+            log.dropped_index, log.tells_news = len(log.entries), tells_news
+            log.news.set()
+            if not tells_news:
+                with pytest.raises(FencedError if is_fenced else UnavailableError):
+                    await one.submit(topic("b"))
+            await anyio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught, anyio.fail_after(HANG_S):
+        await behind()
+    (error,) = leaves(caught.value)
+    assert isinstance(error, FencedError if is_fenced else UnavailableError)
+    assert is_fenced or "a new start is needed" in str(error)
 
 
 async def test_who_meets_an_entry_of_a_newer_version_ends(log: FakeLog) -> None:
