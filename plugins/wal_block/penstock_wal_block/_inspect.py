@@ -36,6 +36,7 @@ from penstock_wal_block._format import (
 )
 from penstock_wal_block._log import CachedReader
 from penstock_wal_block._place import check_place, find_header, real_path
+from penstock_wal_block._reservation import medium_error
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._stripe import Label, check_labels, not_first, places
 
@@ -325,7 +326,4 @@ def _real(path: Path) -> Path:
 
 
 def _unreadable(path: Path, error: OSError) -> UnavailableError:
-    return UnavailableError(
-        f"the wal can't be read, check the path and the disk: path={path} errno={error.errno} "
-        f"error={error.strerror}"
-    )
+    return medium_error("the wal can't be read", path, error)

@@ -21,6 +21,7 @@ from penstock_wal_block._device import is_owned
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES
 from penstock_wal_block._inspect import read_header
 from penstock_wal_block._place import check_place, real_path, signature
+from penstock_wal_block._reservation import medium_error
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._stripe import Label
 
@@ -93,9 +94,7 @@ def _opened(path: Path) -> Iterator[int]:
     try:
         yield fd
     except OSError as error:
-        raise UnavailableError(
-            f"the device for the wal doesn't work: path={path} errno={error.errno} error={error.strerror}"
-        ) from error
+        raise medium_error("the place for the wal can't be used", path, error) from error
     finally:
         os.close(fd)
 

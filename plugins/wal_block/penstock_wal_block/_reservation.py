@@ -7,7 +7,7 @@ is *write exclusive*: its holder writes, everybody reads. The ioctls and structu
 
 from __future__ import annotations
 
-__all__ = ("Reservation",)
+__all__ = ("Reservation", "is_conflict", "medium_error")
 
 import errno
 import fcntl
@@ -16,6 +16,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 
 from penstock.errors import ConfigError, UnavailableError
 
@@ -46,6 +47,23 @@ _NONE_STATUSES = (0x01, 0x0B)
 _NVME_CODE, _NVME_MAX = 0x7FF, 0x7FFF
 
 _NONE_ERRORS = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
+
+
+def is_conflict(error: OSError) -> bool:
+    """Whether the device refuses this host, whatever ``wal.reservations`` is, as another one has reserved it."""
+    return error.errno == errno.EBADE
+
+
+def medium_error(what: str, path: Path | str, error: OSError) -> UnavailableError:
+    """What a place that fails means for people; ``what`` says in words what can't be done."""
+    if is_conflict(error):
+        return UnavailableError(
+            f"{what}, another host has reserved its device; end what runs there, or clear the reservation "
+            f"(nvme resv-release, sg_persist --clear): path={path}"
+        )
+    return UnavailableError(
+        f"{what}, check the path and the disk: path={path} errno={error.errno} error={error.strerror}"
+    )
 
 
 class Reservation:
@@ -130,7 +148,7 @@ class Reservation:
         try:
             status = self._ioctl(self._fd, request, bytearray(argument))
         except OSError as error:
-            if error.errno == errno.EBADE:
+            if is_conflict(error):
                 return False
             raise
         code = status & _NVME_CODE if 0 < status <= _NVME_MAX else status

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ("CAPABILITIES", "BlockWal", "open_wal")
 
 import asyncio
-import errno
 import logging
 import os
 import threading
@@ -41,6 +40,7 @@ from penstock_wal_block._format import BLOCK_BYTES, area_bytes
 from penstock_wal_block._headers import Owner
 from penstock_wal_block._log import NO_SPACE, BlockLog, Flight
 from penstock_wal_block._lone import LONE_BYTES_MAX, LoneWrites
+from penstock_wal_block._reservation import is_conflict, medium_error
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._sizes import LogSizes
 from penstock_wal_block._stripe import StripedDevice
@@ -372,7 +372,7 @@ class BlockWal:
             self._commit.resume()
 
     def _medium_error(self, error: OSError) -> PenstockError:
-        if error.errno == errno.EBADE:
+        if is_conflict(error):
             return FencedError(f"another host has reserved the device of the wal: path={self._location}")
         wrapped = UnavailableError(
             f"the wal's medium failed, check the disk and restart the broker: path={self._location} "
@@ -507,7 +507,7 @@ def _open_member(path: Path, settings: Settings, sizes: LogSizes, count: int, ac
             reservations=settings.reservations,
         )
     except OSError as error:
-        raise _open_error(path, error) from error
+        raise medium_error("the wal can't be opened", path, error) from error
     if settings.shared and not (device.is_block_device and device.direct):
         device.close()
         raise ConfigError(
@@ -539,7 +539,7 @@ async def _open_block_wal(
             )
         )
     except OSError as error:
-        raise _open_error(location, error) from error
+        raise medium_error("the wal can't be opened", location, error) from error
     commit = GroupCommit(
         alignment=BLOCK_BYTES,
         group_bytes_max=sizes.group,
@@ -555,10 +555,3 @@ async def _open_block_wal(
         shareable=settings.shared and all("{node_id}" in path for path in settings.paths or [settings.path]),
     )
     return BlockWal(log, thread, commit, settings, sizes, capabilities, location)
-
-
-def _open_error(path: Path | str, error: OSError) -> UnavailableError:
-    return UnavailableError(
-        f"the wal can't be opened, check the path and the disk: path={path} errno={error.errno} "
-        f"error={error.strerror}"
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from tests.loop_device import loop_device
 
 from penstock.errors import ConfigError, UnavailableError
 from penstock.spi import Services
+from penstock_tools.cli import main
 
 #: As <linux/pr.h> of x86 and ARM has them.
 REGISTER, RESERVE, RELEASE, PREEMPT_ABORT = 0x401870C8, 0x401070C9, 0x401070CA, 0x401870CC
@@ -182,3 +184,27 @@ def test_a_loop_device_has_none_which_is_one_clear_sentence_if_they_are_asked_fo
         told = "no persistent reservations .*set wal.reservations to auto or off: path=/dev/loop"
         with pytest.raises(ConfigError, match=told):
             anyio.run(open_once)
+
+
+def test_a_device_that_another_host_has_reserved_is_told_whatever_is_asked_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also with ``wal.reservations = off``, where nobody asks for reservations: the disk is well."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EBADE, os.strerror(errno.EBADE))
+
+    async def open_once() -> None:
+        services = Services(node_id=1, epoch=1, cluster_id="c", data_dir=tmp_path, clock=lambda: 0.0)
+        async with penstock_register_wal().open(Settings(path=str(path), capacity=4 * 2**20), services):
+            pass
+
+    path = tmp_path / "device"
+    for name in ("pwrite", "pwritev"):
+        monkeypatch.setattr(os, name, refuse)
+    told = f"another host has reserved its device; .*sg_persist --clear.*: path={path}"
+    with pytest.raises(UnavailableError, match=f"the wal can't be opened, {told}"):
+        anyio.run(open_once)
+    path.write_bytes(bytes(2**20))
+    assert main(["wal", "format", "--set", f"wal.path={path}", "--set", f"broker.data_dir={tmp_path}"]) == 1
+    assert re.search(f"the place for the wal can't be used, {told}", capsys.readouterr().err)
