@@ -106,7 +106,7 @@ class ObjectWal:
         self._nonce = os.urandom(NONCE_BYTES)
         self._recovery_started = False
         self._recovered = False
-        self._sealed = found.sealed
+        self._sealed = self._is_seal_stored = found.sealed
         self._next_slot = found.end.slot
         self._confirmed_slot = found.end.slot - 1
         self._digest = 0
@@ -198,6 +198,7 @@ class ObjectWal:
             if self._commit.state == "open":
                 self._sealed = True
                 await self._note()
+                self._is_seal_stored = True
             elif not self._sealed:
                 self._commit.check_open()  # who was fenced, or has failed, seals nothing
         except FencedError as error:
@@ -216,8 +217,8 @@ class ObjectWal:
     async def close(self) -> None:
         """Write what was appended, note how far the log is trimmed, answer everybody."""
         await self.writer.close()
-        if not self._recovered or not (self._commit.state == "closed" or self._sealed):
-            return
+        if not self._recovered or not (self._commit.state == "closed" or self._is_seal_stored):
+            return  # nothing goes behind a slot that may be a successor's, which reads what is before it
         self._settle()
         if self._start > self._durable_start and not self._flights:
             with anyio.move_on_after(_NOTE_TIMEOUT_S, shield=True):

@@ -382,6 +382,28 @@ async def test_a_seal_that_is_cancelled_leaves_no_hole_behind_which_appends_are_
     assert len(await place.read(2)) == acknowledged
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_who_lost_the_log_while_sealing_it_deletes_nothing_of_it_at_its_end(
+    place: Place, is_cancelled: bool
+) -> None:
+    """The successor begins where it was told to when it took over; without these objects it would speak of a loss."""
+    async with place.recovered(1) as wal:
+        appends = await append(wal, bodies(4))
+        await wal.trim(appends[2].next_position)
+        if is_cancelled:
+            gate = Gate(place, "1.5")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wal.seal)
+                await gate.reached.wait()
+                tasks.cancel_scope.cancel()
+        async with place.open(2) as successor:
+            if not is_cancelled:
+                with pytest.raises(FencedError, match="a newer owner took the wal over"):
+                    await wal.seal()
+            await wal.close()
+            assert await recovered(successor) == bodies(4)
+
+
 async def test_an_epoch_is_used_once(place: Place) -> None:
     async with place.recovered(5) as wal:
         await append(wal, bodies(1))
