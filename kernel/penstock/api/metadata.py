@@ -63,12 +63,14 @@ from penstock.wire.messages.metadata import (
     MetadataResponseTopic,
 )
 from penstock.wire.splice import EncodedBody
-from penstock.work.pieces import PORTION, pieces
+from penstock.work.pieces import PORTION, in_portions, pieces
 
 #: "Not asked for" in the fields of authorized operations.
 UNKNOWN_OPERATIONS: Final = -(2**31)
 #: Topics that are described before others get their turn.
 _SLICE_TOPICS: Final = 100
+#: Names that are gone through in one go.
+_NAMES: Final = 500
 #: What anybody may do with a topic.
 _TOPIC_OPERATIONS: Final = EVERYTHING[ResourceType.TOPIC]
 
@@ -143,8 +145,12 @@ async def _create(names: Sequence[str], context: RequestContext) -> dict[str, in
         return {}
     logs = context.api.logs
     taken = by_metric_name(logs.topics())
-    failed = {name: int(ErrorCode.INVALID_TOPIC_EXCEPTION) for name in names if metric_name(name) in taken}
-    names = [name for name in names if name not in failed]
+    failed = {
+        name: int(ErrorCode.INVALID_TOPIC_EXCEPTION)
+        async for name in in_portions(names)
+        if metric_name(name) in taken
+    }
+    names = [name async for name in in_portions(names, _NAMES) if name not in failed]
     count = context.api.settings.partitions_default
     try:
         results = await logs.create_topics(

@@ -58,6 +58,8 @@ T = TypeVar("T")
 PRODUCER_ID_BLOCK = 1000
 #: Partitions that are worked on before others get their turn: retention, snapshots of producers.
 SLICE_PARTITIONS = 100
+#: Names that are looked at in one go.
+_NAMES = 500
 #: Changes of topics that wait for the metadata log at most: each holds a task, and those who asked may be gone.
 CHANGES_MAX = 1000
 #: Threads that recompress batches for topics with a ``compression.type`` of their own; one core is the event loop's.
@@ -352,8 +354,8 @@ class LogManager:
     async def wait_changed(self, names: Collection[str]) -> None:
         """Return when none of the topics is being changed. That may take as long as the store does."""
         await self._changes.wait(names)
-        states = [self._metadata.image.topics.named(name) for name in names if name not in self._topics]
-        for state in states:
+        async for name in in_portions(names, _NAMES):
+            state = None if name in self._topics else self._metadata.image.topics.named(name)
             if state is not None:
                 with suppress(PenstockError):  # whoever made it is told
                     await self._served.settled([state.topic_id])

@@ -5,8 +5,14 @@ from __future__ import annotations
 __all__ = ("TopicChanges",)
 
 from collections.abc import Collection, Iterable
+from typing import Final
 
 import anyio
+
+from penstock.work.pieces import in_portions
+
+#: Names that are looked at in one go: a client may ask for a hundred thousand.
+_NAMES: Final = 500
 
 
 class TopicChanges:
@@ -23,16 +29,16 @@ class TopicChanges:
         return name in self._held
 
     async def wait(self, names: Collection[str]) -> None:
-        """Return when no change holds any of ``names``."""
-        while True:
-            held = next((self._held[name] for name in names if name in self._held), None)
-            if held is None:
-                return
-            await held.wait()
+        """Return when each of ``names`` was free at some moment since the call. Others get their turns meanwhile."""
+        async for name in in_portions(names, _NAMES):
+            while (held := self._held.get(name)) is not None:
+                await held.wait()
 
     async def hold(self, names: Collection[str]) -> None:
         """Take all of ``names`` as soon as all are free. A cancelled call takes none."""
         await self.wait(names)
+        while not self._held.keys().isdisjoint(names):
+            await self.wait(names)
         done = anyio.Event()  # nothing is awaited from here on, so nobody comes between
         for name in names:
             self._held[name] = done

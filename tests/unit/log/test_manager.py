@@ -226,6 +226,25 @@ async def test_a_topic_is_deleted_and_made_again_in_the_order_that_was_asked(wor
         assert codes(append(logs.partition(), batch(b"a"))) == [0]
 
 
+async def test_others_get_their_turns_while_many_names_are_looked_at(world: World) -> None:
+    """Metadata may ask for 150,000 topics, which took the loop for a tenth of a second here."""
+    async with open_logs(world) as logs:
+        await logs.create()
+        turns = 0
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take_turns)
+            await logs.manager.wait_changed([f"n{number}" for number in range(5_000)])
+            tasks.cancel_scope.cancel()
+        assert turns > 10
+
+
 async def test_who_waits_for_a_topic_and_goes_away_leaves_nothing_behind(world: World) -> None:
     async with open_logs(world) as logs:
         index = logs.manager._metadata.image.index
