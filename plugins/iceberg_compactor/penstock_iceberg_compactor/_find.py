@@ -189,11 +189,16 @@ def _free_location(catalog: Catalog, identifier: tuple[str, ...]) -> str | None:
 
 def is_shared(table: Table, unknown: Iterable[str]) -> bool:
     """Whether files that the table doesn't know are another table's: its metadata are among them. Blocking."""
+    topic_id = f"{PREFIX}topic-id"
     for location in unknown:
         if location.endswith(_METADATA):
             with suppress(Exception):  # what can't be read is nobody's
                 found = FromInputFile.table_metadata(table.io.new_input(location))
-                if found.table_uuid != table.metadata.table_uuid:
+                # of two owners that made the table at once one left this, and no catalog ever named it
+                lost = not found.snapshots and found.properties.get(topic_id) == table.properties.get(
+                    topic_id
+                )
+                if found.table_uuid != table.metadata.table_uuid and not lost:
                     return True
     return False
 

@@ -224,6 +224,27 @@ async def test_orphans_stay_where_another_table_has_its_files_too(tmp_path: Path
         assert values(compactor, "other") == [b"a"]
 
 
+async def test_orphans_go_also_where_two_owners_made_the_table_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalog took one of them; the other's first metadata stay, which are those of a table without rows."""
+    async with opened(tmp_path, orphan_grace=0) as compactor:
+        write = compactor.catalog._write_metadata  # type: ignore[attr-defined] # the SQL catalog's
+
+        def written(metadata: Any, io: Any, metadata_path: str) -> None:
+            monkeypatch.undo()
+            write(metadata, io, metadata_path)
+            compactor.catalog.create_table(
+                "kafka.orders", metadata.schema(), metadata.location, properties=metadata.properties
+            )
+
+        monkeypatch.setattr(compactor.catalog, "_write_metadata", written)
+        await put(compactor, 0, b"a")
+        async with compactor.open_table(topic(**EAGER), 1) as table:
+            assert (await table.maintain()).figures["orphans removed"] == 1
+        assert values(compactor) == [b"a"]
+
+
 async def test_a_namespace_that_somebody_dropped_is_made_again(tmp_path: Path) -> None:
     async with opened(tmp_path) as compactor:
         compactor.catalog.drop_namespace("kafka")
