@@ -55,6 +55,8 @@ _TOPIC_IDS_VERSION: Final = 10
 _SLICE_OFFSETS: Final = 500
 #: All offsets of a group that is named again are told up to this: a short request must make no response of any size.
 _REPEATED_PARTITIONS_MAX: Final = 10_000
+#: Metadata of offsets that may be told again.
+_REPEATED_BYTES_MAX: Final = 256 * 1024
 #: A topic in the answer of a group.
 T = TypeVar("T", OffsetCommitResponseTopic, OffsetDeleteResponseTopic)
 #: Errors of topics whose offsets are told: they are kept by name, also of a topic that is gone.
@@ -180,17 +182,16 @@ async def handle_offset_fetch(request: OffsetFetchRequest, context: RequestConte
     if context.version >= _FETCH_GROUPS_VERSION:
         groups: list[OffsetFetchResponseGroup] = []
         repeated: dict[str, OffsetFetchResponseGroup] = {}
-        left = _REPEATED_PARTITIONS_MAX
+        repeats = _Repeats()
         for one in request.groups:
             group = repeated.get(one.group_id) if one.topics is None else None
             if group is None:
-                group = await _fetched_group(one.group_id, one.topics, context)
+                group = await _fetched_group(one.group_id, one.topics, context, repeats)
                 if one.topics is None:
                     repeated[one.group_id] = group
             else:
                 await anyio.lowlevel.checkpoint()
-                left -= 1 + sum(len(topic.partitions) for topic in group.topics)
-                if left < 0:
+                if not repeats.allow_group(group):
                     continue
             groups.append(group)
         return OffsetFetchResponse(groups=groups)
@@ -199,32 +200,69 @@ async def handle_offset_fetch(request: OffsetFetchRequest, context: RequestConte
         if request.topics is None
         else [
             OffsetFetchRequestTopics(name=one.name, partition_indexes=one.partition_indexes)
-            for one in request.topics
+            async for one in in_portions(request.topics)
         ]
     )
-    group = await _fetched_group(request.group_id, topics, context)
+    group = await _fetched_group(request.group_id, topics, context, _Repeats())
     error = group.error_code if context.version < _FETCH_GROUP_ERROR_VERSION else 0
     if error:  # v1 has no error of the group: every partition carries it
         return OffsetFetchResponse(
             topics=[
                 OffsetFetchResponseTopic(
                     name=one.name,
-                    partitions=[_single(_fetched(index, None, error)) for index in one.partition_indexes],
+                    partitions=[
+                        _single(_fetched(index, None, error))
+                        async for index in in_portions(one.partition_indexes)
+                    ],
                 )
-                for one in topics or ()
+                async for one in in_portions(topics or ())
             ]
         )
     return OffsetFetchResponse(
         error_code=group.error_code,
         topics=[
-            OffsetFetchResponseTopic(name=one.name, partitions=[_single(each) for each in one.partitions])
-            for one in group.topics
+            OffsetFetchResponseTopic(
+                name=one.name, partitions=[_single(each) async for each in in_portions(one.partitions)]
+            )
+            async for one in in_portions(group.topics)
         ],
     )
 
 
+class _Repeats:
+    """What a request asks for again, and may be told again: a partition of two bytes has 4 KiB of metadata."""
+
+    def __init__(self) -> None:
+        self._partitions_left = _REPEATED_PARTITIONS_MAX
+        self._bytes_left = _REPEATED_BYTES_MAX
+        self._told: set[tuple[str, TopicPartition]] = set()
+
+    def allow_group(self, group: OffsetFetchResponseGroup) -> bool:
+        """Whether all offsets of a group may be told again."""
+        self._partitions_left -= 1 + sum(len(topic.partitions) for topic in group.topics)
+        if self._partitions_left >= 0:
+            self._bytes_left -= sum(
+                len(one.metadata or "") for topic in group.topics for one in topic.partitions
+            )
+        return self._partitions_left >= 0 and self._bytes_left >= 0
+
+    def allow(self, group_id: str, partition: TopicPartition, offset: CommittedOffset | None) -> bool:
+        """Whether one offset may be told: for the first time, or with little beside it."""
+        if offset is None or not offset.metadata:
+            return True
+        key = (group_id, partition)
+        if key not in self._told:
+            self._told.add(key)
+            return True
+        self._bytes_left -= len(offset.metadata)
+        return self._bytes_left >= 0
+
+
 async def _fetched_group(
-    group_id: str, topics: Sequence[OffsetFetchRequestTopics] | None, context: RequestContext
+    group_id: str,
+    topics: Sequence[OffsetFetchRequestTopics] | None,
+    context: RequestContext,
+    repeats: _Repeats,
 ) -> OffsetFetchResponseGroup:
     if not context.may(Operation.DESCRIBE, ResourceType.GROUP, group_id):
         return OffsetFetchResponseGroup(group_id=group_id, error_code=DENIED[ResourceType.GROUP])
@@ -247,7 +285,10 @@ async def _fetched_group(
         topic_of = OffsetFetchResponseTopics(topic_id=asked.topic_id, name=asked.name, partitions=[])
         async for index in in_portions(asked.partition_indexes):
             if known.name is not None and known.error in _HAS_OFFSETS:
-                one = _fetched(index, offsets[known.name, index])
+                partition = (known.name, index)
+                if not repeats.allow(group_id, partition, offsets[partition]):
+                    continue
+                one = _fetched(index, offsets[partition])
             else:
                 one = _fetched(index, None, known.error)
             topic_of.partitions.append(one)

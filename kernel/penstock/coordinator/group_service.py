@@ -57,6 +57,8 @@ logger = logging.getLogger("penstock.coordinator")
 _STRING_BYTES_MAX: Final = 32_767
 #: Groups of one request that are deleted at the same time: each has a task, and their tombstones go together.
 _DELETIONS: Final = 50
+#: States and types of groups to list that are read in one go.
+_FILTERS: Final = 1_000
 #: Groups whose offsets of a deleted topic are removed at the same time: as many have their turns in one iteration.
 _FORGETTING: Final = 200
 #: Records that may wait for the log, whatever the memory of groups is.
@@ -451,8 +453,8 @@ class GroupService:
             return self._not_ready, []
         if self._coordinators.count(Phase.LOADING):
             return ErrorCode.COORDINATOR_LOAD_IN_PROGRESS, []
-        wanted_states = {state.lower() for state in states}
-        wanted_types = {kind.lower() for kind in types}
+        wanted_states = {state.lower() async for state in in_portions(states, _FILTERS)}
+        wanted_types = {kind.lower() async for kind in in_portions(types, _FILTERS)}
         entries = [list(coordinator.entries.values()) for coordinator in self._coordinators.active()]
         return ErrorCode.NONE, [
             one

@@ -403,6 +403,34 @@ async def test_fetch_in_every_version(wire: Wire, version: int) -> None:
             assert await wire.fetch(version, everything=True, group="unknown") == []
 
 
+@pytest.mark.parametrize("version", [5, 9, 10])
+async def test_metadata_of_an_offset_that_is_asked_for_again_and_again_is_told_some_times_only(
+    wire: Wire, version: int
+) -> None:
+    """A partition takes two bytes of a request, and 4 KiB of the answer: a megabyte was answered with a gigabyte."""
+    asked = [0] * 5_000
+    name: dict[str, Any] = {"topic_id": TOPIC_ID} if version >= 10 else {"name": "t"}
+    topics = [OffsetFetchRequestTopics(partition_indexes=asked, **name)]
+    if version >= 8:
+        groups = [OffsetFetchRequestGroup(group_id="g", topics=topics)] * 2
+        groups += [OffsetFetchRequestGroup(group_id="g", topics=None)] * 1_000
+        request = OffsetFetchRequest(groups=groups)
+    else:
+        plain = [OffsetFetchRequestTopic(name="t", partition_indexes=asked)] * 2
+        request = OffsetFetchRequest(group_id="g", topics=plain)
+    async with wire.service:
+        long = OffsetCommitRequestPartition(committed_offset=7, committed_metadata="m" * 4_096)
+        commit = OffsetCommitRequest(
+            group_id="g", topics=[OffsetCommitRequestTopic(name="t", partitions=[long])]
+        )
+        await wire.call(ApiKey.OFFSET_COMMIT, 9, commit, OffsetCommitResponse)
+        response = await wire.call(ApiKey.OFFSET_FETCH, version, request, OffsetFetchResponse)
+    answers = response.groups if version >= 8 else [response]
+    told = [one for answer in answers for topic in answer.topics for one in topic.partitions]
+    assert 60 <= len(told) <= 66
+    assert {(one.committed_offset, len(one.metadata or "")) for one in told} == {(7, 4_096)}
+
+
 async def test_fetching_an_unknown_topic_id_is_an_error_of_its_partitions(wire: Wire) -> None:
     async with wire.service:
         topics = [OffsetFetchRequestTopics(topic_id=b"x" * 16, partition_indexes=[0])]

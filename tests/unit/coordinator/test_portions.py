@@ -92,6 +92,32 @@ class Turns:
             self._turn += 1
 
 
+async def test_filters_of_a_list_are_read_in_portions(opened: Open) -> None:
+    """A request of a megabyte may have 180,000 states, each of which was read in one go."""
+    read: list[int] = []
+    turn = 0
+
+    class State(str):
+        __slots__ = ()
+
+        def lower(self) -> str:
+            read.append(turn)
+            return super().lower()
+
+    async def take_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with opened() as service, anyio.create_task_group() as tasks:
+        tasks.start_soon(take_turns)
+        await service.list_groups([State("Empty")] * 5_000, [State("classic")] * 5_000)
+        tasks.cancel_scope.cancel()
+    assert len(read) == 10_000
+    assert max(Counter(read).values()) <= 2_000
+
+
 @pytest.mark.parametrize("what", ["offsets", "group"])
 async def test_tombstones_of_many_offsets_are_made_in_portions(
     opened: Open, monkeypatch: pytest.MonkeyPatch, what: str
