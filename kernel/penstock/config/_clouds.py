@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ("CLOUDS", "Cloud")
+__all__ = ("CLOUDS", "Cloud", "is_placeholder")
 
+import re
 from dataclasses import dataclass
 from typing import Final
+
+#: What stands in the templates for a name that only their reader knows.
+_PLACEHOLDER: Final = re.compile(
+    r"(?<![\w-])(your-bucket(--[\w-]+)?|your-container|your-account-id|your-project|youraccount)(?![\w-])"
+)
+
+
+def is_placeholder(value: str) -> bool:
+    """Whether a name in ``value`` is still the one of a template."""
+    return _PLACEHOLDER.search(value) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

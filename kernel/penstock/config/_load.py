@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike, fspath
@@ -23,6 +23,7 @@ from penstock.config._check import (
     unknown_key,
     validate,
 )
+from penstock.config._clouds import is_placeholder
 from penstock.config._limits import check_limits, plugin_limits, settings_limits
 from penstock.config._toml import parse_toml, parse_value
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS, PluginChoice, Tree
@@ -79,6 +80,13 @@ class Config:
         """
         limits = settings_limits(self.tree, self._place_of)
         return limits | plugin_limits(sizes or {}, settings or {}, self._place_of)
+
+    def check_filled_in(self) -> None:
+        """Raise ConfigError if a plugin's setting still has what the templates of ``config init`` put there."""
+        for kind, choice in self.tree.kinds.items():
+            for path, value in _deep_leaves((kind,), choice.settings):
+                if isinstance(value, str) and is_placeholder(value):
+                    raise refusal(path, "is still the template's, put your own there", value, self.origins)
 
     def _place_of(self, key: str) -> str | None:
         origin = self.origin(key)
@@ -266,6 +274,20 @@ def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...]
             yield (*path, name), inner
     else:
         yield path, value
+
+
+def _deep_leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All values in tables and lists, however deep."""
+    inner: Iterable[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        inner = value.items()
+    elif isinstance(value, list | tuple):
+        inner = enumerate(value)
+    else:
+        yield path, value
+        return
+    for name, each in inner:
+        yield from _deep_leaves((*path, str(name)), each)
 
 
 def known_keys() -> list[str]:

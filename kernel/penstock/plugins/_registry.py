@@ -353,6 +353,7 @@ class PluginRegistry:
         )
         sizes = {kind: spec.sizes(settings[kind]) for kind, spec in specs.items()}
         check_limits(config.limits(sizes, settings))
+        config.check_filled_in()
         return Selection(specs=specs, settings=settings, nested=nested, finder=finder)
 
     def _select_named(self, config: Config, kind: str) -> PluginSpec[Any, Any]:

@@ -287,6 +287,15 @@ def test_init_for_a_cloud_names_its_store_and_no_secret(
     assert not {"key", "secret", "token", "account_key"} & settings["options"].keys()
     assert path.read_text().count("\nurl = ") + path.read_text().count("\n# url = ") == 1
     if url.startswith("s3"):
+        capsys.readouterr()
+        if "your-" in url:
+            line = path.read_text().splitlines().index(f'url = "{url}"') + 1
+            assert main(["config", "check", "-c", str(path)]) == 2
+            assert capsys.readouterr().err == (
+                f"penstock: {path}:{line}: object_store.url is still the template's, put your own there: "
+                f"value={url!r}\n"
+            )
+            path.write_text(path.read_text().replace("your-", "my-"))
         assert main(["config", "check", "-c", str(path)]) == 0
     capsys.readouterr()
 
@@ -320,6 +329,9 @@ def test_init_for_a_zonal_bucket_has_the_log_there_and_on_the_disk(
     assert "wal.replicas[0].object_store.options.client_kwargs.region_name = eu-central-1" in told
     assert "wal.replicas[1].path = wal/replica-{node}.wal" in told
     assert "wal.replicas[1].capacity = 256MiB  (default)" in told
+    path.write_text(path.read_text().replace("//your-bucket/", "//my-bucket/"))
+    assert main(["config", "check", "-c", str(path)]) == 2
+    assert "wal.replicas[0].object_store.url is still the template's" in capsys.readouterr().err
 
 
 def test_connect_tells_that_the_store_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
