@@ -219,7 +219,14 @@ class Sender:
             return False
         if sent == size:
             return True
-        selector.register(sending._fd, selectors.EVENT_WRITE, sending)
+        try:
+            selector.register(sending._fd, selectors.EVENT_WRITE, sending)
+        except (
+            OSError
+        ) as error:  # the system watches no more (epoll: ENOSPC, ENOMEM): others are sent to all the same
+            sending.error = error.with_traceback(None)
+            self._end(sending)
+            return False
         sending._is_registered = True
         return False
 

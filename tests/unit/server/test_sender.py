@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+import selectors
 import socket
 import threading
 from collections.abc import Sequence
@@ -93,6 +94,30 @@ async def test_others_are_served_while_a_large_response_is_copied(monkeypatch: p
         assert offsets(await other.call(PRODUCE, 9, produce(make_batch(), partition=1))) == [(0, 0)]
         may_go_on.set()
         assert await records(reader) == stored(logs)
+
+
+async def test_a_client_that_the_system_does_not_watch_is_closed_and_others_are_sent_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It watches so many descriptors at the most. The error ended the thread, and with it all large responses."""
+    refused: list[int] = []
+
+    class Selector(selectors.DefaultSelector):
+        def register(self, fileobj: Any, events: int, data: Any = None) -> Any:
+            if data is not None and not refused:
+                refused.append(events)
+                raise OSError(errno.ENOSPC, "no space left on device")
+            return super().register(fileobj, events, data)
+
+    monkeypatch.setattr(selectors, "DefaultSelector", Selector)
+    logs = logs_of(MUCH)
+    async with serving(logs) as harness:
+        async with await harness.connect() as client:
+            await client.send(FETCH, 11, fetch())
+            await until(lambda: bool(refused) and not under_way(harness))
+        async with await harness.connect() as client:
+            await client.send(FETCH, 11, fetch())
+            assert await records(client) == stored(logs)
 
 
 async def test_a_large_response_arrives_whole_however_little_the_system_takes_at_a_time(
