@@ -425,11 +425,15 @@ class LogManager:
         if not commands:
             return []
         results = await self._metadata.submit_many(commands)
-        await self._served.settled([result.topic_id for result in results if isinstance(result, TopicState)])
         answers: list[Topic | Exception] = []
         for result in results:
             if not isinstance(result, TopicState):
                 answers.append(result)
+                continue
+            try:
+                await self._served.settled([result.topic_id])
+            except PenstockError as error:  # of this topic: the others may be there
+                answers.append(kept(error))
                 continue
             topic = self._by_id.get(result.topic_id)
             answers.append(topic or NotFoundError(f"the topic was deleted at once: topic={result.name}"))
@@ -468,7 +472,9 @@ class LogManager:
             if result is None:
                 answer = next(answers)
                 results[i] = answer if isinstance(answer, Exception) else None
-        await self._served.settled(topic_ids)
+        for topic_id in topic_ids:
+            with suppress(PenstockError):  # it is gone, whatever else couldn't be done in the same pass
+                await self._served.settled([topic_id])
         return results
 
     def _partition_count(self) -> int:

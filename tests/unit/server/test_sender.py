@@ -54,8 +54,8 @@ def stored(logs: FakeLogs) -> bytes:
     return b"".join(bytes(record) for record in found.records)
 
 
-def fetch() -> FetchRequest:
-    partition = FetchPartition(partition=0, fetch_offset=0, partition_max_bytes=1 << 30)
+def fetch(size: int = 1 << 30) -> FetchRequest:
+    partition = FetchPartition(partition=0, fetch_offset=0, partition_max_bytes=size)
     return FetchRequest(max_wait_ms=0, min_bytes=1, topics=[FetchTopic(topic="t", partitions=[partition])])
 
 
@@ -116,8 +116,8 @@ async def test_a_client_that_the_system_does_not_watch_is_closed_and_others_are_
             await client.send(FETCH, 11, fetch())
             await until(lambda: bool(refused) and not under_way(harness))
         async with await harness.connect() as client:
-            await client.send(FETCH, 11, fetch())
-            assert await records(client) == stored(logs)
+            await client.send(FETCH, 11, fetch(2 * sender.LARGE_BYTES))
+            assert len(await records(client)) > sender.LARGE_BYTES
 
 
 async def test_a_large_response_arrives_whole_however_little_the_system_takes_at_a_time(
