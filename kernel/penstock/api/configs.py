@@ -89,6 +89,10 @@ _RESOURCE_TYPES: Final = frozenset({TOPIC, BROKER, BROKER_LOGGER, CLIENT_METRICS
 #: One for all entries: of thousands of topics there are a hundred thousand, and the collector looks at each list.
 _NO_SYNONYMS: Final[list[DescribeConfigsSynonym]] = []
 _DEFAULTS: Final = {CLIENT_METRICS: CLIENT_METRICS_CONFIGS, GROUP: GROUP_CONFIGS}
+#: Configs of groups and client metrics that one answer tells: they have the defaults, whether they are there or not.
+_DEFAULTS_MAX: Final = 10_000
+#: Characters of values that are told of resources that are named again, each with some configs.
+_REPEATED_CHARS_MAX: Final = 256 * 1024
 #: ListConfigResources v0 was ListClientMetricsResources (KIP-1142).
 _ANY_RESOURCE_VERSION: Final = 1
 
@@ -119,23 +123,59 @@ def config_entry(
     )
 
 
+class _Told:
+    """What an answer has said already: it may be hundreds of times as long as the question."""
+
+    def __init__(self) -> None:
+        self._whole: set[tuple[int, str]] = set()
+        self._partly: set[tuple[int, str]] = set()
+        self._repeated_left = _REPEATED_CHARS_MAX
+        self._defaults_left = _DEFAULTS_MAX
+
+    def is_whole(self, resource: DescribeConfigsResource) -> bool:
+        """Whether all of a resource was asked for, and told: once is enough. Else it is from now on."""
+        if resource.configuration_keys:
+            return False
+        key = (resource.resource_type, resource.resource_name)
+        if key in self._whole:
+            return True
+        self._whole.add(key)
+        return False
+
+    def is_too_much(self, resource: DescribeConfigsResource, result: DescribeConfigsResult) -> bool:
+        """Whether so much was told again of resources of which some configs are asked for again and again."""
+        if not resource.configuration_keys:
+            return False
+        key = (resource.resource_type, resource.resource_name)
+        if key in self._partly:
+            texts = ((1 + len(one.synonyms)) * len(one.value or "") for one in result.configs)
+            self._repeated_left -= sum(texts)
+        self._partly.add(key)
+        return self._repeated_left < 0
+
+    def add_defaults(self, configs: int) -> None:
+        """Some more configs are told of what needn't be there. Raises KafkaError."""
+        self._defaults_left -= configs
+        if self._defaults_left < 0:
+            raise KafkaError(
+                ErrorCode.INVALID_REQUEST,
+                f"too many resources of this kind in one request: configs_max={_DEFAULTS_MAX}",
+            )
+
+
 def describe_configs_nowait(
-    request: DescribeConfigsRequest, context: RequestContext, seen: set[tuple[int, str]] | None = None
+    request: DescribeConfigsRequest, context: RequestContext, told: _Told | None = None
 ) -> DescribeConfigsResponse:
     """DescribeConfigs: all keys when none are named, with where their values come from.
 
-    ``seen`` are the resources of which all was told in earlier portions of the request; those of this one are added.
+    ``told`` is what earlier portions of the request were answered; what is told of this one is added.
     """
     results: list[DescribeConfigsResult] = []
     denied = _denied(Operation.DESCRIBE_CONFIGS, request.resources, context)
-    seen = set() if seen is None else seen
+    told = told or _Told()
     for resource in request.resources:
-        if not resource.configuration_keys:
-            # the answer is hundreds of times as long as the question: once is enough
-            key = (resource.resource_type, resource.resource_name)
-            if key in seen:
-                continue
-            seen.add(key)
+        if told.is_whole(resource):
+            continue
         result = _undescribed(resource)
         try:
             _check_permitted(resource, denied)
@@ -149,6 +189,8 @@ def describe_configs_nowait(
                 raise KafkaError(ErrorCode.INVALID_REQUEST, "the resource has no name")
             else:
                 defaults = _DEFAULTS[resource.resource_type]
+                names = _asked_for(resource, defaults)
+                told.add_defaults(len(names))
                 result.configs = [
                     default_entry(
                         name,
@@ -157,12 +199,13 @@ def describe_configs_nowait(
                         with_synonyms=request.include_synonyms and resource.resource_type == GROUP,
                         with_doc=request.include_documentation,
                     )
-                    for name in _asked_for(resource, defaults)
+                    for name in names
                 ]
         except KafkaError as error:
             result.error_code = error.error_code
             result.error_message = str(error)
-        results.append(result)
+        if not told.is_too_much(resource, result):
+            results.append(result)
     return DescribeConfigsResponse(results=results)
 
 
@@ -189,14 +232,14 @@ async def handle_describe_configs(
         async for resource in in_portions(request.resources):
             results.append(_undescribed(resource, error.error_code, str(error)))
         return DescribeConfigsResponse(results=results)
-    seen: set[tuple[int, str]] = set()
+    told = _Told()
     for chunk in pieces(request.resources, _SLICE_RESOURCES):
         part = DescribeConfigsRequest(
             resources=list(chunk),
             include_synonyms=request.include_synonyms,
             include_documentation=request.include_documentation,
         )
-        results += describe_configs_nowait(part, context, seen).results
+        results += describe_configs_nowait(part, context, told).results
         await anyio.lowlevel.checkpoint()
     return DescribeConfigsResponse(results=results)
 

@@ -37,6 +37,8 @@ from penstock.wire.error_codes import ErrorCode
 _INT_MAX: Final = 2**31 - 1
 _LONG_MAX: Final = 2**63 - 1
 _LONG_MIN: Final = -(2**63)
+#: Kafka's limit for a string: appended to again and again, a list would grow beyond what DescribeConfigs can tell.
+_VALUE_CHARS_MAX: Final = 32_767
 _DAY_MS: Final = 24 * 60 * 60 * 1000
 
 #: Topics that Kafka's coordinators keep for themselves, whoever made them (org.apache.kafka.common.internals.Topic).
@@ -338,7 +340,10 @@ def _validated(config: TopicConfig, value: str | None) -> str:
         return _validated_ratio(config, value)
     if config.type is ConfigType.BOOLEAN:
         value = value.lower()
-    return _validated_choice(config, value)
+    value = _validated_choice(config, value)
+    if len(value) > _VALUE_CHARS_MAX:
+        raise _invalid(config, value, f"it is longer than {_VALUE_CHARS_MAX}")
+    return value
 
 
 _KAFKAS: Final = TopicConfigTable()

@@ -103,6 +103,41 @@ async def test_all_configs_of_a_resource_are_told_once_however_often_it_is_named
     assert Counter(len(result.configs) for result in response.results) == {len(TOPIC_CONFIGS): 1, 1: 100}
 
 
+async def test_a_value_is_no_longer_than_a_string_may_be(logs: FakeLogs) -> None:
+    """Appended to again and again, a list had no bound, and no answer could tell it."""
+    name, items = "leader.replication.throttled.replicas", iter(range(100_000, 200_000))
+    for code in (0, 0, 0, 0, ErrorCode.INVALID_CONFIG):
+        value = ",".join(f"{next(items)}:1" for _ in range(900))
+        assert await alter(logs, (name, APPEND, value)) == code
+    assert len(logs.topics()["t"].configs[name]) == 4 * 900 * 9 - 1
+
+
+async def test_a_long_value_is_told_some_times_only(logs: FakeLogs) -> None:
+    """A resource with one key takes 50 bytes of a request: 20,000 of them were answered with 32 KiB each."""
+    name = "leader.replication.throttled.replicas"
+    logs.topics()["t"].configs[name] = "1" * 32_000
+    named = DescribeConfigsResource(resource_type=TOPIC, resource_name="t", configuration_keys=[name])
+    request = DescribeConfigsRequest(resources=[named] * 500)
+    response = await configs.handle_describe_configs(request, make_context(logs, 4))
+    assert len(response.results) == 9
+    assert {len(result.configs[0].value or "") for result in response.results} == {32_000}
+
+
+@pytest.mark.parametrize("kind", [16, 32], ids=["client metrics", "groups"])
+async def test_configs_of_what_need_not_be_there_are_told_of_some_only(logs: FakeLogs, kind: int) -> None:
+    """A made-up group takes 8 bytes of a request, and 1,500 of the answer: a megabyte took 400 of memory."""
+    resources = [
+        DescribeConfigsResource(resource_type=kind, resource_name=f"{number}") for number in range(4_000)
+    ]
+    request = DescribeConfigsRequest(resources=resources)
+    response = await configs.handle_describe_configs(request, make_context(logs, 4))
+    assert [result.resource_name for result in response.results] == [one.resource_name for one in resources]
+    told = sum(len(result.configs) for result in response.results)
+    assert configs._DEFAULTS_MAX - 20 < told <= configs._DEFAULTS_MAX
+    codes = Counter(result.error_code for result in response.results if not result.configs)
+    assert codes.keys() == {ErrorCode.INVALID_REQUEST}
+
+
 def test_the_configs_of_many_topics_are_few_objects_for_the_collector(logs: FakeLogs) -> None:
     """It looks at all of them, again and again, while a long answer is made."""
     topics = 50
