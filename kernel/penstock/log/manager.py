@@ -41,7 +41,7 @@ from penstock.metadata.commands import Command
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import AddPartitions, CreateTopic, DeleteTopic, SetTopicConfigs
 from penstock.metadata.deltas import TopicAdded, TopicGrown
-from penstock.metadata.topics import TopicState
+from penstock.metadata.topics import TopicState, config_places
 from penstock.spi.statistics import gauge
 from penstock.stream.engine import STREAMS_PER_COMMAND, StreamEngine
 from penstock.stream.events import BlockUploaded
@@ -407,7 +407,7 @@ class LogManager:
                 topic_id = uuid.uuid4().bytes
                 if not internal:
                     try:
-                        self._bound.reserve(topic_id, new.partition_count)
+                        self._bound.reserve(topic_id, new.partition_count + config_places(new.configs))
                     except KafkaError as error:
                         refused[new.name] = kept(error)
                         continue
@@ -478,7 +478,8 @@ class LogManager:
         return results
 
     def _partition_count(self) -> int:
-        return self._metadata.image.topics.client_partitions()
+        topics = self._metadata.image.topics
+        return topics.client_partitions() + topics.config_places()
 
     def check_room(self, partitions: int, beside: int = 0) -> None:
         """See ``PartitionBound.check``: whether so many partitions could be made now."""
@@ -519,7 +520,13 @@ class LogManager:
         configs = dict(change(topic.configs))
         if configs == topic.configs:
             return
-        await self._metadata.submit(SetTopicConfigs(topic.id, configs))
+        growth = config_places(configs) - config_places(topic.configs)
+        if growth > 0:
+            self._bound.reserve(topic.id, growth)
+        try:
+            await self._metadata.submit(SetTopicConfigs(topic.id, configs))
+        finally:
+            self._bound.release(topic.id)
         await self._served.settled([topic.id])
 
     def _require(self, name: str) -> Topic:

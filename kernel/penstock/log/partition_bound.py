@@ -1,4 +1,7 @@
-"""The bound on the partitions of all topics together, whichever way they come."""
+"""The bound on the partitions of all topics together, whichever way they come.
+
+Long values of topics' configs take as much memory: they count as the partitions that would.
+"""
 
 from __future__ import annotations
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-__all__ = ("NO_LEADER", "LakeClaim", "LakeMaintained", "TopicState", "Topics")
+__all__ = ("NO_LEADER", "LakeClaim", "LakeMaintained", "TopicState", "Topics", "config_places")
 
-from collections.abc import Collection, KeysView, Sequence
+from collections.abc import Collection, KeysView, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
+from penstock.limits import PARTITION_BYTES
 from penstock.metadata.table import Table
 
 #: Instead of a node's id.
 NO_LEADER: Final = -1
+#: Values up to here are within what a partition takes.
+_SHORT_CHARS: Final = 1024
+
+
+def config_places(configs: Mapping[str, str]) -> int:
+    """How many partitions would take as much memory as the long values of a topic's configs."""
+    return sum(len(value) for value in configs.values() if len(value) > _SHORT_CHARS) // PARTITION_BYTES
 
 
 class LakeMaintained(msgspec.Struct, frozen=True):
@@ -83,8 +91,10 @@ class Topics(Table[bytes, TopicState]):
         super().__init__(rows)
         self._by_name = {topic.name: topic for topic in rows.values()}
         self._client_partitions = 0
+        self._config_places = 0
         for topic in rows.values():
             self.grown(topic, topic.partition_count)
+            self._config_places += config_places(topic.configs)
 
     def named(self, name: str) -> TopicState | None:
         """The topic of that name, if there is one."""
@@ -101,6 +111,10 @@ class Topics(Table[bytes, TopicState]):
         """
         return self._client_partitions
 
+    def config_places(self) -> int:
+        """How many partitions would take as much memory as the long values of all configs; kept, not counted."""
+        return self._config_places
+
     # -- for the fold ----------------------------------------------------------------------------------------
 
     def put(self, key: bytes, row: TopicState) -> None:
@@ -108,12 +122,20 @@ class Topics(Table[bytes, TopicState]):
         super().put(key, row)
         self._by_name[row.name] = row
         self.grown(row, row.partition_count)
+        self._config_places += config_places(row.configs)
+
+    def configure(self, key: bytes, configs: dict[str, str]) -> None:
+        """Other overrides in the place of those that the topic has."""
+        topic = self.change(key)
+        self._config_places += config_places(configs) - config_places(topic.configs)
+        topic.configs = configs
 
     def drop(self, key: bytes) -> TopicState:
         """Take a topic out, and free its name."""
         topic = super().drop(key)
         del self._by_name[topic.name]
         self.grown(topic, -topic.partition_count)
+        self._config_places -= config_places(topic.configs)
         return topic
 
     def grown(self, row: TopicState, partitions: int) -> None:

@@ -499,6 +499,24 @@ async def test_the_partitions_of_all_topics_are_bounded_whichever_way_they_come(
         assert not isinstance(internal, Exception), "a broker can always start"
 
 
+async def test_long_configs_count_as_the_partitions_that_would_take_as_much(world: World) -> None:
+    """10,000 topics with two lists of 32 KiB would be 640 MB that no account knows."""
+    long = {"leader.replication.throttled.replicas": "1" * 32_767}
+    async with open_logs(world, partitions_max=22) as logs:  # a partition of the harness, one of each, and 18
+        await logs.manager.create_topics([NewTopic("a", 1), NewTopic("b", 1)])
+        await logs.manager.alter_configs("a", long)
+        with pytest.raises(KafkaError, match=r"topics\.partitions_max") as caught:
+            await logs.manager.alter_configs("b", long)
+        assert caught.value.error_code == ErrorCode.POLICY_VIOLATION
+        (refused,) = await logs.manager.create_topics([NewTopic("c", 1, long)])
+        assert isinstance(refused, KafkaError)
+        await logs.manager.alter_configs("a", {"retention.ms": "1"})
+        await logs.manager.alter_configs("b", long)
+        assert await logs.manager.delete_topics(["b"]) == [None]
+        (made,) = await logs.manager.create_topics([NewTopic("c", 1, long)])
+        assert not isinstance(made, Exception)
+
+
 async def test_topics_that_are_created_at_the_same_time_share_the_bound(world: World) -> None:
     async with open_logs(world, partitions_max=5) as logs:
         made: list[object] = []

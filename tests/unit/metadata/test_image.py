@@ -110,7 +110,11 @@ def test_how_many_partitions_clients_have_made_is_known_without_a_look_at_their_
     log.ok(AddPartitions(b"b" * 16, 7))
     log.do(CreateTopic("a", b"c" * 16, 9), AddPartitions(b"b" * 16, 1), DeleteTopic(b"c" * 16))  # refused
     log.ok(DeleteTopic(b"a" * 16))
+    log.ok(CreateTopic("long", b"l" * 16, 1, {"k": "v" * 9_000}))
+    log.ok(SetTopicConfigs(b"b" * 16, {"k": "v" * 3_600, "short": "v" * 1_000}))
+    log.ok(DeleteTopic(b"l" * 16))
     again = Image.from_snapshot(log.image.to_snapshot())
+    assert log.image.topics.config_places() == again.topics.config_places() == 2
     for topic in log.image.topics.all():
         monkeypatch.setattr(topic, "log_streams", None)
     assert log.image.topics.client_partitions() == again.topics.client_partitions() == made + 7

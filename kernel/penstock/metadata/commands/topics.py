@@ -118,7 +118,6 @@ class SetTopicConfigs(Command, tag="configs", frozen=True):
     def fold(self, image: State, at: Moment) -> TopicState:
         """Refused if there is no such topic; whether the configs make sense is for others to check."""
         image.topics.require(self.topic_id)
-        topic = image.topics.change(self.topic_id)
-        topic.configs = dict(self.configs)
+        image.topics.configure(self.topic_id, dict(self.configs))
         at.tell(TopicChanged(self.topic_id))
-        return topic
+        return image.topics.require(self.topic_id)
