@@ -26,6 +26,7 @@ __all__ = (
     "again",
     "clear_frames",
     "kept",
+    "shown",
 )
 
 import traceback
@@ -128,6 +129,11 @@ class ClosedError(PenstockError):
 
 class InvariantError(PenstockError):
     """Penstock found itself in a state that its design rules out: a bug; stop the affected part loudly."""
+
+
+def shown(name: str) -> str:
+    """Somebody's name for a sentence: quoted if it is empty or would run into the words around it."""
+    return name if name[:1] == "'" or (name and not any(map(str.isspace, name))) else repr(name)
 
 
 # An error has the frames that it went through, and these have their variables: payload, buffers, whole requests. A

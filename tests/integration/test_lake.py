@@ -263,7 +263,8 @@ def test_the_command_tells_of_tables_and_replays_beside_a_running_broker(serve: 
     assert "isn't JSON" in lake(broker, "status").stdout
     assert lake(broker, "tables").stdout.split() == ["bad", "orders"]
     assert "rows: 30" in lake(broker, "describe", "orders").stdout
-    assert "data files joined: 3" in lake(broker, "maintain", "orders", "--dry-run").stdout
+    planned = json.loads(lake(broker, "maintain", "orders", "--dry-run", "--json").stdout)
+    assert (planned["dry_run"], planned["figures"]["data files joined"]) == (True, 3)
     at = ("--bootstrap-server", broker.bootstrap_servers)
     maintained = lake(broker, "maintain", "orders", *at)
     assert "data files joined: 3" in maintained.stdout, maintained.stderr

@@ -24,6 +24,14 @@ def test_check_of_the_defaults_passes(capsys: pytest.CaptureFixture[str]) -> Non
     assert "wal wal_block" in out
 
 
+def test_check_tells_programs_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["config", "check", "--connect", "--json", "--set", f"broker.data_dir={tmp_path}"]
+    assert main(command) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["path"], told["plugins"]["wal"]) == (None, "wal_block")
+    assert "answers, put-if-absent: yes" in told["object_stores"]["object store"]
+
+
 def test_check_refuses_a_wrong_key_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

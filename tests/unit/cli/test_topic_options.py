@@ -31,6 +31,10 @@ from penstock_tools.cli._format import parse_topic_configs
             "no such option, the nearest is --partitions, see penstock topic",
         ),
         (
+            ["create", "t", "--replication-factor", "3"],
+            "--replication-factor isn't taken, leave it out: the broker decides, and where that is penstock the",
+        ),
+        (
             ["create", "t", "--replicas", "3"],
             "there is no such option, see penstock topic create --help: option=--",
         ),
@@ -42,7 +46,7 @@ from penstock_tools.cli._format import parse_topic_configs
             ["crate", "t"],
             "there is no such command, the nearest is create, see penstock topic --help: command=crate",
         ),
-        (["create"], "missing argument 'NAME', see penstock topic create --help"),
+        (["create"], "missing argument 'TOPIC', see penstock topic create --help"),
         (["create", "t", "u"], "got unexpected extra argument(s) (u), see penstock topic create --help"),
         (
             ["create", "t", "-P", "0"],

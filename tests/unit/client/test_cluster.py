@@ -43,7 +43,7 @@ def test_bootstrap_servers_that_are_no_addresses_are_refused(text: str) -> None:
 
 async def test_a_topic_that_is_not_there_is_said_at_once() -> None:
     async with FakeBroker().serving() as broker, Cluster.open(settings(broker)) as cluster:
-        with pytest.raises(NotFoundError, match="topic isn't there: topic=nosuch"):
+        with pytest.raises(NotFoundError, match="there is no such topic: topic=nosuch"):
             await cluster.topics(["nosuch"])
         assert len(broker.seen) == 2
 

@@ -49,6 +49,21 @@ def test_the_text_is_one_sentence_that_names_nothing_twice() -> None:
     )
 
 
+@pytest.mark.parametrize(("name", "told"), [("t", "t"), ("my topic", "'my topic'"), ("", "''")])
+def test_what_isnt_there_is_told_alike_whatever_was_to_be_done_and_names_end_where_they_end(
+    name: str, told: str
+) -> None:
+    for what in ("topic can't be deleted", "partitions can't be added"):
+        error = error_of(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"{what} topic={name}", "not here")
+        assert str(error) == f"there is no such topic: topic={told}"
+    error = error_of(
+        ErrorCode.INVALID_TOPIC_EXCEPTION, f"topic can't be created topic={name}", "it has a space"
+    )
+    assert str(error) == (
+        f"topic can't be created, it has a space: topic={told} error=INVALID_TOPIC_EXCEPTION"
+    )
+
+
 def test_success_raises_nothing() -> None:
     check(ErrorCode.NONE, "what")
     with pytest.raises(UnavailableError):

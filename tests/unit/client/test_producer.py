@@ -177,7 +177,7 @@ async def test_a_topic_that_disappears_fails_its_records() -> None:
         del broker.topics["t"]
         broker.produce_faults = [int(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)]
         await producer.flush()
-        with pytest.raises(NotFoundError, match="topic isn't there"):
+        with pytest.raises(NotFoundError, match="there is no such topic"):
             await delivery.wait()
 
 

@@ -28,7 +28,10 @@ _FOLDER = Path(__file__).parent
 
 #: The options that every command which reads the configuration takes, at the root and after its own name.
 ConfigOption: TypeAlias = Annotated[
-    Path | None, typer.Option("--config", "-c", help="TOML file with the configuration.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--config", "-c", metavar="FILE", help="TOML file with the configuration.", show_default=False
+    ),
 ]
 SetOption: TypeAlias = Annotated[
     list[str] | None,

@@ -73,7 +73,7 @@ def _group() -> None:
 @app.command(_DEFAULT)
 def run_workloads(
     context: typer.Context,
-    workloads: Annotated[list[Path], typer.Argument(metavar="WORKLOAD.yaml...", show_default=False)],
+    workloads: Annotated[list[Path], typer.Argument(metavar="WORKLOAD.yaml", show_default=False)],
     bootstrap_server: Annotated[
         str | None,
         typer.Option("--bootstrap-server", metavar="HOST:PORT", help="Use this broker; default: start one."),
@@ -83,7 +83,10 @@ def run_workloads(
         typer.Option("--driver", metavar="FILE", help="Driver file in place of the workload's own."),
     ] = None,
     duration: Annotated[
-        str | None, typer.Option("--duration", help="In place of testDurationMinutes, like 30s or 5m.")
+        str | None,
+        typer.Option(
+            "--duration", metavar="DURATION", help="In place of testDurationMinutes, like 30s or 5m."
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="LABEL", help="What to call this run.")
@@ -174,12 +177,12 @@ def _plugin_arguments(setup: Setup) -> list[str]:
 
 @app.command("compare")
 def compare_runs(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN.json...", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN.json", show_default=False)],
     out: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="PAGE.html", help="The page to write.", callback=_must_be_new),
     ],
-    title: Annotated[str, typer.Option("--title", help="Its title.")] = "Runs side by side",
+    title: Annotated[str, typer.Option("--title", metavar="TEXT", help="Its title.")] = "Runs side by side",
 ) -> None:
     """Lay runs side by side on one HTML page; results of the OpenMessaging Benchmark may be among them."""
     from penstock_tools.bench.page import page
@@ -192,9 +195,13 @@ def compare_runs(
 @app.command("floor")
 def compare_with_floor(
     context: typer.Context,
-    seconds: Annotated[float, typer.Option("--seconds", help="Length of one run.")] = 4.0,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Runs of each server and case.")] = 3,
-    only: Annotated[str | None, typer.Option("--only", help="Only cases whose name has this.")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", metavar="SECONDS", help="Length of one run.")] = 4.0,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=1, help="Runs of each server and case.")
+    ] = 3,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="TEXT", help="Only cases whose name has this.")
+    ] = None,
     directory: _WorkDir = None,
     json_path: _JsonPath = None,
     sets: SetOption = None,
@@ -224,7 +231,7 @@ def compare_with_floor(
 def start_times(
     context: typer.Context,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Starts of each kind; the median counts.")
+        int, typer.Option("--rounds", metavar="N", min=1, help="Starts of each kind; the median counts.")
     ] = 5,
     directory: _WorkDir = None,
     json_path: _JsonPath = None,
@@ -244,9 +251,11 @@ def start_times(
 def cold_reads(
     context: typer.Context,
     size: Annotated[str, typer.Option("--bytes", metavar="SIZE", help="How much old data.")] = "1GiB",
-    seconds: Annotated[float, typer.Option("--seconds", help="Length of one window.")] = 3.0,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Windows of each kind.")] = 5,
-    rate: Annotated[float, typer.Option("--rate", help="Messages of 1 KiB a second.")] = 1000.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="SECONDS", help="Length of one window.")
+    ] = 3.0,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Windows of each kind.")] = 5,
+    rate: Annotated[float, typer.Option("--rate", metavar="N", help="Messages of 1 KiB a second.")] = 1000.0,
     read_rate: Annotated[
         str, typer.Option("--read-rate", metavar="SIZE", help="Bytes a second of the reader; 0: all it can.")
     ] = "150MiB",
@@ -282,11 +291,19 @@ def wal_latency(
     wal: Annotated[
         str, typer.Option("--wal", metavar="PLUGIN", help="wal_s3, or wal_s3express_replicated.")
     ] = "wal_s3",
-    seconds: Annotated[float, typer.Option("--seconds", help="Length of each load.")] = 10.0,
-    idle_s: Annotated[float, typer.Option("--idle", help="Seconds without appends behind each load.")] = 2.0,
-    p50_ms: Annotated[float, typer.Option("--put-p50-ms", help="Median of the store's puts.")] = 60.0,
-    p99_ms: Annotated[float, typer.Option("--put-p99-ms", help="p99 of the store's puts.")] = 200.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the delays.")] = 1,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="SECONDS", help="Length of each load.")
+    ] = 10.0,
+    idle_s: Annotated[
+        float, typer.Option("--idle", metavar="SECONDS", help="Seconds without appends behind each load.")
+    ] = 2.0,
+    p50_ms: Annotated[
+        float, typer.Option("--put-p50-ms", metavar="MS", help="Median of the store's puts.")
+    ] = 60.0,
+    p99_ms: Annotated[
+        float, typer.Option("--put-p99-ms", metavar="MS", help="p99 of the store's puts.")
+    ] = 200.0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the delays.")] = 1,
     proxy_to: Annotated[
         str | None,
         typer.Option(
@@ -349,9 +366,13 @@ def wal_latency(
 @app.command("uploads")
 def uploads(
     context: typer.Context,
-    seconds: Annotated[float, typer.Option("--seconds", help="Length of one window.")] = 6.0,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Windows of each kind.")] = 5,
-    rate: Annotated[float, typer.Option("--rate", help="Messages of 1 KiB a second.")] = 20_000.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="SECONDS", help="Length of one window.")
+    ] = 6.0,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Windows of each kind.")] = 5,
+    rate: Annotated[
+        float, typer.Option("--rate", metavar="N", help="Messages of 1 KiB a second.")
+    ] = 20_000.0,
     upload_bytes: Annotated[
         str, typer.Option("--upload-bytes", metavar="SIZE", help="Size of a block that is uploaded.")
     ] = "64MiB",
@@ -380,10 +401,16 @@ def uploads(
 @app.command("lake")
 def lake(
     context: typer.Context,
-    seconds: Annotated[float, typer.Option("--seconds", help="Length of one window.")] = 8.0,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Windows of each kind.")] = 5,
-    rate: Annotated[float, typer.Option("--rate", help="Messages of 1 KiB a second.")] = 20_000.0,
-    interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between commits.")] = 2.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="SECONDS", help="Length of one window.")
+    ] = 8.0,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Windows of each kind.")] = 5,
+    rate: Annotated[
+        float, typer.Option("--rate", metavar="N", help="Messages of 1 KiB a second.")
+    ] = 20_000.0,
+    interval_s: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Seconds between commits.")
+    ] = 2.0,
     json_values: Annotated[
         bool, typer.Option("--json-values", help="Produce JSON, and make columns of it.")
     ] = False,

@@ -35,6 +35,7 @@ def check(
         bool,
         typer.Option("--connect", help="Connect to the object store, too: address, credentials, rights."),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Check the configuration as `penstock serve` would, plugins' keys and combinations too.
 
@@ -57,19 +58,31 @@ def check(
     compactor = selection.specs.get(LAKE_COMPACTOR.name)
     assert compactor is None or isinstance(compactor, LakeCompactorSpec)
     topic_config_table(compactor, loaded.tree.lake.defaults, {})  # raises what a start would
-    plugins = ", ".join(f"{kind} {name}" for kind, name in selection.names.items())
-    typer.echo(f"configuration is valid: {setup.config_path or 'defaults, environment and command line'}")
-    typer.echo(f"plugins: {plugins}")
-    typer.echo(f"records are checked in {code}")
+    if not as_json:
+        plugins = ", ".join(f"{kind} {name}" for kind, name in selection.names.items())
+        typer.echo(f"configuration is valid: {setup.config_path or 'defaults, environment and command line'}")
+        typer.echo(f"plugins: {plugins}")
+        typer.echo(f"records are checked in {code}")
+    stores = {}
     if connect:
         import anyio
 
-        for line in anyio.run(_connect, loaded, selection):
-            typer.echo(line)
+        stores = anyio.run(_connect, loaded, selection)
+    if as_json:
+        told = {
+            "path": None if setup.config_path is None else str(setup.config_path),
+            "plugins": dict(selection.names),
+            "records_checked_in": code,
+            "object_stores": stores,
+        }
+        typer.echo(json.dumps(told, indent=2))
+        return
+    for name, answer in stores.items():
+        typer.echo(f"{name}: {answer}")
 
 
-async def _connect(config: Config, selection: Selection) -> list[str]:
-    """Open the object stores and list them; one line each. Raises ConfigError for whatever goes wrong."""
+async def _connect(config: Config, selection: Selection) -> dict[str, str]:
+    """Open the object stores and list them; what each answers. Raises ConfigError for whatever goes wrong."""
     from penstock.errors import PenstockError
     from penstock_tools.inspection.places import open_nested_store, open_store
 
@@ -88,13 +101,13 @@ async def _connect(config: Config, selection: Selection) -> list[str]:
                     f"the object store answers but can't do what is needed ({', '.join(missing)}), choose another: "
                     f"location={store.location}"
                 )
-            told = [f"object store: {await _answer_of(store)}"]
+            told = {"object store": await _answer_of(store)}
         for nested in selection.nested:
             if nested.store is None:
                 continue
             async with open_nested_store(config, nested) as store:
                 nested.check_store(store.capabilities, store.location)
-                told.append(f"object store of {nested.key}: {await _answer_of(store)}")
+                told[f"object store of {nested.key}"] = await _answer_of(store)
         return told
     except PenstockError as error:
         # also what might pass at another time: this check has failed
@@ -117,7 +130,9 @@ async def _first(items: AsyncIterator[ObjectInfo]) -> AsyncIterator[ObjectInfo]:
 @app.command("explain")
 def explain_keys(
     context: typer.Context,
-    key: Annotated[str | None, typer.Argument(help="A key or a section; all keys when left out.")] = None,
+    key: Annotated[
+        str | None, typer.Argument(metavar="KEY", help="A key or a section; all keys when left out.")
+    ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     plugins_dir: PluginsDirOption = None,
@@ -150,7 +165,8 @@ def write_template(
         ),
     ] = "local",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to create; stdout when left out.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File to create; stdout when left out."),
     ] = None,
 ) -> None:
     """Write a configuration file that has every key, those at their default commented out."""
@@ -175,7 +191,11 @@ def write_reference(
     update: Annotated[
         Path,
         typer.Option(
-            "--update", exists=True, dir_okay=False, help="Markdown file whose reference is to be replaced."
+            "--update",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Markdown file whose reference is to be replaced.",
         ),
     ],
 ) -> None:

@@ -48,6 +48,7 @@ LevelOption: TypeAlias = Annotated[
     list[int] | None,
     typer.Option(
         "--level",
+        metavar="LEVEL",
         min=1,
         max=5,
         help="Only this level: 1 semantics, 2 races, 3 crashes, 4 faults of the medium, 5 cost. May be repeated.",
@@ -57,9 +58,9 @@ SelectOption: TypeAlias = Annotated[
     str, typer.Option("-k", metavar="EXPRESSION", help="Only clauses whose name fits, as in pytest.")
 ]
 RoundsOption: TypeAlias = Annotated[
-    int, typer.Option("--rounds", min=1, help="So many times the races and crashes.")
+    int, typer.Option("--rounds", metavar="N", min=1, help="So many times the races and crashes.")
 ]
-SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
 DeadlineOption: TypeAlias = Annotated[
     float,
     typer.Option(
@@ -78,7 +79,9 @@ VerboseOption: TypeAlias = Annotated[bool, typer.Option("-v", help="Show the rul
 @app.command("run")
 def run_suite(
     context: typer.Context,
-    kind: Annotated[str, typer.Argument(help="Kind of the plugin: wal, object_store, log_cache...")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="Kind of the plugin: wal, object_store, log_cache...")
+    ],
     plugin: Annotated[str, typer.Option("--plugin", metavar="NAME", help="Name of the plugin.")],
     sets: SettingsOption = None,
     report: ReportOption = None,

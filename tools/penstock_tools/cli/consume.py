@@ -35,7 +35,7 @@ def consume(
     topic: Annotated[str, typer.Argument(metavar="TOPIC", help="The topic.")],
     partition: Annotated[
         list[int] | None,
-        typer.Option("--partition", "-p", min=0, help="Only this partition; may be repeated."),
+        typer.Option("--partition", "-p", metavar="N", min=0, help="Only this partition; may be repeated."),
     ] = None,
     offset: Annotated[
         str,
@@ -50,13 +50,14 @@ def consume(
         bool, typer.Option("--exit", "-e", help="Stop when every partition is read to its end.")
     ] = False,
     count: Annotated[
-        int | None, typer.Option("--count", "-c", min=1, help="Stop after this many records.")
+        int | None, typer.Option("--count", "-c", metavar="N", min=1, help="Stop after this many records.")
     ] = None,
     template: Annotated[
         str | None,
         typer.Option(
             "--format",
             "-f",
+            metavar="FORMAT",
             help=r"%t topic, %p partition, %o offset, %k key, %s value, %K %S lengths, %T time, %h headers; \n \t.",
         ),
     ] = None,

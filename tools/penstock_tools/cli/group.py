@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.errors import InvalidRequestError, NotFoundError
+from penstock.errors import InvalidRequestError, NotFoundError, shown
 from penstock_tools.cli._client import (
     DEFAULT_BOOTSTRAP,
     BootstrapOption,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
-GroupArgument = Annotated[str, typer.Argument(metavar="NAME", help="The group.")]
+GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="The group.")]
 
 #: States in which nobody reads, so that offsets may be set from outside.
 _IDLE_STATES = ("Empty", "Dead")
@@ -157,7 +157,9 @@ def reset_offsets(
     ] = False,
     to_earliest: Annotated[bool, typer.Option("--to-earliest", help="To the first record.")] = False,
     to_latest: Annotated[bool, typer.Option("--to-latest", help="To the end.")] = False,
-    to_offset: Annotated[int | None, typer.Option("--to-offset", min=0, help="To this offset.")] = None,
+    to_offset: Annotated[
+        int | None, typer.Option("--to-offset", metavar="N", min=0, help="To this offset.")
+    ] = None,
     to_timestamp: Annotated[
         str | None,
         typer.Option("--to-timestamp", metavar="TIME", help="To the first record at or after: ms or ISO."),
@@ -186,7 +188,7 @@ def reset_offsets(
             state = await _state(admin, name)
             if execute and state not in _IDLE_STATES:
                 raise InvalidRequestError(
-                    f"group is in use, stop its members first: group={name} state={state}"
+                    f"group is in use, stop its members first: group={shown(name)} state={state}"
                 )
             plan = await _plan(admin, name, wanted, target)
             if execute and plan:
@@ -202,7 +204,7 @@ def reset_offsets(
         [(step.topic, str(step.partition), _cell(step.committed), str(step.new)) for step in plan],
     )
     if execute:
-        sys.stdout.write(f"set {count_text(len(plan), 'offset')} of group {name}\n")
+        sys.stdout.write(f"set {count_text(len(plan), 'offset')} of group {shown(name)}\n")
     elif state not in _IDLE_STATES:
         sys.stdout.write(
             f"nothing was changed; the group is in use (state {state}), stop its members first\n"
@@ -213,7 +215,7 @@ def reset_offsets(
 
 @app.command()
 def delete(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The groups.")],
+    names: Annotated[list[str], typer.Argument(metavar="GROUP", help="The groups.")],
     bootstrap_server: BootstrapOption = DEFAULT_BOOTSTRAP,
 ) -> None:
     """Delete groups that nobody is in, with their offsets."""
@@ -224,7 +226,7 @@ def delete(
         async with connect(bootstrap_server) as cluster:
             for name in names:
                 await Admin(cluster).delete_group(name)
-                sys.stdout.write(f"deleted group {name}\n")
+                sys.stdout.write(f"deleted group {shown(name)}\n")
                 sys.stdout.flush()
 
     run(work)
@@ -299,7 +301,7 @@ async def _plan(
     committed = {key: found.offset for key, found in (await admin.committed_offsets(name)).items()}
     keys = sorted(committed) if not wanted else await _partitions(admin, wanted)
     if not keys:
-        raise NotFoundError(f"group has committed nothing: group={name}")
+        raise NotFoundError(f"group has committed nothing: group={shown(name)}")
     starts = {
         key: found.offset for key, found in (await admin.list_offsets(dict.fromkeys(keys, EARLIEST))).items()
     }
@@ -312,7 +314,7 @@ async def _plan(
         if missing:
             raise InvalidRequestError(
                 "a partition without a committed offset can't be shifted: "
-                f"group={name} topic={missing[0][0]} partition={missing[0][1]}"
+                f"group={shown(name)} topic={missing[0][0]} partition={missing[0][1]}"
             )
     elif target.kind == "beginning":
         new = starts

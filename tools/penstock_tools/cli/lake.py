@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("app",)
 
+import dataclasses
 import json
 import time
 from contextlib import suppress
@@ -103,6 +104,7 @@ def tables(
     sets: SetOption = None,
     plugins_dir: PluginsDirOption = None,
     plugin: PluginOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List all tables that there are, those of deleted topics and of replays too."""
     from penstock_tools.inspection.lake import open_lake
@@ -113,7 +115,11 @@ def tables(
         async with open_lake(setup.load_config(), setup.registry()) as lake:
             return list(await lake.compactor.tables())
 
-    for name in anyio.run(look):
+    names = anyio.run(look)
+    if as_json:
+        typer.echo(json.dumps(names, indent=2))
+        return
+    for name in names:
         typer.echo(name)
 
 
@@ -162,6 +168,7 @@ def maintain(
     plugins_dir: PluginsDirOption = None,
     plugin: PluginOption = None,
     bootstrap_server: BootstrapOption = DEFAULT_BOOTSTRAP,
+    as_json: JsonOption = False,
 ) -> None:
     """Bring a topic's table into good shape: small files together, what nothing needs any more removed.
 
@@ -206,6 +213,14 @@ def maintain(
                 done = anyio.run(work)
     if done is None:
         done = run(ask)
+    if as_json:
+        figures = {
+            "dry_run": done.dry_run,
+            "saved_bytes": done.saved_bytes,
+            "figures": dict(done.figures),
+        }
+        typer.echo(json.dumps(figures, indent=2))
+        return
     for name, value in done.figures.items():
         typer.echo(f"{name}: {value}")
     verb = "would take" if done.dry_run else "takes"
@@ -251,6 +266,7 @@ def replay(
     sets: SetOption = None,
     plugins_dir: PluginsDirOption = None,
     plugin: PluginOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a topic's records into a new table, with the topic's configs as they are now; a broker may run.
 
@@ -267,5 +283,8 @@ def replay(
             return await run(lake, topic, start, name)
 
     done = anyio.run(work)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(done), indent=2))
+        return
     rejected = f", {done.rejected} rejected" if done.rejected else ""
     typer.echo(f"{count_text(done.records, 'row')} in table {done.table}{rejected}")

@@ -86,14 +86,14 @@ class ListedObject:
 
 
 async def _list(setup: Setup, topic: str | None) -> list[ListedObject]:
-    from penstock.errors import NotFoundError
+    from penstock.errors import NotFoundError, shown
     from penstock.stream.object_format import object_key
     from penstock_tools.inspection.places import open_places
 
     async with open_places(setup.load_config(), setup.registry()) as places:
         image = await _load_image(places)
     if topic is not None and image.topics.named(topic) is None:
-        raise NotFoundError(f"metadata knows no topic of this name: topic={topic}")
+        raise NotFoundError(f"metadata knows no topic of this name: topic={shown(topic)}")
     live: Counter[int] = Counter()
     holders: defaultdict[int, set[str]] = defaultdict(set)
     for stream in image.streams.all():

@@ -38,8 +38,10 @@ def probe_store(
             metavar="URL", help="The store, as in object_store.url; the configuration's when left out."
         ),
     ] = None,
-    writers: Annotated[int, typer.Option(min=2, max=64, help="Processes that race for each object.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Races of each kind.")] = 50,
+    writers: Annotated[
+        int, typer.Option(metavar="N", min=2, max=64, help="Processes that race for each object.")
+    ] = 8,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Races of each kind.")] = 50,
     config: ConfigOption = None,
     sets: SetOption = None,
     plugins_dir: PluginsDirOption = None,

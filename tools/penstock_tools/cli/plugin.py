@@ -22,11 +22,12 @@ def new_plugin(
     kind: Annotated[
         str,
         typer.Argument(
+            metavar="KIND",
             help="What it is: allocator, object_store, metadata_log, wal, log_cache, block_cache, "
-            "lake_compactor, partitioner, or observer."
+            "lake_compactor, partitioner, or observer.",
         ),
     ],
-    name: Annotated[str, typer.Argument(help="What configurations will call it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What configurations will call it.")],
     directory: Annotated[
         Path | None,
         typer.Option(

@@ -59,7 +59,7 @@ def list_plugins(
 @app.command("info")
 def show_plugin(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the plugin.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plugin.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plugins_dir: PluginsDirOption = None,
     plugin: PluginOption = None,

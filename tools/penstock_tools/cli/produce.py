@@ -75,12 +75,13 @@ def produce(
         ),
     ] = None,
     partition: Annotated[
-        int | None, typer.Option("--partition", "-p", min=0, help="Send everything to this partition.")
+        int | None,
+        typer.Option("--partition", "-p", metavar="N", min=0, help="Send everything to this partition."),
     ] = None,
     codec: Annotated[
         str, typer.Option("--compression", "-z", metavar="CODEC", help="none, gzip, snappy, lz4 or zstd.")
     ] = "none",
-    acks: Annotated[str, typer.Option("--acks", help="all, 1 or 0.")] = "all",
+    acks: Annotated[str, typer.Option("--acks", metavar="ACKS", help="all, 1 or 0.")] = "all",
     header: Annotated[
         list[str] | None,
         typer.Option(
@@ -100,7 +101,8 @@ def produce(
         bool, typer.Option("--no-idempotence", help="Without producer id: a retry may write records twice.")
     ] = False,
     linger_ms: Annotated[
-        float, typer.Option("--linger-ms", min=0, help="Wait this long for more records of a batch.")
+        float,
+        typer.Option("--linger-ms", metavar="MS", min=0, help="Wait this long for more records of a batch."),
     ] = 5.0,
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, metavar="SECONDS", help="Give a record up after this long.")

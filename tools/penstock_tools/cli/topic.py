@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The topic.")]
+NameArgument = Annotated[str, typer.Argument(metavar="TOPIC", help="The topic.")]
 ConfigOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -43,15 +43,23 @@ def create(
     name: NameArgument,
     partitions: Annotated[
         int | None,
-        typer.Option("--partitions", "-P", min=1, help="Number of partitions; else the broker's default."),
+        typer.Option(
+            "--partitions", "-P", metavar="N", min=1, help="Number of partitions; else the broker's default."
+        ),
     ] = None,
     config: ConfigOption = None,
     if_not_exists: Annotated[
         bool, typer.Option("--if-not-exists", help="Be content if it is there already, as it is.")
     ] = False,
+    replication_factor: Annotated[str | None, typer.Option("--replication-factor", hidden=True)] = None,
     bootstrap_server: BootstrapOption = DEFAULT_BOOTSTRAP,
 ) -> None:
     """Create a topic."""
+    if replication_factor is not None:
+        raise InvalidRequestError(
+            "--replication-factor isn't taken, leave it out: the broker decides, and where that is penstock the "
+            f"object store keeps the copies: value={replication_factor}"
+        )
     configs = parse_topic_configs(config or (), "--config")
 
     async def work() -> None:
@@ -188,7 +196,7 @@ def _print_description(
 
 @app.command()
 def delete(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The topics.")],
+    names: Annotated[list[str], typer.Argument(metavar="TOPIC", help="The topics.")],
     bootstrap_server: BootstrapOption = DEFAULT_BOOTSTRAP,
 ) -> None:
     """Delete topics and all their records."""
@@ -208,7 +216,10 @@ def delete(
 def alter(
     name: NameArgument,
     partitions: Annotated[
-        int | None, typer.Option("--partitions", "-P", min=1, help="Raise the number of partitions to this.")
+        int | None,
+        typer.Option(
+            "--partitions", "-P", metavar="N", min=1, help="Raise the number of partitions to this."
+        ),
     ] = None,
     config: ConfigOption = None,
     delete_config: Annotated[
@@ -245,7 +256,7 @@ def alter(
 @app.command()
 def delete_records(
     name: NameArgument,
-    partition: Annotated[int, typer.Option("--partition", "-p", min=0, help="The partition.")],
+    partition: Annotated[int, typer.Option("--partition", "-p", metavar="N", min=0, help="The partition.")],
     before: Annotated[
         int, typer.Option("--before", metavar="OFFSET", min=-1, help="The first offset to keep; -1: the end.")
     ],

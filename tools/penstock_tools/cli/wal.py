@@ -33,7 +33,9 @@ def inspect_wal(
     sets: SetOption = None,
     plugins_dir: PluginsDirOption = None,
     plugin: PluginOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Show at most this many entries.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=0, help="Show at most this many entries.")
+    ] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Show whose log it is, where it begins and ends, and its entries by stream; exit code 1 on damage."""

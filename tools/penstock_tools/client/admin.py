@@ -25,7 +25,6 @@ from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
-from penstock.errors import NotFoundError
 from penstock.wire import ApiKey, DecodeError, Message, decode_data
 from penstock.wire.messages.consumer_protocol_assignment import ConsumerProtocolAssignment
 from penstock.wire.messages.create_partitions import (
@@ -84,7 +83,7 @@ from penstock.wire.messages.offset_fetch import (
 )
 from penstock_tools.client.cluster import Cluster, TopicInfo
 from penstock_tools.client.connection import Connection
-from penstock_tools.client.errors import check
+from penstock_tools.client.errors import check, no_such
 
 TopicPartition: TypeAlias = tuple[str, int]
 M = TypeVar("M", bound=msgspec.Struct)
@@ -420,7 +419,7 @@ class Admin:
             check(found.error_code, f"group can't be described group={name}", found.error_message)
             if found.group_state == "Dead":
                 # Before version 6 (KIP-1043) an unknown group isn't an error but a dead group.
-                raise NotFoundError(f"group isn't there: group={name}")
+                raise no_such("group", name)
             members = tuple(
                 GroupMember(
                     member.member_id,

@@ -20,7 +20,15 @@ from typing import TypeVar
 import anyio
 import anyio.abc
 
-from penstock.errors import InvalidRequestError, NotFoundError, PenstockError, UnavailableError, again, kept
+from penstock.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+    UnavailableError,
+    again,
+    kept,
+    shown,
+)
 from penstock.wire import ApiKey, ErrorCode, Message
 from penstock.wire.messages.find_coordinator import FindCoordinatorRequest, FindCoordinatorResponse
 from penstock.wire.messages.metadata import (
@@ -32,7 +40,7 @@ from penstock.wire.messages.metadata import (
 from penstock.work.retry import Backoff, doubling
 from penstock_tools.client._scope import task_group
 from penstock_tools.client.connection import Connection
-from penstock_tools.client.errors import check, error_of, is_retriable
+from penstock_tools.client.errors import check, error_of, is_retriable, no_such
 
 T = TypeVar("T")
 
@@ -315,10 +323,10 @@ class Cluster:
             if topic.error_code:
                 if create and topic.error_code == ErrorCode.UNKNOWN_TOPIC_OR_PARTITION:
                     raise _MissingTopicError(
-                        f"topic isn't there and the broker doesn't create it: topic={name}"
+                        f"there is no such topic, and the broker doesn't create it: topic={shown(name)}"
                     )
                 if topic.error_code == ErrorCode.UNKNOWN_TOPIC_OR_PARTITION:
-                    raise NotFoundError(f"topic isn't there: topic={name}")
+                    raise no_such("topic", name)
                 raise error_of(topic.error_code, f"topic can't be used topic={name}")
             found[name] = self._topics[name] = _topic_info(name, topic)
         if names is None:

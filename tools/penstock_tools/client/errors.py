@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("check", "error_code", "error_of", "is_retriable")
+__all__ = ("check", "error_code", "error_of", "is_retriable", "no_such")
 
 import re
 from typing import Final
@@ -15,6 +15,7 @@ from penstock.errors import (
     NotFoundError,
     PenstockError,
     UnavailableError,
+    shown,
 )
 from penstock.wire.error_codes import ErrorCode
 
@@ -39,6 +40,18 @@ _CLASSES: Final[dict[ErrorCode, type[PenstockError]]] = {
     ErrorCode.UNKNOWN_MEMBER_ID: FencedError,
     ErrorCode.UNKNOWN_SERVER_ERROR: UnavailableError,
 }
+
+
+#: What isn't there, if one was named.
+_MISSING: Final = {
+    ErrorCode.UNKNOWN_TOPIC_OR_PARTITION: "topic",
+    ErrorCode.GROUP_ID_NOT_FOUND: "group",
+}
+
+
+def no_such(noun: str, name: str) -> NotFoundError:
+    """The error for a topic or group that isn't there."""
+    return NotFoundError(f"there is no such {noun}: {noun}={shown(name)}")
 
 
 def error_code(code: int) -> ErrorCode:
@@ -67,10 +80,12 @@ def error_of(code: int, what: str, detail: str | None = None) -> PenstockError:
     name = member.name if member == code else f"UNKNOWN_{code}"
     sentence, *own = _OWN_VALUES.split(what)
     values = [(key, value) for key, _, value in (pair.partition("=") for pair in own)]
+    if [key for key, _ in values] == [_MISSING.get(member)]:
+        return no_such(*values[0])  # the same words, whatever was to be done with it
     reason, more = _split(reason)
     known = {value.strip("'") for _, value in values}
     values += [(key, value) for key, value in more if value.strip("'") not in known]
-    told = " ".join(f"{key}={value}" for key, value in (*values, ("error", name)))
+    told = " ".join(f"{key}={shown(value)}" for key, value in (*values, ("error", name)))
     return kind(f"{sentence}, {reason}: {told}")
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import anyio
 
 from penstock.config import Config
-from penstock.errors import ConfigError, InvalidRequestError, NotFoundError, PenstockError
+from penstock.errors import ConfigError, InvalidRequestError, NotFoundError, PenstockError, shown
 from penstock.lake.columns import decode_entries
 from penstock.lake.configs import TableConfigs, topic_config_table
 from penstock.lake.source import LakeSource, Throttle
@@ -61,7 +61,7 @@ class Lake:
         """The topic in metadata, and as the compactor sees it. Raises NotFoundError."""
         state = self.image.topics.named(name)
         if state is None:
-            raise NotFoundError(f"metadata knows no topic of this name: topic={name}")
+            raise NotFoundError(f"metadata knows no topic of this name: topic={shown(name)}")
         return state, lake_topic(state, self.configs(state), table)
 
     def configs(self, state: TopicState) -> TableConfigs:
