@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import gc
+import gzip
 import itertools
 import time
 import weakref
+import zlib
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -117,9 +120,23 @@ async def test_entries_of_all_sizes_come_back_as_they_were(env: Env) -> None:
             size = min(size, largest)
             bodies.append(env.random.randbytes(size))
             left -= size + _GROUP_BYTES
+        bodies += _looks_packed()
         last = [await _append_in_pieces(env, wal, body) for body in bodies][-1]
         await last.wait_durable()
     check_same(await read(env), bodies, "entries of all sizes")
+
+
+def _looks_packed() -> list[bytes]:
+    """What a log that packs entries, or marks their kind, might take for its own work."""
+    text = b"an entry that is shorter when it is packed" * 3
+    return [
+        zlib.compress(text),
+        gzip.compress(text),
+        bz2.compress(text),
+        b"\xef\xbb\xbf" + text,
+        b"\r\n",
+        b"\0",
+    ]
 
 
 async def test_megabytes_of_small_entries_come_back_as_they_were(env: Env) -> None:

@@ -201,12 +201,13 @@ async def test_survivor_takes_a_dead_nodes_log_over_beside_its_own(env: Env) -> 
         await recovered(dead)
         appends = await append_all(dead, make_bodies(5, owner=1))
     host = env.on_another_host()
-    async with host.open(node_id=2, epoch=2) as own:
+    # its number begins as the dead node's does
+    async with host.open(node_id=12, epoch=2) as own:
         assert await recovered(own) == [], "another node's log isn't this node's"
         await append_all(own, make_bodies(2, owner=2))
         async with host.open(node_id=1, epoch=3) as taken:
             found = [bytes(entry.data) for entry in await recovered(taken)]
-            assert found == make_bodies(5, owner=1), "the survivor doesn't find what the dead node left"
+            assert found == make_bodies(5, owner=1), "the survivor finds otherwise than the dead node left it"
             await taken.trim(appends[2].next_position)
             await append_all(taken, make_bodies(1, owner=3))
         await append_all(own, make_bodies(1, owner=2))
@@ -224,6 +225,7 @@ async def test_sealed_log_can_be_trimmed(env: Env) -> None:
     async with env.open(epoch=2) as wal:
         surviving(wal)
         assert [bytes(entry.data) for entry in await recovered(wal)] == make_bodies(6)
+        assert end_of(env, wal) >= appends[-1].next_position, "a sealed log ends before its last entry"
         await wal.trim(appends[3].next_position)
         with raises(FencedError):
             await wal.append([b"late"]).wait_durable()

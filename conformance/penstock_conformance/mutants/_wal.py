@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from pydantic import Field
 from penstock.errors import ClosedError, CorruptError, FencedError
 from penstock.hookspecs import hookimpl
 from penstock.spi import Services
-from penstock.spi.plugin import Buffer
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.plugin import Buffer, PluginSizes, SettingSize
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalSpec, WalStatistics
 from penstock_conformance.mutants._mutant import DEFECT, NAME, SUMMARY, find, make, mutant
 from penstock_conformance.mutants._wal_in_store import StoreWal, open_store_wal
@@ -583,9 +585,27 @@ def _wal_class(settings: DefectiveWal) -> type[FileWal]:
     return made
 
 
+def _make_store_wal(made: type[StoreWal], store: ObjectStore, epoch: int, services: Services) -> StoreWal:
+    """One that minds whose log it is takes the node, too."""
+    of_node = "node_id" in signature(made).parameters
+    return made(store, epoch, **({"node_id": services.node_id} if of_node else {}))
+
+
+def _sizes(settings: DefectiveWal) -> PluginSizes:
+    """What mutants tell beforehand, if they do; ``SIZES_OFF_BY`` is how far they err."""
+    found = find("wal", settings.defect)
+    off_by = getattr(found.make, "SIZES_OFF_BY", None) if found is not None else None
+    if off_by is None:
+        return PluginSizes()
+    largest = min(WAL_CAPABILITIES.entry_bytes_max, settings.capacity - RECORD_BYTES)
+    return PluginSizes(entry=SettingSize(largest + off_by, "capacity"))
+
+
 def _open_wal(settings: DefectiveWal, services: Services) -> object:
     if (in_store := _store_class(settings)) is not None:
-        return open_store_wal(in_store, services)
+        return open_store_wal(
+            lambda store, epoch: _make_store_wal(in_store, store, epoch, services), services
+        )
     return open_wal(lambda path, epoch, capacity: _make_wal(settings, path, epoch, capacity))(
         settings, services
     )
@@ -604,4 +624,5 @@ def penstock_register_wal() -> WalSpec[DefectiveWal]:
         read=read_wal(_wal_class),
         describe=describe_wal(_wal_class),
         key_prefixes=lambda _: ("wal/",),
+        sizes=_sizes,
     )

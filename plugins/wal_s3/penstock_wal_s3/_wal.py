@@ -107,6 +107,8 @@ class ObjectWal:
         self._recovery_started = False
         self._recovered = False
         self._sealed = self._is_seal_stored = found.sealed
+        #: What seals the log, as long as it isn't known to be in the store.
+        self._unkept_seal: Header | None = None
         self._next_slot = found.end.slot
         self._confirmed_slot = found.end.slot - 1
         self._digest = 0
@@ -195,12 +197,13 @@ class ObjectWal:
             raise InvalidRequestError("recover the wal to its end before sealing it")
         try:
             await self.writer.hold()
-            if self._commit.state == "open":
+            if self._commit.state == "open" and not self._sealed:
                 self._sealed = True
-                await self._note()
-                self._is_seal_stored = True
+                self._settle()
+                self._unkept_seal = self._header(Kind.NOTE)
             elif not self._sealed:
                 self._commit.check_open()  # who was fenced, or has failed, seals nothing
+            await self._keep_seal()
         except FencedError as error:
             self.writer.fail(error)
             raise
@@ -287,11 +290,21 @@ class ObjectWal:
     async def _note(self) -> None:
         """Put an object that holds no entries, with nothing in flight."""
         self._settle()
-        header = self._header(Kind.NOTE)
-        await self._puts.create(header.key.under(self._log.folder), [header.encode()])
-        self._confirmed_slot = header.key.slot
-        self._durable_start = header.start
-        self._superfluous.append(header.key)
+        await self._keep(self._header(Kind.NOTE))
+
+    async def _keep_seal(self) -> None:
+        """Put the seal where it was to be, also if that was given up: nothing counts behind a vacant slot."""
+        if (seal := self._unkept_seal) is not None:
+            await self._keep(seal)
+            self._unkept_seal = None
+            self._is_seal_stored = True
+
+    async def _keep(self, note: Header) -> None:
+        await self._puts.create(note.key.under(self._log.folder), [note.encode()])
+        if note.key.slot > self._confirmed_slot:  # two may have put the same seal
+            self._confirmed_slot = note.key.slot
+            self._durable_start = note.start
+            self._superfluous.append(note.key)
 
     async def _check_overtaken(self) -> None:
         """Raise FencedError if the log has a newer owner by now."""

@@ -404,6 +404,25 @@ async def test_who_lost_the_log_while_sealing_it_deletes_nothing_of_it_at_its_en
             assert await recovered(successor) == bodies(4)
 
 
+async def test_a_seal_after_one_that_was_cancelled_seals(place: Place) -> None:
+    """It once took the first one for done. What it puts is where the first one was to be: a hole ends the log."""
+    async with place.recovered(1) as wal:
+        appends = await append(wal, bodies(2))
+        await wal.trim(appends[0].next_position)
+        gate = Gate(place, f"1.{len(place.slots())}")
+        with anyio.fail_after(HANG_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wal.seal)
+                await gate.reached.wait()
+                tasks.cancel_scope.cancel()
+        gate.open.set()
+        await wal.seal()
+    async with place.open(2) as wal:
+        assert (await recovered(wal))[-1:] == bodies(2)[1:]
+        with pytest.raises(FencedError, match="sealed"):
+            wal.append([b"late"])
+
+
 async def test_an_epoch_is_used_once(place: Place) -> None:
     async with place.recovered(5) as wal:
         await append(wal, bodies(1))
