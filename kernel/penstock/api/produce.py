@@ -20,7 +20,6 @@ __all__ = (
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from typing import Final, NamedTuple, Protocol, cast
 
 from anyio.lowlevel import checkpoint
@@ -92,12 +91,14 @@ class ProduceCall:
         "_gone",
         "_is_prepared",
         "_is_working",
+        "_partition_at",
         "_portion",
         "_prepared",
         "_remaining",
         "_request",
         "_results",
         "_sink",
+        "_topic_at",
         "failed",
         "version",
     )
@@ -128,6 +129,8 @@ class ProduceCall:
         self._remaining = count
         self._results: list[PartitionProduceResponse | None] = [None] * count
         self._cursor = 0
+        #: Where the cursor is: of which topic the next partition is, and which one there. Topics may be thousands.
+        self._topic_at = self._partition_at = 0
         self._portion = count if count <= PORTION_PARTITIONS else _PORTION_OF_MANY
         #: The topics that the client may not write to.
         self._denied = denied(
@@ -171,16 +174,13 @@ class ProduceCall:
             NotNowError: not all could go now; ``wait``, then call again. What went before is on its way.
         """
         self._due = None
-        cursor = self._cursor
+        index = self._cursor
         fault = self._fault
-        end = cursor + self._portion
-        index = 0
-        for topic in self._request.topic_data:
-            partitions = topic.partition_data
-            if index < cursor:
-                done = min(cursor - index, len(partitions))
-                index, partitions = index + done, partitions[done:]
-            for data in partitions:
+        end = index + self._portion
+        topics = self._request.topic_data
+        while self._topic_at < len(topics):
+            topic = topics[self._topic_at]
+            for data in topic.partition_data[self._partition_at :]:
                 if index == end:
                     raise NotNowError("others get their turn", checkpoint, is_work=True)
                 if fault is not None:
@@ -192,6 +192,9 @@ class ProduceCall:
                     self._drop_prepared()
                 index += 1
                 self._cursor = index
+                self._partition_at += 1
+            self._topic_at += 1
+            self._partition_at = 0
         if self._allocation is not None:
             self._allocation.release()
             self._allocation = None
@@ -211,6 +214,7 @@ class ProduceCall:
                 self._drop_prepared()
                 data.records = None
                 index, self._cursor = self._cursor, self._cursor + 1
+                self._partition_at += 1
                 found = self._find(topic, data.index)
                 if isinstance(found, ErrorCode):  # it was deleted meanwhile
                     self._refuse(index, data, found, None)
@@ -232,8 +236,8 @@ class ProduceCall:
         data.records = view
 
     def _next(self) -> tuple[TopicProduceData, PartitionProduceData]:
-        parts = ((topic, data) for topic in self._request.topic_data for data in topic.partition_data)
-        return next(islice(parts, self._cursor, None))
+        topic = self._request.topic_data[self._topic_at]
+        return topic, topic.partition_data[self._partition_at]
 
     def _drop_prepared(self) -> None:
         own, self._prepared = self._prepared, None
@@ -241,15 +245,15 @@ class ProduceCall:
         if own is not None:
             own.release()
 
+    def refuse(self, error: PenstockError) -> None:
+        """Have what isn't handed over yet refused with the code of ``error`` as ``advance`` comes to it."""
+        self._fault = error_code_of(error), str(error)
+
     def give_up(self, error: PenstockError) -> None:
-        """Refuse what isn't handed over yet with the code of ``error``."""
-        index = 0
-        for topic in self._request.topic_data:
-            for data in topic.partition_data:
-                if index >= self._cursor:
-                    self._cursor = index + 1
-                    self._refuse(index, data, error_code_of(error), str(error))
-                index += 1
+        """Refuse what isn't handed over yet with the code of ``error``, in one go."""
+        self.refuse(error)
+        self._portion = len(self._results)
+        self.advance()
         self.drop()
 
     def drop(self) -> None:

@@ -56,9 +56,11 @@ def _elect_leaders(request: ElectLeadersRequest, context: RequestContext) -> Ste
     if request.topic_partitions == []:  # as in Kafka, nobody looks at the time or the type then
         return ElectLeadersResponse(replica_election_results=[])
     if request.timeout_ms <= 0:
-        return _refused_election(request, ErrorCode.REQUEST_TIMED_OUT, TIMED_OUT)
+        return (yield from _refused_election(request, ErrorCode.REQUEST_TIMED_OUT, TIMED_OUT))
     if request.election_type not in {_PREFERRED, _UNCLEAN}:
-        return _refused_election(request, ErrorCode.INVALID_REQUEST, "the election type is unknown")
+        return (
+            yield from _refused_election(request, ErrorCode.INVALID_REQUEST, "the election type is unknown")
+        )
     results: list[ReplicaElectionResult] = []
     if request.topic_partitions is None:
         for name, indexes in partitions_by_topic(context.api.logs):
@@ -80,20 +82,16 @@ def _elect_leaders(request: ElectLeadersRequest, context: RequestContext) -> Ste
     return ElectLeadersResponse(replica_election_results=results)
 
 
-def _refused_election(request: ElectLeadersRequest, code: int, text: str) -> ElectLeadersResponse:
-    return ElectLeadersResponse(
-        error_code=code,
-        replica_election_results=[
-            ReplicaElectionResult(
-                topic=asked.topic,
-                partition_result=[
-                    PartitionResult(partition_id=index, error_code=code, error_message=text)
-                    for index in asked.partitions
-                ],
-            )
-            for asked in request.topic_partitions or ()
-        ],
-    )
+def _refused_election(request: ElectLeadersRequest, code: int, text: str) -> Steps[ElectLeadersResponse]:
+    results: list[ReplicaElectionResult] = []
+    for asked in request.topic_partitions or ():
+        yield
+        refused: list[PartitionResult] = []
+        for index in asked.partitions:
+            yield
+            refused.append(PartitionResult(partition_id=index, error_code=code, error_message=text))
+        results.append(ReplicaElectionResult(topic=asked.topic, partition_result=refused))
+    return ElectLeadersResponse(error_code=code, replica_election_results=results)
 
 
 def _elect(name: str, index: int, election_type: int, context: RequestContext) -> PartitionResult:

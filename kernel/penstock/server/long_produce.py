@@ -10,7 +10,7 @@ from typing import Final
 from penstock.api.gate import UnidentifiedError
 from penstock.api.produce import PORTION_PARTITIONS, CheckedRequest, ProduceCall, response_of_one
 from penstock.api.produce_scan import has_too_many_partitions
-from penstock.errors import NotNowError
+from penstock.errors import NotNowError, kept
 from penstock.log.append_outcome import AppendOutcome
 from penstock.log.errors import KafkaError
 from penstock.server.admission import admit
@@ -148,8 +148,11 @@ def start(
         core.produce_heads.learn(frame, channel.client.client_id, version, request)
     call = ProduceCall(request, version, core.api, channel.client, allocation, slot)
     slot.call = call
-    if not core.gate.is_open and not _admit(channel, slot, call, request):
-        return
+    if not core.gate.is_open:
+        refusal = _refusal(channel, slot, request)
+        if refusal is not None:
+            call.give_up(refusal)
+            return
     try:
         call.advance()
     except NotNowError as not_now:
@@ -173,19 +176,21 @@ def _is_wide(request: ProduceRequest) -> bool:
 
 def _begin(
     channel: Channel, slot: _ProduceSlot, checked: CheckedRequest, allocation: Allocation | None
-) -> ProduceCall | None:
-    """The call of a wide Produce, which keeps ``allocation``; None if the gate refuses it."""
+) -> ProduceCall:
+    """The call of a wide Produce, which keeps ``allocation``; it refuses all if the gate does."""
     core, request = channel.core, checked.request
     core.requests_by_api[_PRODUCE] += 1
     call = ProduceCall(request, slot.version, core.api, channel.client, allocation, slot, checked)
     slot.call = call
-    if not core.gate.is_open and not _admit(channel, slot, call, request):
-        return None
+    if not core.gate.is_open:
+        refusal = _refusal(channel, slot, request)
+        if refusal is not None:
+            call.refuse(refusal)
     return call
 
 
-def _admit(channel: Channel, slot: _ProduceSlot, call: ProduceCall, request: ProduceRequest) -> bool:
-    """Let a Produce through the gate; when it is refused, all its partitions are answered with why."""
+def _refusal(channel: Channel, slot: _ProduceSlot, request: ProduceRequest) -> KafkaError | None:
+    """Let a Produce through the gate; why not, which all its partitions are to be answered with."""
     core = channel.core
     api = core.apis[_PRODUCE]
     try:
@@ -193,6 +198,5 @@ def _admit(channel: Channel, slot: _ProduceSlot, call: ProduceCall, request: Pro
     except KafkaError as error:
         core.handler_failed(api.key, error, expected=True, client=channel.client)
         slot.close = isinstance(error, UnidentifiedError)
-        call.give_up(error)
-        return False
-    return True
+        return kept(error)
+    return None

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 import anyio
 
 from penstock.api.produce import ProduceCall
-from penstock.errors import FullError, NotNowError, PenstockError
+from penstock.errors import FullError, NotNowError, PenstockError, kept
 from penstock.server.core import ServerCore
 from penstock.spi.allocator import Allocation
 from penstock.wire.api_keys import ApiKey
@@ -106,15 +106,26 @@ class WaitingProduce:
                     moved()
                 while (not_now := self._advance()) is not None:
                     await self._wait(*not_now)
-            if scope.cancelled_caught and not self._dropped:
-                call.give_up(FullError(f"no room for the records in time: waited_ms={wait_ms}"))
+            if scope.cancelled_caught:
+                await self._give_up(
+                    FullError(f"no room for the records in time: waited_ms={wait_ms}"), scopes
+                )
         except PenstockError as error:  # the log is closing
-            if not self._dropped:
-                call.give_up(error)
+            await self._give_up(kept(error), scopes)
         finally:
             core.waiting_for_room -= 1
             scopes.discard(scope)
         self._drop_carried()
+
+    async def _give_up(self, error: PenstockError, scopes: set[anyio.CancelScope]) -> None:
+        """Refuse what isn't handed over, some at a time: there may be fifty thousand partitions."""
+        with anyio.CancelScope() as scope:
+            scopes.add(scope)
+            self._call.refuse(error)
+            while self._advance() is not None:
+                await anyio.lowlevel.checkpoint()
+        scopes.discard(scope)
+        self._call.drop()
 
     async def _wait(self, wait: Callable[[], Coroutine[Any, Any, None]], is_work: bool) -> None:
         """Wait for what the call waits for, and count it as that."""

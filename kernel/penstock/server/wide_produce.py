@@ -30,7 +30,7 @@ _ENCODED_BYTES_MIN: Final = 6
 
 
 class WideProduce:
-    """See ``Waiting``. ``begin`` makes the call, or refuses the request and returns None.
+    """See ``Waiting``. ``begin`` makes the call.
 
     Without an ``allocation`` it waits for memory as long as its client waits for the answer, ``timeout_ms``.
     """
@@ -43,7 +43,7 @@ class WideProduce:
         body_pos: int,
         allocation: Allocation | None,
         timeout_ms: int,
-        begin: Callable[[CheckedRequest, Allocation | None], ProduceCall | None],
+        begin: Callable[[CheckedRequest, Allocation | None], ProduceCall],
     ) -> None:
         self._channel = channel
         self._slot = slot
@@ -97,6 +97,8 @@ class WideProduce:
         try:
             checked = await core.turns.run_in_thread(self._check, core.long_requests)
         except PenstockError as error:
+            if self._is_over:  # dropped meanwhile, and the copy that was looked at with it
+                return None
             version = self._slot.version
             self._slot.release_charges()
             channel.fault(f"request is malformed: api_key={int(ApiKey.PRODUCE)} version={version}: {error}")
@@ -105,11 +107,8 @@ class WideProduce:
             return None
         allocation, self._allocation = self._allocation, None
         call = self._begin(checked, allocation)
-        if call is None:
-            return None
         if refusal is not None:
-            call.give_up(refusal)
-            return None
+            call.refuse(refusal)
         return WaitingProduce(core, call, None, is_work=True, address=channel.address, size=self._size)
 
     async def _move(self, moved: Callable[[], None]) -> PenstockError | None:

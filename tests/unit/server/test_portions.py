@@ -270,6 +270,18 @@ async def test_a_long_request_is_handled_in_portions(key: ApiKey, path: tuple[st
     assert meter.most <= STEPS_MAX, meter.where
 
 
+async def test_a_long_request_without_time_is_refused_in_portions() -> None:
+    key = ApiKey.ELECT_LEADERS
+    request, version = API_REQUESTS[key], TABLE[key].high
+    path = next(arrays(request, version))
+    value = filled(request, version, path, "known", 2 * ELEMENTS) | {"timeout_ms": 0}
+    meter = Meter()
+    async with serving_groups() as port:
+        with meter.measuring():
+            assert await run_in_thread(exchange, port, encode_frame(request, version, 1, value))
+    assert meter.most <= STEPS_MAX, meter.where
+
+
 async def test_requests_that_are_nearly_long_are_handled_in_portions() -> None:
     """With as many elements as are decoded by the loop still, however short they are."""
     meter = Meter()

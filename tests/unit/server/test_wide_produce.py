@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
+import msgspec
 import pytest
 from tests.unit.api.fakes import FakeLogs, make_batch
 from tests.unit.server.harness import offsets, produce, serving, until
 
-from penstock.api.produce import PORTION_PARTITIONS
+from penstock.api.produce import PORTION_PARTITIONS, CheckedRequest, ProduceCall
 from penstock.server.connection import Connection
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.produce import PartitionProduceData, ProduceRequest, TopicProduceData
 
 pytestmark = pytest.mark.anyio
 
@@ -152,3 +157,63 @@ async def test_a_wide_produce_that_waits_while_the_one_before_it_is_answered_has
         assert offsets(await client.receive()) == [(0, 1)] * 100 + [(0, 0)] * 300
         await until(lambda: handling.used == 0)
         assert harness.server.core.handler_errors == 0
+
+
+async def test_a_produce_to_many_topics_takes_a_step_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each portion began at the first topic: 49,000 unknown ones took seconds of the loop, and then were too late."""
+    steps: Counter[str] = Counter()
+
+    class Topics(list[TopicProduceData]):
+        def __iter__(self) -> Iterator[TopicProduceData]:
+            for one in super().__iter__():
+                steps["topics"] += 1
+                yield one
+
+        def __getitem__(self, at: Any) -> Any:
+            steps["topics"] += 1
+            return super().__getitem__(at)
+
+    topics = Topics(
+        TopicProduceData(name=f"t{number}", partition_data=[PartitionProduceData()])
+        for number in range(1_000)
+    )
+
+    def check(request: ProduceRequest, version: int) -> CheckedRequest:
+        return CheckedRequest(msgspec.structs.replace(request, topic_data=topics), None)
+
+    monkeypatch.setattr("penstock.server.wide_produce.check_request", check)
+    async with serving() as harness, await harness.connect() as client:
+        response = await client.call(PRODUCE, 9, produce(*[make_batch()] * (PORTION_PARTITIONS + 1)))
+        assert len(response.responses) == len(topics)
+    assert steps["topics"] < 6 * len(topics)
+
+
+async def test_a_produce_to_many_partitions_that_is_too_late_is_refused_in_portions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count = 5 * PORTION_PARTITIONS
+    logs = FakeLogs()
+    logs.add("t", count)
+    logs.room = 0
+    monkeypatch.setattr("penstock.server.waiting._WORK_WAIT_MS_MIN", 20)
+    turn, refused = 0, Counter[int]()
+    refuse = ProduceCall._refuse
+
+    def counted(*args: Any) -> None:
+        refused[turn] += 1
+        refuse(*args)
+
+    monkeypatch.setattr(ProduceCall, "_refuse", counted)
+    async with serving(logs) as harness, await harness.connect() as client:
+
+        def look() -> None:
+            nonlocal turn
+            turn += 1
+            harness.server.core.call_later(0, look)
+
+        look()
+        response = await client.call(PRODUCE, 9, produce(*[make_batch()] * count, timeout_ms=20))
+        assert offsets(response) == [(ErrorCode.NOT_ENOUGH_REPLICAS, -1)] * count
+        await until(lambda: harness.allocator.used == 0)
+    assert refused.total() == count
+    assert max(refused.values()) <= 2 * 16
