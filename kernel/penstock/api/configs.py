@@ -80,6 +80,8 @@ from penstock.work.pieces import in_portions, pieces
 _SLICE_RESOURCES: Final = 10
 #: Resources whose configs are changed in one go, if that takes no waiting.
 _CHANGES: Final = 20
+#: Configs of a resource that are taken for little; more count as other resources do.
+_CONFIGS_OF_ONE: Final = 10
 #: Resources that are counted in one go.
 _NAMES: Final = 1_000
 #: What is asked of the authorizer for each of them; all others are the cluster's.
@@ -376,7 +378,9 @@ async def handle_incremental_alter_configs(
     times = Counter(
         [(one.resource_type, one.resource_name) async for one in in_portions(request.resources, _NAMES)]
     )
-    async for resource in in_portions(request.resources, _CHANGES):
+    async for resource in in_portions(
+        request.resources, _CHANGES, more=lambda one: len(one.configs) // _CONFIGS_OF_ONE
+    ):
         response = AlterConfigsResourceResponse(
             error_message=None, resource_type=resource.resource_type, resource_name=resource.resource_name
         )
@@ -406,7 +410,9 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
     times = Counter(
         [(one.resource_type, one.resource_name) async for one in in_portions(request.resources, _NAMES)]
     )
-    async for resource in in_portions(request.resources, _CHANGES):
+    async for resource in in_portions(
+        request.resources, _CHANGES, more=lambda one: len(one.configs) // _CONFIGS_OF_ONE
+    ):
         response = AlteredResource(
             error_message=None, resource_type=resource.resource_type, resource_name=resource.resource_name
         )

@@ -60,6 +60,8 @@ _ZERO_ID: Final = bytes(16)
 _NAMES: Final = 500
 _CHECKS: Final = 50
 _GROWTHS: Final = 20
+#: Configs, or assigned partitions, of a topic that count as another topic.
+_PARTS_OF_CHECK: Final = 10
 _DESCRIPTIONS: Final = 10
 
 
@@ -91,7 +93,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     taken = by_metric_name(logs.topics())
     await anyio.lowlevel.checkpoint()  # that was a portion of its own
     hidden = context.denied(Operation.DESCRIBE_CONFIGS, ResourceType.TOPIC, times)
-    async for asked in in_portions(request.topics, _CHECKS):
+    async for asked in in_portions(request.topics, _CHECKS, more=_more_checks):
         if asked.name in results:
             continue
         result = results[asked.name] = CreatableTopicResult(name=asked.name, error_message=None, configs=[])
@@ -126,6 +128,10 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
             else:
                 _describe(result, new, outcome.id, hidden, table)
     return CreateTopicsResponse(topics=list(results.values()))
+
+
+def _more_checks(asked: CreatableTopic) -> int:
+    return len(asked.configs) // _PARTS_OF_CHECK + len(asked.assignments) // _PARTS_OF_CHECK
 
 
 def _refuse(result: CreatableTopicResult | DeletableTopicResult, outcome: Exception) -> None:
@@ -398,7 +404,9 @@ async def handle_create_partitions(
     denied = context.denied(Operation.ALTER, ResourceType.TOPIC, times)
     results: dict[str, CreatePartitionsTopicResult] = {}
     counted = 0
-    async for asked in in_portions(request.topics, _GROWTHS):
+    async for asked in in_portions(
+        request.topics, _GROWTHS, more=lambda one: len(one.assignments or ()) // _PARTS_OF_CHECK
+    ):
         if asked.name in results:
             continue
         result = results[asked.name] = CreatePartitionsTopicResult(name=asked.name)

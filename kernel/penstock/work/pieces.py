@@ -7,7 +7,7 @@ from __future__ import annotations
 
 __all__ = ("PORTION", "in_portions", "pieces")
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import anyio.lowlevel
@@ -24,12 +24,17 @@ def pieces(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[first : first + size]
 
 
-async def in_portions(items: Iterable[T], size: int = PORTION) -> AsyncIterator[T]:
-    """``items`` in order; after each ``size`` of them others get their turn. They mustn't change meanwhile."""
+async def in_portions(
+    items: Iterable[T], size: int = PORTION, *, more: Callable[[T], int] | None = None
+) -> AsyncIterator[T]:
+    """``items`` in order; after each ``size`` of them others get their turn. They mustn't change meanwhile.
+
+    An item counts for as many more as ``more`` says: for what is dealt with together with it.
+    """
     left = size
     for item in items:
-        if not left:
+        if left <= 0:
             await anyio.lowlevel.checkpoint()
             left = size
-        left -= 1
+        left -= 1 if more is None else 1 + more(item)
         yield item

@@ -270,6 +270,24 @@ async def test_a_long_request_is_handled_in_portions(key: ApiKey, path: tuple[st
     assert meter.most <= STEPS_MAX, meter.where
 
 
+@pytest.mark.parametrize("key", [ApiKey.INCREMENTAL_ALTER_CONFIGS, ApiKey.CREATE_TOPICS])
+async def test_what_a_request_holds_of_each_of_some_is_looked_at_in_portions(key: ApiKey) -> None:
+    """20 resources in one go were 20 lists of any length."""
+    request, version = API_REQUESTS[key], TABLE[key].high
+    path = next(one for one in arrays(request, version) if one[1:] == ("configs",))
+    value = filled(request, version, path, "known", 1_000)
+    (whole,) = value[path[0]]
+    name = "resource_name" if "resource_name" in whole else "name"
+    value[path[0]] = [whole | {name: f"new-{number}", "num_partitions": 1} for number in range(10)]
+    for one in whole["configs"]:
+        one["config_operation"] = 1
+    meter = Meter()
+    async with serving_groups() as port:
+        with meter.measuring():
+            assert await run_in_thread(exchange, port, encode_frame(request, version, 1, value))
+    assert meter.most <= STEPS_MAX, meter.where
+
+
 async def test_a_long_request_without_time_is_refused_in_portions() -> None:
     key = ApiKey.ELECT_LEADERS
     request, version = API_REQUESTS[key], TABLE[key].high

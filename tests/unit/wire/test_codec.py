@@ -26,6 +26,7 @@ from penstock.wire._runtime import TAGS_MAX, Writer, decode_uvarint, encode_uvar
 from penstock.wire.messages import (
     api_versions,
     fetch,
+    incremental_alter_configs,
     join_group,
     metadata,
     offset_commit,
@@ -140,6 +141,15 @@ def test_no_more_elements_are_decoded_than_anybody_sends(
     setattr(message, array, one * (most + 1))
     with pytest.raises(DecodeError, match=f"more elements than are taken: .*count={most + 1} most={most}"):
         decode_request(key, version, encoded(encode, message))
+
+
+def test_no_more_configs_of_a_resource_are_decoded_than_anybody_sends() -> None:
+    config = incremental_alter_configs.AlterableConfig(name="n")
+    resource = incremental_alter_configs.AlterConfigsResource(configs=[config] * 10_001)
+    request = incremental_alter_configs.IncrementalAlterConfigsRequest(resources=[resource])
+    data = encoded(incremental_alter_configs.encode_request_v1, request)
+    with pytest.raises(DecodeError, match=r"resources\.configs count=10001 most=10000"):
+        decode_request(ApiKey.INCREMENTAL_ALTER_CONFIGS, 1, data)
 
 
 def test_produce_v9_literal() -> None:

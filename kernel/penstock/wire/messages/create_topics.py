@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, tag_count, tag_header, uvarint_rest, wrong_tag_size
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, tag_count, tag_header, too_many, uvarint_rest, wrong_tag_size
 
 
 class CreatableReplicaAssignment(msgspec.Struct, kw_only=True, gc=False):
@@ -122,6 +122,8 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateTopics
             pos += 4
             if size_4 < 0 or size_4 * 4 > end - pos:
                 raise bad_length("CreateTopicsRequest.topics.configs", size_4, end - pos)
+            if size_4 > 10000:
+                raise too_many("CreateTopicsRequest.topics.configs", size_4, 10000)
             configs_: list[CreatableTopicConfig] = []
             for _ in range(size_4):
                 (size_5,) = _unpack_h(buf, pos)
@@ -211,6 +213,8 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[CreateTopics
             size_4 -= 1
             if size_4 < 0 or size_4 * 3 > end - pos:
                 raise bad_length("CreateTopicsRequest.topics.configs", size_4, end - pos)
+            if size_4 > 10000:
+                raise too_many("CreateTopicsRequest.topics.configs", size_4, 10000)
             configs_: list[CreatableTopicConfig] = []
             for _ in range(size_4):
                 size_5 = buf[pos]

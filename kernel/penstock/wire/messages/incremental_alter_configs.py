@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, too_many, uvarint_rest
 
 
 class AlterableConfig(msgspec.Struct, kw_only=True, gc=False):
@@ -85,6 +85,8 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[IncrementalA
             pos += 4
             if size_2 < 0 or size_2 * 5 > end - pos:
                 raise bad_length("IncrementalAlterConfigsRequest.resources.configs", size_2, end - pos)
+            if size_2 > 10000:
+                raise too_many("IncrementalAlterConfigsRequest.resources.configs", size_2, 10000)
             configs_: list[AlterableConfig] = []
             for _ in range(size_2):
                 (size_3,) = _unpack_h(buf, pos)
@@ -149,6 +151,8 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[IncrementalA
             size_2 -= 1
             if size_2 < 0 or size_2 * 4 > end - pos:
                 raise bad_length("IncrementalAlterConfigsRequest.resources.configs", size_2, end - pos)
+            if size_2 > 10000:
+                raise too_many("IncrementalAlterConfigsRequest.resources.configs", size_2, 10000)
             configs_: list[AlterableConfig] = []
             for _ in range(size_2):
                 size_3 = buf[pos]
