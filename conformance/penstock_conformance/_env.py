@@ -74,6 +74,7 @@ class Env:
         settings: Mapping[str, str] | None = None,
         allocator: Allocator | None = None,
         object_store: ObjectStore | None = None,
+        read_only: bool = False,
     ) -> AsyncIterator[Any]:
         """Open the plugin under test on this data directory, as the owner ``node_id`` of ``epoch``.
 
@@ -92,6 +93,7 @@ class Env:
             services = self._bound(
                 self._services(node_id, epoch, allocator, store), spec, checked, registers=True
             )
+            services = dataclasses.replace(services, read_only=read_only)
             opened = await stack.enter_async_context(spec.open(checked, services))
             try:
                 yield ScopedStore(opened, self.scope) if spec.kind == OBJECT_STORE.name else opened

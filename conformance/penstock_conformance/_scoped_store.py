@@ -52,7 +52,9 @@ class ScopedStore:
         return await self._store.create_multipart(self._prefix + key)
 
     async def delete(self, keys: Sequence[str]) -> None:
-        await self._store.delete([self._prefix + key for key in keys])
+        given = [self._prefix + key for key in keys]
+        await self._store.delete(given)
+        assert given == [self._prefix + key for key in keys], "delete changed the keys that it was given"
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
         start_after = self._prefix + start_after if start_after else ""

@@ -60,13 +60,22 @@ class _Counts:
 class DirectoryStore:
     """Every method is one checkpoint, then blocking file I/O: simple, and whole or not at all."""
 
-    def __init__(self, directory: Path, *, synced: bool = True, access: Access = ACCESSES["owner"]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        synced: bool = True,
+        access: Access = ACCESSES["owner"],
+        read_only: bool = False,
+    ) -> None:
         self._synced = synced
         self._access = access
         self._objects = directory / "objects"
         self._temporary = directory / "temporary"
-        self._objects.mkdir(parents=True, exist_ok=True)
-        self._temporary.mkdir(parents=True, exist_ok=True)
+        self._read_only = read_only
+        if not read_only:
+            self._objects.mkdir(parents=True, exist_ok=True)
+            self._temporary.mkdir(parents=True, exist_ok=True)
         self._lock_path = directory / "lock"
         self._counts = _Counts()
 
@@ -149,6 +158,8 @@ class DirectoryStore:
         try:
             names = os.listdir(self._objects)
         except OSError as error:
+            if self._read_only and isinstance(error, FileNotFoundError):
+                return iter(())  # nobody has made the place yet
             raise UnavailableError(f"the medium failed, try again: error={error.strerror}") from error
         return map(_key_of, names)
 
@@ -295,7 +306,9 @@ class ObjectStoreSettings(Settings):
 
 @asynccontextmanager
 async def _open(settings: ObjectStoreSettings, services: Services) -> AsyncIterator[DirectoryStore]:
-    yield DirectoryStore(services.data_dir / settings.path, access=services.access)
+    yield DirectoryStore(
+        services.data_dir / settings.path, access=services.access, read_only=services.read_only
+    )
 
 
 @hookimpl

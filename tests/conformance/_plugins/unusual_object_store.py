@@ -93,16 +93,20 @@ class Settings(BaseSettings):
 class UnusualStore:
     """See ``penstock.spi.object_store.ObjectStore``."""
 
-    def __init__(self, way: Way, path: Path) -> None:
+    def __init__(self, way: Way, path: Path, *, read_only: bool = False) -> None:
         self._way = way
         self.location = f"sqlite:{path}"
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._database.execute("pragma busy_timeout = 60000")
-        self._database.execute("pragma journal_mode = wal")
-        self._database.execute("pragma synchronous = full")
-        self._database.execute(
-            "create table if not exists objects (key text primary key, body blob, modified integer, token text)"
+        place = f"file:{path}?immutable=1" if path.exists() else ":memory:"
+        self._database = sqlite3.connect(
+            place if read_only else path, isolation_level=None, check_same_thread=False, uri=read_only
         )
+        self._database.execute("pragma busy_timeout = 60000")
+        if not read_only or not path.exists():
+            self._database.execute("pragma journal_mode = wal")
+            self._database.execute("pragma synchronous = full")
+            self._database.execute(
+                "create table if not exists objects (key text primary key, body blob, modified integer, token text)"
+            )
         self._mutex = threading.Lock()
         self._limiter = anyio.CapacityLimiter(1 if way.one_at_a_time else 8)
         self._counts: Counter[str] = Counter()
@@ -290,7 +294,8 @@ class Parts:
 @asynccontextmanager
 async def _open(settings: Settings, services: Services) -> AsyncIterator[UnusualStore]:
     await checkpoint()
-    store = UnusualStore(WAYS[settings.way], services.data_dir / "unusual.sqlite")
+    path = services.data_dir / "unusual.sqlite"
+    store = UnusualStore(WAYS[settings.way], path, read_only=services.read_only)
     try:
         yield store
     finally:

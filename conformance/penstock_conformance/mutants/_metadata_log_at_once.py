@@ -1,0 +1,216 @@
+"""Metadata logs that are wrong where calls meet each other, the end, or somebody who gives up."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import ConflictError, CorruptError, NotFoundError
+from penstock.spi.metadata_log import MetadataEntry, MetadataSnapshot
+from penstock.spi.object_store import ObjectStore
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._metadata_log import _HEAD, PlainMetadataLog, _pack, _unpack
+
+KIND = "metadata_log"
+
+_CUT_OFF = "entry_or_snapshot_that_is_cut_off_is_reported"
+_BESIDE = "read_beside_appends_and_snapshots_is_whole"
+_CONTENTS = "contents_that_look_like_a_logs_own_come_back"
+_GIVEN_UP = "append_that_was_given_up_is_nobodys_later"
+
+
+# --- snapshots
+
+
+@mutant(KIND, "notes_the_newest_snapshot_in_two_steps", "newest_of_snapshots_at_once_comes_back")
+class NotesTheNewestSnapshotInTwoSteps(PlainMetadataLog):
+    """Looks which one it was when it begins, and notes the newer one when its own is written."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        newest = max(snapshot.index, await self._noted())
+        await super().write_snapshot(snapshot)
+        await self._store.put("newest", [b"%d" % newest])
+
+    async def _noted(self) -> int:
+        try:
+            return int(bytes(await self._store.get("newest")))
+        except NotFoundError:
+            return 0
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        self._check_open()
+        index = await self._noted()
+        try:
+            return MetadataSnapshot(
+                index, _unpack(index, bytes(await self._store.get(f"snapshot/{index:020}")))
+            )
+        except NotFoundError:
+            return await super().read_snapshot()
+
+
+@mutant(
+    KIND, "keeps_its_lock_with_a_snapshot_given_up", "snapshot_that_was_given_up_holds_nothing_up", hangs=True
+)
+class KeepsItsLockWithASnapshotGivenUp(PlainMetadataLog):
+    """Gives it back when a snapshot is written, or has failed."""
+
+    def __init__(self, store: ObjectStore | None) -> None:
+        super().__init__(store)
+        self._lock = asyncio.Lock()
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await self._lock.acquire()
+        try:
+            await super().write_snapshot(snapshot)
+        except Exception:
+            self._lock.release()
+            raise
+        self._lock.release()
+
+    async def append(self, index: int, data: bytes) -> None:
+        async with self._lock:
+            await super().append(index, data)
+
+
+# --- appends
+
+
+class _RemembersWhatWasGivenUp(PlainMetadataLog):
+    _given_up = 0
+
+    async def append(self, index: int, data: bytes) -> None:
+        try:
+            await super().append(index, data)
+        except asyncio.CancelledError:
+            self._given_up = index
+            raise
+
+
+@mutant(KIND, "takes_a_conflict_for_what_was_given_up", _GIVEN_UP)
+class TakesAConflictForWhatWasGivenUp(_RemembersWhatWasGivenUp):
+    """Believes that its own attempt has landed after all."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        try:
+            await super().append(index, data)
+        except ConflictError:
+            if index != self._given_up:
+                raise
+
+
+@mutant(KIND, "puts_over_what_was_given_up", _GIVEN_UP)
+class PutsOverWhatWasGivenUp(_RemembersWhatWasGivenUp):
+    """Replaces what its own attempt may have left."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        try:
+            await super().append(index, data)
+        except ConflictError:
+            if index != self._given_up:
+                raise
+            await self._store.delete([self._key(index)])
+            await self._create(self._key(index), _pack(index, data))
+
+
+@mutant(KIND, "drops_what_is_under_way_at_its_end", "append_that_is_under_way_at_the_end_is_answered")
+class DropsWhatIsUnderWayAtItsEnd(PlainMetadataLog):
+    """Nobody is there any more to whom it could be told."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        self._check_open()
+        await checkpoint()
+        if not self._closed:
+            await super().append(index, data)
+
+
+# --- reads
+
+
+@mutant(KIND, "ends_a_read_at_its_own_append", _BESIDE)
+class EndsAReadAtItsOwnAppend(PlainMetadataLog):
+    """Takes what it knows as the end for what a read has come to."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        appends = self._appends
+        async for entry in super().read(start_index):
+            yield entry
+            if self._appends != appends:
+                return
+
+
+@mutant(KIND, "is_not_there_behind_a_snapshot_alone", "read_directly_behind_a_snapshot_is_empty")
+class IsNotThereBehindASnapshotAlone(PlainMetadataLog):
+    """Finds no entry at the index or below it, and so takes it for dropped."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        dropped = await self._dropped()
+        if dropped and not [info async for info in self._store.list("log/")]:
+            raise NotFoundError(f"the entry was dropped below a snapshot: index={start_index}")
+        async for entry in super().read(start_index):
+            yield entry
+
+
+@mutant(KIND, "unpacks_entries_that_it_did_not_pack", _CONTENTS)
+class UnpacksEntriesThatItDidNotPack(PlainMetadataLog):
+    """Packs what gets smaller by that, and knows it by how it begins."""
+
+    def _decode(self, index: int, raw: bytes) -> MetadataEntry:
+        entry = super()._decode(index, raw)
+        packed = entry.data[:2] == b"\x78\x9c"
+        return MetadataEntry(index, zlib.decompress(entry.data)) if packed else entry
+
+
+@mutant(KIND, "reads_snapshots_as_lines", _CONTENTS)
+class ReadsSnapshotsAsLines(PlainMetadataLog):
+    """The last of them is ended."""
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        found = await super().read_snapshot()
+        return found and MetadataSnapshot(found.index, found.data.removesuffix(b"\n"))
+
+
+# --- damage
+
+
+@mutant(KIND, "takes_an_empty_object_for_the_end", _CUT_OFF, level=3)
+class TakesAnEmptyObjectForTheEnd(PlainMetadataLog):
+    """Somebody was about to write it."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        async for info in self._store.list("log/", self._key(start_index - 1)):
+            if not info.size:
+                return
+            index = int(info.key.rpartition("/")[2])
+            yield self._decode(index, bytes(await self._store.get(info.key)))
+
+
+@mutant(KIND, "passes_over_snapshots_that_are_cut_off", _CUT_OFF, level=3)
+class PassesOverSnapshotsThatAreCutOff(PlainMetadataLog):
+    """Takes the newest one that has a head."""
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        self._check_open()
+        async for info in self._store.list("snapshot/"):
+            if info.size < _HEAD.size:
+                await self._store.delete([info.key])
+        return await super().read_snapshot()
+
+
+@mutant(KIND, "trusts_the_key_of_a_snapshot", "snapshot_in_the_place_of_another_is_reported", level=3)
+class TrustsTheKeyOfASnapshot(PlainMetadataLog):
+    """Asks whether the bytes are whole, and not of which index they are."""
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        try:
+            return await super().read_snapshot()
+        except CorruptError as error:
+            if "says it is another" not in str(error):
+                raise
+        keys = [info.key async for info in self._store.list("snapshot/")]
+        body = bytes(await self._store.get(keys[-1]))
+        return MetadataSnapshot(int(keys[-1].rpartition("/")[2]), body[_HEAD.size :])
