@@ -200,6 +200,8 @@ def _usage_sentence(error: Any) -> str:
     if command := re.fullmatch(r"No such command '(.*?)'(?:\. Did you mean '([^']*)'.*)?", text):
         advice = f", the nearest is {command[2]}" if command[2] else ""
         return f"there is no such command{advice}{see}: command={command[1]}"
+    if file := re.fullmatch(r".*unexpected extra argument.* \(.*?(\S+\.toml).*\)", text):
+        return f"a configuration file is named with -c{see}: file={file[1]}"
     # "Invalid value for '--count' / '-c': Input should be ..." and the like
     text = re.sub(r": (\w)", lambda found: f", {found[1].lower()}", text)
     return f"{text[0].lower()}{text[1:]}{see}"

@@ -17,15 +17,19 @@ import typer
 from penstock.errors import UnavailableError
 from penstock.work.retry import Backoff, doubling
 from penstock_tools.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetOption, Setup
-from penstock_tools.cli._client import DEFAULT_BOOTSTRAP, BootstrapOption, connect, run
+from penstock_tools.cli._client import DEFAULT_BOOTSTRAP, connect, run
 from penstock_tools.cli._format import count_text, print_table
 
 if TYPE_CHECKING:
+    from penstock.config._tree import Listener
     from penstock.metadata.topics import LakeMaintained
     from penstock.spi.lake import LakeMaintenance
     from penstock_tools.inspection.lake import Lake, TopicTable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+#: Where somebody who listens everywhere is reached.
+_ANY_HOST = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - compared, not bound
 
 TopicArgument = Annotated[str, typer.Argument(metavar="TOPIC", help="The topic.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -167,7 +171,15 @@ def maintain(
     sets: SetOption = None,
     plugins_dir: PluginsDirOption = None,
     plugin: PluginOption = None,
-    bootstrap_server: BootstrapOption = DEFAULT_BOOTSTRAP,
+    bootstrap_server: Annotated[
+        str | None,
+        typer.Option(
+            "--bootstrap-server",
+            "-b",
+            metavar="HOST:PORT",
+            help="A broker; more, with commas between; where the configuration has it listen if left out.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring a topic's table into good shape: small files together, what nothing needs any more removed.
@@ -201,7 +213,7 @@ def maintain(
 
     async def ask() -> LakeMaintenance:
         async with open_lake(loaded, setup.registry()) as lake:
-            return await _ask_owner(lake, topic, bootstrap_server)
+            return await _ask_owner(lake, topic, bootstrap_server or address_of(loaded.tree.listener))
 
     done: LakeMaintenance | None = None
     if dry_run:
@@ -225,6 +237,14 @@ def maintain(
         typer.echo(f"{name}: {value}")
     verb = "would take" if done.dry_run else "takes"
     typer.echo(f"the table {verb} {format_size(done.saved_bytes)} less")
+
+
+def address_of(listener: Listener) -> str:
+    """Where a broker with this configuration is reached from its own host."""
+    host, _, port = (listener.advertised or listener.bind).rpartition(":")
+    if port == "0":
+        return DEFAULT_BOOTSTRAP
+    return f"{_ANY_HOST.get(host, host)}:{port}"
 
 
 async def _ask_owner(lake: Lake, topic: str, bootstrap_server: str) -> LakeMaintenance:

@@ -108,6 +108,7 @@ async def open_lake(
     if spec is None:
         raise ConfigError(
             "there are no tables, as the configuration names no plugin in lake_compactor.plugin"
+            + ("" if config.path is not None else "; is there a file of the broker's, to be named with -c?")
         )
     assert isinstance(spec, LakeCompactorSpec)
     services = Services(

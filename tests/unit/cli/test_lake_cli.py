@@ -1,4 +1,4 @@
-"""``penstock lake replay``: which table it may not write."""
+"""``penstock lake``: which table a replay may not write, and which broker is asked."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from penstock.config import load_config
 from penstock.errors import InvalidRequestError, NotFoundError
 from penstock.spi.lake import LakeTopic
+from penstock_tools.cli import main
+from penstock_tools.cli.lake import address_of
 from penstock_tools.inspection import lake as inspection
-
-pytestmark = pytest.mark.anyio
 
 
 class Tables:
@@ -35,6 +36,7 @@ def wanted(table: str = "") -> LakeTopic:
     return LakeTopic(name="a.b", topic_id="t", partition_count=1, table=table, configs={})
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("there", [{}, {"a_b": 3}])
 async def test_a_replay_leaves_the_topics_own_table_to_its_broker(
     monkeypatch: pytest.MonkeyPatch, there: dict[str, int]
@@ -53,3 +55,32 @@ async def test_a_replay_leaves_the_topics_own_table_to_its_broker(
     with pytest.raises(InvalidRequestError, match="a table of its own, name another one: table=a_b"):
         await inspection.replay(lake, "a.b", 0, "a_b")
     assert tables.epochs["a_b"] <= 3
+
+
+@pytest.mark.parametrize(
+    ("listener", "address"),
+    [
+        ({}, "127.0.0.1:9092"),
+        ({"bind": "127.0.0.1:9192"}, "127.0.0.1:9192"),
+        ({"bind": "0.0.0.0:9192"}, "127.0.0.1:9192"),
+        ({"bind": "[::]:9192"}, "[::1]:9192"),
+        ({"bind": "0.0.0.0:9192", "advertised": "kafka.example.org:9092"}, "kafka.example.org:9092"),
+        ({"bind": "127.0.0.1:0"}, "127.0.0.1:9092"),
+    ],
+)
+def test_the_broker_that_is_asked_is_the_one_of_the_configuration(
+    listener: dict[str, str], address: str
+) -> None:
+    assert address_of(load_config(overrides={"listener": listener}).tree.listener) == address
+
+
+def test_without_a_compactor_it_is_asked_for_the_file_that_names_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["lake", "status"]) == 2
+    assert capsys.readouterr().err.endswith("to be named with -c?\n")
+    for arguments in (["serve", "penstock.toml"], ["lake", "describe", "orders", "penstock.toml"]):
+        assert main(arguments) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("penstock: a configuration file is named with -c, see penstock ")
+        assert told.endswith(" --help: file=penstock.toml\n")
