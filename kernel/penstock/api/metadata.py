@@ -16,6 +16,7 @@ __all__ = (
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from heapq import merge
 from typing import Final
 
 import anyio
@@ -35,7 +36,7 @@ from penstock.api.names import (
     metric_name,
 )
 from penstock.api.portions import Steps, at_once, by_portions, first_portion, other_portions
-from penstock.errors import AlreadyExistsError, ClosedError, NotFoundError, UnavailableError
+from penstock.errors import AlreadyExistsError, NotFoundError
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import INTERNAL_TOPICS
 from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
@@ -95,7 +96,7 @@ def metadata_nowait(request: MetadataRequest, context: RequestContext) -> Metada
         return None
     code = at_once(_fault(request, context))
     if code:
-        return _refused(request, code)
+        return at_once(_refused(request, code))
     if at_once(_missing(request, context)):
         return None
     topics = at_once(_wanted(request, context, {}))
@@ -117,7 +118,7 @@ async def handle_metadata(
     """
     code = await by_portions(_fault(request, context))
     if code:
-        return _refused(request, code)
+        return await by_portions(_refused(request, code))
     failed: dict[str, int] = {}
     if missing := await by_portions(_missing(request, context)):
         with anyio.move_on_after(CREATION_WAIT_S):
@@ -160,16 +161,16 @@ async def _create(names: Sequence[str], context: RequestContext) -> dict[str, in
         # too many changes wait, say, or the broker stops: of the topics that are there clients are told all the same
         return failed | dict.fromkeys(names, int(ErrorCode.LEADER_NOT_AVAILABLE))
     return failed | {
-        name: _code_of_failure(result)
+        # one that is made, and couldn't be opened yet, is opened later
+        name: int(ErrorCode.LEADER_NOT_AVAILABLE) if logs.is_changing(name) else _code_of_failure(result)
         for name, result in zip(names, results, strict=True)
         if isinstance(result, Exception) and name not in logs.topics()
     }
 
 
 def _code_of_failure(error: Exception) -> int:
-    # others create and delete it meanwhile, or it can't be opened now, which is tried again
-    if isinstance(error, AlreadyExistsError | NotFoundError | UnavailableError | ClosedError):
-        return int(ErrorCode.LEADER_NOT_AVAILABLE)
+    if isinstance(error, AlreadyExistsError | NotFoundError):
+        return int(ErrorCode.LEADER_NOT_AVAILABLE)  # others create and delete it meanwhile
     return error_code_of(error)
 
 
@@ -216,11 +217,14 @@ def _asked(
     return by_id or topics, bool(by_id)
 
 
-def _refused(request: MetadataRequest, code: int) -> MetadataResponse:
-    topics = [
-        MetadataResponseTopic(error_code=code, name=topic.name or "", topic_id=topic.topic_id, partitions=[])
-        for topic in request.topics or ()
-    ]
+def _refused(request: MetadataRequest, code: int) -> Steps[MetadataResponse]:
+    topics: list[MetadataResponseTopic] = []
+    for topic in request.topics or ():
+        yield
+        name = topic.name or ""
+        topics.append(
+            MetadataResponseTopic(error_code=code, name=name, topic_id=topic.topic_id, partitions=[])
+        )
     return MetadataResponse(error_code=code, brokers=[], cluster_id=None, controller_id=-1, topics=topics)
 
 
@@ -425,18 +429,19 @@ def _describe_topic_partitions(
     A cursor that can't be one of ours is INVALID_REQUEST, which the response has room for only beside topics.
     """
     logs = context.api.logs
-    if _is_bad_cursor(request):
+    if (yield from _is_bad_cursor(request)):
         code = ErrorCode.INVALID_REQUEST
-        return DescribeTopicPartitionsResponse(
-            topics=[
-                DescribeTopicPartitionsResponseTopic(error_code=code, name=topic.name, partitions=[])
-                for topic in request.topics
-            ]
-        )
+        refused: list[DescribeTopicPartitionsResponseTopic] = []
+        for asked in request.topics:
+            yield
+            refused.append(
+                DescribeTopicPartitionsResponseTopic(error_code=code, name=asked.name, partitions=[])
+            )
+        return DescribeTopicPartitionsResponse(topics=refused)
     left = min(max(request.response_partition_limit, 1), _PARTITIONS_PER_RESPONSE_MAX)
     all_topics = not request.topics
-    names = sorted(logs.topics()) if all_topics else sorted({topic.name for topic in request.topics})
-    denied = frozenset(names).difference(context.allowed(Operation.DESCRIBE, ResourceType.TOPIC, names))
+    names = sorted(logs.topics()) if all_topics else (yield from _asked_in_order(request))
+    denied = context.denied(Operation.DESCRIBE, ResourceType.TOPIC, names)
     if all_topics and denied:
         names = [name for name in names if name not in denied]
     first_partition = 0
@@ -495,13 +500,34 @@ def _describe_topic_partitions(
     return response
 
 
-def _is_bad_cursor(request: DescribeTopicPartitionsRequest) -> bool:
+def _asked_in_order(request: DescribeTopicPartitionsRequest) -> Steps[list[str]]:
+    """Each name once, in order: sorted in pieces, since there may be 150,000."""
+    distinct: dict[str, None] = {}
+    for topic in request.topics:
+        yield
+        distinct[topic.name] = None
+    ordered: list[list[str]] = []
+    for some in pieces(list(distinct), _SLICE_TOPICS):
+        yield
+        ordered.append(sorted(some))
+    names: list[str] = []
+    for name in merge(*ordered):
+        yield
+        names.append(name)
+    return names
+
+
+def _is_bad_cursor(request: DescribeTopicPartitionsRequest) -> Steps[bool]:
     cursor = request.cursor
     if cursor is None:
         return False
     if cursor.partition_index < 0:
         return True
-    return bool(request.topics) and all(topic.name != cursor.topic_name for topic in request.topics)
+    for topic in request.topics:
+        yield
+        if topic.name == cursor.topic_name:
+            return False
+    return bool(request.topics)
 
 
 def _described_partition(partition: MetadataResponsePartition) -> DescribeTopicPartitionsResponsePartition:

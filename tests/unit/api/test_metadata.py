@@ -158,12 +158,12 @@ async def test_describe_topic_partitions_refuses_a_cursor_that_is_not_ours(
 async def test_describe_topic_partitions_leaves_out_nothing_behind_a_topic_that_is_hidden_since_the_last_page(
     logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def allowed(
+    def denied(
         _context: RequestContext, _operation: object, _resource: object, names: list[str]
-    ) -> list[str]:
-        return [name for name in names if name != "t"]
+    ) -> frozenset[str]:
+        return frozenset(names) & {"t"}
 
-    monkeypatch.setattr(RequestContext, "allowed", allowed)
+    monkeypatch.setattr(RequestContext, "denied", denied)
     logs.add("u", 3)
     request = DescribeTopicPartitionsRequest(
         topics=[TopicRequest(name=name) for name in ("t", "u")],

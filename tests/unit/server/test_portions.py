@@ -288,11 +288,24 @@ async def test_what_a_request_holds_of_each_of_some_is_looked_at_in_portions(key
     assert meter.most <= STEPS_MAX, meter.where
 
 
-async def test_a_long_request_without_time_is_refused_in_portions() -> None:
-    key = ApiKey.ELECT_LEADERS
+@pytest.mark.parametrize(
+    ("key", "fault"),
+    [
+        pytest.param(ApiKey.ELECT_LEADERS, {"timeout_ms": 0}, id="no time"),
+        pytest.param(
+            ApiKey.DESCRIBE_TOPIC_PARTITIONS,
+            {"cursor": {"topic_name": "none", "partition_index": 0}},
+            id="a cursor of another request",
+        ),
+        pytest.param(ApiKey.DESCRIBE_TOPIC_PARTITIONS, {}, id="topics that are put in order"),
+    ],
+)
+async def test_what_is_done_to_a_request_as_a_whole_is_done_in_portions(
+    key: ApiKey, fault: dict[str, Any]
+) -> None:
     request, version = API_REQUESTS[key], TABLE[key].high
     path = next(arrays(request, version))
-    value = filled(request, version, path, "known", 2 * ELEMENTS) | {"timeout_ms": 0}
+    value = filled(request, version, path, "known", 3 * ELEMENTS) | fault
     meter = Meter()
     async with serving_groups() as port:
         with meter.measuring():

@@ -25,6 +25,7 @@ from penstock.wire import (
 from penstock.wire._runtime import TAGS_MAX, Writer, decode_uvarint, encode_uvarint
 from penstock.wire.messages import (
     api_versions,
+    describe_transactions,
     fetch,
     incremental_alter_configs,
     join_group,
@@ -143,13 +144,17 @@ def test_no_more_elements_are_decoded_than_anybody_sends(
         decode_request(key, version, encoded(encode, message))
 
 
-def test_no_more_configs_of_a_resource_are_decoded_than_anybody_sends() -> None:
+def test_no_more_configs_or_transactions_are_decoded_than_anybody_sends() -> None:
     config = incremental_alter_configs.AlterableConfig(name="n")
     resource = incremental_alter_configs.AlterConfigsResource(configs=[config] * 10_001)
     request = incremental_alter_configs.IncrementalAlterConfigsRequest(resources=[resource])
     data = encoded(incremental_alter_configs.encode_request_v1, request)
     with pytest.raises(DecodeError, match=r"resources\.configs count=10001 most=10000"):
         decode_request(ApiKey.INCREMENTAL_ALTER_CONFIGS, 1, data)
+    ids = describe_transactions.DescribeTransactionsRequest(transactional_ids=[""] * 100_001)
+    data = encoded(describe_transactions.encode_request_v0, ids)
+    with pytest.raises(DecodeError, match=r"transactional_ids count=100001 most=100000"):
+        decode_request(ApiKey.DESCRIBE_TRANSACTIONS, 0, data)
 
 
 def test_produce_v9_literal() -> None:

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, too_many, uvarint_rest
 
 
 class DescribeTransactionsRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -60,6 +60,8 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTran
         size_ -= 1
         if size_ < 0 or size_ > end - pos:
             raise bad_length("DescribeTransactionsRequest.transactional_ids", size_, end - pos)
+        if size_ > 100000:
+            raise too_many("DescribeTransactionsRequest.transactional_ids", size_, 100000)
         transactional_ids_: list[str] = []
         for _ in range(size_):
             size_1 = buf[pos]
