@@ -43,6 +43,13 @@ class Life:
         number, self._commits = self._commits, self._commits + 1
         return number
 
+    def take_back(self, kept: int) -> list[str]:
+        """Let go of what waits but for the first ``kept`` files; where the others are."""
+        gone = [file.file_path for file in self.waiting[kept:]]
+        del self.waiting[kept:]
+        self._begun = [location for location in self._begun if location not in gone]
+        return gone
+
     def forget(self) -> list[str]:
         """Let go of what waits and was begun: the locations, for whoever removes them as nothing committed them."""
         begun, self._begun, self.waiting = self._begun, [], []

@@ -227,10 +227,13 @@ class OwnedTable:
     def commit(self, plan: Callable[[], Change]) -> Landed:
         """Make the files that wait visible, with the change that ``plan`` makes of the table as it is.
 
-        It is called again if another writer was faster, and may write and drop files itself.
+        It is called again if another writer was faster, whatever that one changed, and may write files itself: those
+        of an attempt that lost are taken back.
         """
         life = self.begin()
+        before = len(life.waiting)
         for _ in range(_TRIES_MAX):
+            remove_failed(self.table, life.take_back(before))
             change = plan()
             positions = {**self.stamp.positions, **change.positions}
             stamp = replace(self.stamp, files=life.files, positions=positions)

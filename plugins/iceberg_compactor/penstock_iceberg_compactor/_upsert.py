@@ -49,11 +49,7 @@ def upsert(
     Files are made of about ``together_bytes`` of rows in memory. Blocking; a part of a file is in memory beside them.
     """
 
-    def plan() -> Change:
-        owned.drop()  # of an attempt on an older snapshot
-        return Change(positions=positions, taken=_write(owned, batch, keys, together_bytes))
-
-    return owned.commit(plan)
+    return owned.commit(lambda: Change(positions=positions, taken=_write(owned, batch, keys, together_bytes)))
 
 
 def _write(owned: OwnedTable, batch: pa.Table, keys: Sequence[str], together_bytes: int) -> list[DataFile]:

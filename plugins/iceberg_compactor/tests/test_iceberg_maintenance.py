@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from penstock_iceberg_compactor._compactor import IcebergCompactor
+from pyiceberg.types import StringType
 from tests.depth import how_many
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
@@ -148,6 +149,25 @@ async def test_maintenance_that_lost_to_another_writer_leaves_the_table_as_it_wa
             assert await table.positions() == {0: 3}
             await table.maintain()
         assert len(await values(compactor)) == 4
+
+
+async def test_maintenance_that_lost_to_a_change_of_columns_has_each_row_once(tmp_path: Path) -> None:
+    """It is tried again, as the rows are the same; the files of the first attempt are no part of the second."""
+    async with opened(tmp_path) as compactor:
+        await commits(compactor, 3)
+
+        def foreign(name: str) -> None:
+            if name == "manifests written":
+                compactor.watch(lambda name: None)
+                load(compactor).update_schema().add_column("more", StringType()).commit()
+
+        async with compactor.open_table(topic(**EAGER), 1) as table:
+            compactor.watch(foreign)
+            done = await table.maintain()
+        assert (done.figures["data files rewritten"], done.figures["data files after"]) == (3, 1)
+        assert await values(compactor) == [0, 1, 2]
+        known = {task.file.file_path.rpartition("/")[2] for task in load(compactor).scan().plan_files()}
+        assert {path.name for path in files(tmp_path) if path.suffix == ".parquet"} == known
 
 
 async def test_a_clock_that_jumps_leaves_a_table_that_every_reader_takes(
