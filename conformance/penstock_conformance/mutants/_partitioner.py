@@ -7,6 +7,9 @@ __all__ = ()
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
+
+from pydantic import Field
 
 from penstock.hookspecs import hookimpl
 from penstock.spi.partitioner import PartitionerCapabilities, PartitionerSpec, PartitionLoad
@@ -125,15 +128,26 @@ class GivesUpWhereMostAreAway(PlainPartitioner):
         return drawn
 
 
+class DefectivePartitioner(Defective):
+    """Which mutant it is, and the seed of its choices."""
+
+    seed: int | None = Field(default=None, description="Makes the choices repeatable.")
+
+
+def _make(settings: DefectivePartitioner) -> Any:
+    given = () if settings.seed is None else (settings.seed,)
+    return make("partitioner", settings.defect, *given)
+
+
 @hookimpl
-def penstock_register_partitioner() -> PartitionerSpec[Defective]:
+def penstock_register_partitioner() -> PartitionerSpec[DefectivePartitioner]:
     """Register the broken partitioners."""
     return PartitionerSpec(
         name=NAME,
         summary=SUMMARY,
-        settings=Defective,
+        settings=DefectivePartitioner,
         capabilities=PartitionerCapabilities(key_affinity=True, java_hash=True, adaptive=True),
-        open=closing(lambda settings, _: make("partitioner", settings.defect)),
+        open=closing(lambda settings, _: _make(settings)),
     )
 
 

@@ -1,0 +1,126 @@
+"""Partitioners that are wrong about partitions without news, the order of news, other instances, clocks and seeds."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+import time
+from collections.abc import Mapping
+from random import Random
+
+from penstock.spi.partitioner import PartitionLoad
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._partitioner import PlainPartitioner
+
+KIND = "partitioner"
+
+_UNKNOWN = "partitions_without_news_are_chosen"
+_SEED = "a_seed_makes_choices_repeatable"
+
+
+@mutant(KIND, "takes_news_by_their_order", "news_are_by_partition")
+class TakesNewsByTheirOrder(PlainPartitioner):
+    """Keeps a list."""
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        super().update_load(topic, dict(enumerate(loads.values())), now_ms)
+
+
+@mutant(KIND, "understands_dicts_only", "news_are_by_partition")
+class UnderstandsDictsOnly(PlainPartitioner):
+    """Any other mapping is nothing."""
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        super().update_load(topic, loads if isinstance(loads, dict) else {}, now_ms)
+
+
+class _Completes(PlainPartitioner):
+    """Makes up news of the partitions that have none."""
+
+    def _made_up(self, known: Mapping[int, PartitionLoad]) -> PartitionLoad:
+        raise NotImplementedError
+
+    def _draw(self, topic: str, partition_count: int) -> int:
+        known = self._loads.get(topic)
+        if not known:
+            return super()._draw(topic, partition_count)
+        made_up = self._made_up(known)
+        self._loads[topic] = {number: known.get(number, made_up) for number in range(partition_count)}
+        try:
+            return super()._draw(topic, partition_count)
+        finally:
+            self._loads[topic] = known
+
+
+@mutant(KIND, "takes_partitions_without_news_for_away", _UNKNOWN)
+class TakesPartitionsWithoutNewsForAway(_Completes):
+    """Whoever has a leader would be told of."""
+
+    def _made_up(self, known: Mapping[int, PartitionLoad]) -> PartitionLoad:
+        return PartitionLoad(available=not any(load.available for load in known.values()))
+
+
+@mutant(KIND, "expects_the_worst_where_there_are_no_news", _UNKNOWN)
+class ExpectsTheWorstWhereThereAreNoNews(_Completes):
+    """The longest queue that is known."""
+
+    def _made_up(self, known: Mapping[int, PartitionLoad]) -> PartitionLoad:
+        return PartitionLoad(queued_batches=max(load.queued_batches for load in known.values()))
+
+
+@mutant(KIND, "goes_to_the_next_of_who_is_away", _UNKNOWN)
+class GoesToTheNextOfWhoIsAway(PlainPartitioner):
+    """One partition is away: its neighbour takes all."""
+
+    def _draw(self, topic: str, partition_count: int) -> int:
+        away = [number for number, load in self._loads.get(topic, {}).items() if not load.available]
+        return (away[0] + 1) % partition_count if len(away) == 1 else super()._draw(topic, partition_count)
+
+
+_NEWS: dict[str, Mapping[int, PartitionLoad]] = {}
+
+
+@mutant(KIND, "shares_its_news_with_all_others", "two_partitioners_have_news_of_their_own")
+class SharesItsNewsWithAllOthers(PlainPartitioner):
+    """What is known of a topic is known in the whole process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _NEWS.clear()
+        self._loads = _NEWS
+
+
+@mutant(KIND, "forgets_news_by_the_clock", "news_last_until_there_are_others")
+class ForgetsNewsByTheClock(PlainPartitioner):
+    """Five minutes are long enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told_at = 0.0
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        super().update_load(topic, loads, now_ms)
+        self._told_at = time.monotonic()
+
+    def _draw(self, topic: str, partition_count: int) -> int:
+        if time.monotonic() - self._told_at > 300:
+            self._loads.clear()
+        return super()._draw(topic, partition_count)
+
+
+@mutant(KIND, "takes_seed_0_for_none", _SEED)
+class TakesSeed0ForNone(PlainPartitioner):
+    """Zero is false."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self._random = Random(seed or None)
+
+
+@mutant(KIND, "ignores_its_seed", _SEED)
+class IgnoresItsSeed(PlainPartitioner):
+    """Takes it, and asks the system."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self._random = Random()
