@@ -221,9 +221,8 @@ class Sender:
             return True
         try:
             selector.register(sending._fd, selectors.EVENT_WRITE, sending)
-        except (
-            OSError
-        ) as error:  # the system watches no more (epoll: ENOSPC, ENOMEM): others are sent to all the same
+        except OSError as error:
+            # the system watches no more (epoll: ENOSPC, ENOMEM): others are sent to all the same
             sending.error = error.with_traceback(None)
             self._end(sending)
             return False
