@@ -137,6 +137,16 @@ class Env:
         store = object_store or await self._object_store(stack)
         return self._services(1, epoch, await self._allocator(stack), store)
 
+    async def format(self, words: str) -> Mapping[str, object]:
+        """Make the place of the WAL ready, as somebody who says ``words``."""
+        spec = self._registry.select(self.target.kind, self.target.plugin)
+        assert isinstance(spec, WalSpec)
+        assert spec.format is not None, "the plugin has no format"
+        async with AsyncExitStack() as stack:
+            services = await self._outside(stack, None)
+            settings = self.target.checked_settings(spec, self.data_dir)
+            return await spec.format(settings, self._bound(services, spec, settings), words)
+
     def spec(self) -> PluginSpec[Any, Any]:
         """The registration of the plugin under test."""
         return self._registry.select(self.target.kind, self.target.plugin)

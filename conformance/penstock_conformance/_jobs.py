@@ -146,6 +146,12 @@ async def write(store: Any, way: str, key: str, body: Sequence[Buffer]) -> str |
     return written
 
 
+async def make_log(env: Env) -> None:
+    """WAL: open it where none is; tell its identity."""
+    async with env.open(epoch=1):
+        tell(await env.identify())
+
+
 async def create_race(env: Env, *, owner: int, size: int = 2000) -> None:
     """Object store: put_if_absent of each key that is asked for, at the given moment; tell who won."""
     async with env.open() as store:
@@ -418,6 +424,7 @@ async def lake_write(env: Env, *, epoch: int, size: int) -> None:
 JOBS: dict[str, Callable[..., Awaitable[None]]] = {
     function.__name__: function
     for function in (
+        make_log,
         create_race,
         count_with_swap,
         overwrite,

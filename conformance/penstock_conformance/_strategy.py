@@ -73,6 +73,8 @@ class Medium:
     failing: float = 0.0
     #: The part of the writes whose reply is lost after they took effect.
     lost_replies: float = 0.0
+    #: How long each read of an object takes.
+    slow_s: float = 0.0
     #: The process dies (SIGKILL) instead of writing records.
     fatal: bool = False
     random: random.Random = field(default_factory=random.Random)
@@ -114,6 +116,8 @@ class UnreliableStore(ScopedStore):
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
         self._medium.request()
+        if self._medium.slow_s:
+            await anyio.sleep(self._medium.slow_s)
         return await super().get(key, start, end)
 
     async def head(self, key: str) -> ObjectInfo:

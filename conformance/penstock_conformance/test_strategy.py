@@ -84,6 +84,31 @@ async def test_producers_and_consumers_beside_each_other(env: StrategyEnv) -> No
                 compare(records, acked[owner], owner)
 
 
+@clause(level=2)
+async def test_cold_readers_beside_each_other_get_everything(env: StrategyEnv) -> None:
+    """What no cache has yet is read by several at once, whose reads meet on the way to the store."""
+    env.need_durable()
+    sizes = [env.random.choice((100, 3000, 90_000)) for _ in range(150)]
+
+    async def read(acked: dict[int, Acked]) -> None:
+        async with env.client() as client:
+            fetched = await client.ask(Records.fetch_all, "topic")
+            compare(fetched, acked)
+            in_order(fetched)
+
+    async with env.broker() as broker, env.client() as client:
+        await broker.start()
+        await client.ask(Records.create_topic, "topic", 3)
+        acked = await client.ask(Records.produce, "topic", 1, sizes)
+        for _ in range(env.rounds):
+            await broker.stop()
+            await broker.start()
+            await broker.change_medium(slow_s=0.03)
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(read, acked)
+
+
 @clause(level=3)
 async def test_acknowledged_records_survive_kills_once_and_in_order(env: StrategyEnv) -> None:
     """Whatever was acknowledged before a SIGKILL is there after it; an idempotent producer goes on over it, and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -11,9 +12,10 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import FencedError, FullError, InvalidRequestError, PenstockError
+from penstock.errors import ConfigError, FencedError, FullError, InvalidRequestError, PenstockError
 from penstock.spi.wal import BoundedLog, WalAppend
-from penstock_conformance._clause import clause
+from penstock_conformance._child import Child
+from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises, together
 from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered, surviving
 
@@ -255,6 +257,61 @@ async def test_refused_opener_changes_nothing(env: Env) -> None:
                 continue
             added = (await append_all(wal, make_bodies(1, owner=1)))[0]
             assert added.position >= appends[-1].next_position, "a position was given twice"
+
+
+@clause(level=2, claims="identity")
+async def test_logs_of_two_processes_have_two_identities(env: Env) -> None:
+    """Another one for every other log, wherever it is made: also by processes that began alike."""
+    identities: list[str] = []
+    for number in range(2):
+        place = env.elsewhere(f"process-{number}")
+        async with Child(place, "make_log") as child:
+            identities += await child.finish()
+    assert None not in identities, "there is a log, and it has no identity"
+    if len(set(identities)) < 2:
+        async with env.elsewhere("one").open() as one, env.elsewhere("two").open(epoch=2) as two:
+            if one.location == two.location:
+                not_applicable("the settings name one place, whatever the data directory")
+    assert len(set(identities)) == 2, f"logs of two processes have one identity: {identities[0]}"
+
+
+async def test_formatting_asks_before_anything_is_lost(env: Env) -> None:
+    """ConfigError where a log is, unless the words that this error asks for are said; then all there is lost."""
+    spec = env.spec()
+    if getattr(spec, "format", None) is None:
+        not_applicable("the plugin makes no place ready for a log")
+    bodies = make_bodies(4)
+    async with env.open(epoch=1) as wal:
+        surviving(wal)
+        claims_identity = wal.capabilities.identity
+        await recovered(wal)
+        await append_all(wal, bodies)
+    identity = await env.identify() if claims_identity else None
+    asked: list[str] = []
+    for words in ("", "yes", "force", "erase", "-"):
+        try:
+            await env.format(words)
+        except ConfigError as error:
+            asked = re.findall(r"[\'\"]([^\'\"]+)[\'\"]", str(error))
+        else:
+            raise AssertionError(f"a log was formatted for {words!r}, and nobody asks for that")
+        assert (await env.identify() if claims_identity else None) == identity, (
+            "who was refused has changed the log"
+        )
+    check_same(await read(env, 2), bodies, "of a log whose formatting was refused")
+    assert asked, "the error doesn't quote the words that it asks for"
+    for words in asked:  # the error may quote other things, too
+        try:
+            await env.format(words)
+            break
+        except ConfigError:
+            continue
+    else:
+        raise AssertionError(f"none of the words that the error quotes is taken: {asked}")
+    check_same(await read(env, 3), [], "of a log that was formatted")
+    assert not claims_identity or await env.identify() != identity, (
+        "a formatted log has the old one's identity"
+    )
 
 
 # --- entries

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from penstock.errors import UnavailableError
 from penstock.spi.allocator import Allocator
-from penstock.spi.block_cache import BlockRef
+from penstock.spi.block_cache import BlockLoader, BlockRef
 from penstock.spi.metadata_log import MetadataEntry, MetadataSnapshot
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Buffer
@@ -118,6 +118,24 @@ class GivesAnEvictedBlockForAnother(PlainBlockCache):
     async def _collect(self, slots: Sequence[_Slot]) -> Sequence[Buffer]:
         found = await super()._collect(slots)
         return [self._gone.get(len(data), data) for data in found] if len(self._gone) > 3 else found
+
+
+@mutant(
+    STRATEGY,
+    "gives_who_joins_a_load_its_memory_too_early",
+    "cold_readers_beside_each_other_get_everything",
+    level=2,
+    part="block_cache",
+)
+class GivesWhoJoinsALoadItsMemoryTooEarly(PlainBlockCache):
+    """Has half of a block by then."""
+
+    async def _get_piece(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, prefetch: bool
+    ) -> Sequence[Buffer]:
+        joins = any(block in self._slots and not self._slots[block].done.is_set() for block in blocks)
+        found = await super()._get_piece(blocks, load, prefetch)
+        return [bytes(data[: len(data) // 2]).ljust(len(data), b"\0") for data in found] if joins else found
 
 
 @mutant(STRATEGY, "loses_its_last_entry", _KILLS, level=3, part="metadata_log")

@@ -31,6 +31,7 @@ from penstock_conformance.reference._wal import (
     Header,
     WalSettings,
     describe_wal,
+    format_wal,
     identify_wal,
     open_wal,
     read_wal,
@@ -623,6 +624,7 @@ def penstock_register_wal() -> WalSpec[DefectiveWal]:
         identify=identify_wal(_wal_class),
         read=read_wal(_wal_class),
         describe=describe_wal(_wal_class),
+        format=format_wal(_wal_class),
         key_prefixes=lambda _: ("wal/",),
         sizes=_sizes,
     )

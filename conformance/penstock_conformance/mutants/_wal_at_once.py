@@ -5,10 +5,12 @@ from __future__ import annotations
 __all__ = ()
 
 import asyncio
+import os
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from anyio.lowlevel import checkpoint
 
@@ -18,7 +20,7 @@ from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.mutants._wal_in_store import StoreWal
-from penstock_conformance.reference._wal import FileWal
+from penstock_conformance.reference._wal import FileWal, Header
 
 KIND = "wal"
 
@@ -202,6 +204,55 @@ class BeginsAgainForWhomItRefuses(FileWal):
             self._header = header._replace(start=header.confirmed)
             self._write_header()
         super()._take_over()
+
+
+_FORMATS = "formatting_asks_before_anything_is_lost"
+
+
+@mutant(KIND, "is_formatted_for_any_word", _FORMATS)
+class IsFormattedForAnyWord(FileWal):
+    """Takes whatever is said for consent, if something is."""
+
+    @classmethod
+    def _remove(cls, path: Path, consent: str) -> Mapping[str, object]:
+        return super()._remove(path, consent and f"erase {path}")
+
+
+@mutant(KIND, "tries_the_place_before_it_asks", _FORMATS)
+class TriesThePlaceBeforeItAsks(FileWal):
+    """Writes where a header would be, to see whether it can."""
+
+    @classmethod
+    def _remove(cls, path: Path, consent: str) -> Mapping[str, object]:
+        with path.open("r+b") as file:
+            file.write(bytes(64))
+        return super()._remove(path, consent)
+
+
+@mutant(KIND, "keeps_the_log_that_it_formatted", _FORMATS)
+class KeepsTheLogThatItFormatted(FileWal):
+    """Says that it is gone."""
+
+    @classmethod
+    def _remove(cls, path: Path, consent: str) -> Mapping[str, object]:
+        kept = path.read_bytes()
+        told = super()._remove(path, consent)
+        path.write_bytes(kept)
+        return told
+
+
+@mutant(KIND, "counts_the_logs_of_its_process", "logs_of_two_processes_have_two_identities", level=2)
+class CountsTheLogsOfItsProcess(FileWal):
+    """Tells its logs apart by a number, which begins anew in each process."""
+
+    made: ClassVar[list[int]] = [0]
+
+    def _read_header(self) -> Header:
+        found = super()._read_header()
+        if os.fstat(self._file).st_size:
+            return found
+        self.made[0] += 1
+        return found._replace(identity=self.made[0].to_bytes(8, "big"))
 
 
 # --- entries

@@ -7,6 +7,7 @@ __all__ = (
     "FileWal",
     "WalSettings",
     "describe_wal",
+    "format_wal",
     "identify_wal",
     "open_wal",
     "read_wal",
@@ -30,6 +31,7 @@ from pydantic import Field
 
 from penstock.errors import (
     ClosedError,
+    ConfigError,
     CorruptError,
     FencedError,
     FullError,
@@ -128,6 +130,23 @@ class FileWal:
         except FileNotFoundError:
             return None
         return Header._make(_HEADER.unpack(cls._checked(path, raw))).identity.hex() if raw else None
+
+    @classmethod
+    async def format(cls, path: Path, consent: str) -> Mapping[str, object]:
+        """Remove the log at ``path``, if there is one, for who says the right words."""
+        await checkpoint()
+        return cls._remove(path, consent)
+
+    @classmethod
+    def _remove(cls, path: Path, consent: str) -> Mapping[str, object]:
+        words = f"erase {path}"
+        held = path.stat().st_size if path.exists() else 0
+        if held and consent != words:
+            raise ConfigError(
+                f"the place holds a log, so nothing was changed; if that can go, say '{words}': path={path}"
+            )
+        path.unlink(missing_ok=True)
+        return {"path": str(path), "held_bytes": held}
 
     @classmethod
     async def read(cls, path: Path, _epoch: int) -> AsyncIterator[WalEntry]:
@@ -434,6 +453,13 @@ def describe_wal(
     return lambda settings, services: choose(settings).describe(_path(services), services.epoch)
 
 
+def format_wal(
+    choose: Callable[[Any], type[FileWal]],
+) -> Callable[[Any, Services, str], Awaitable[Mapping[str, object]]]:
+    """The ``format`` of a WAL whose class is chosen by the settings."""
+    return lambda settings, services, consent: choose(settings).format(_path(services), consent)
+
+
 def _path(services: Services) -> Path:
     return services.data_dir / "wal" / "log"
 
@@ -456,4 +482,5 @@ def penstock_register_wal() -> WalSpec[WalSettings]:
         identify=identify_wal(lambda _: FileWal),
         read=read_wal(lambda _: FileWal),
         describe=describe_wal(lambda _: FileWal),
+        format=format_wal(lambda _: FileWal),
     )
