@@ -234,7 +234,10 @@ class OwnedTable:
         before = len(life.waiting)
         for _ in range(_TRIES_MAX):
             remove_failed(self.table, life.take_back(before))
+            head = head_of(self.table)
             change = plan()
+            if head_of(self.table) != head:
+                continue  # it changed the table, and saw two snapshots of it
             positions = {**self.stamp.positions, **change.positions}
             stamp = replace(self.stamp, files=life.files, positions=positions)
             commit = Commit(

@@ -12,11 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from penstock_iceberg_compactor import _files, _owned
 from penstock_iceberg_compactor._compactor import IcebergCompactor
+from penstock_iceberg_compactor._schema import add_undivided_spec
 from penstock_iceberg_compactor._settings import Settings
 from penstock_iceberg_compactor._upsert import _may_hold, _without, collapsed
 from pyiceberg.conversions import to_bytes
 from pyiceberg.schema import Schema
+from pyiceberg.table import Table
 from pyiceberg.types import DoubleType, NestedField
 from tests.iceberg_place import load, opened, services, topic
 from tests.lake_records import lake_records
@@ -61,6 +64,28 @@ async def test_the_table_equals_a_replay_of_the_log_at_every_commit(tmp_path: Pa
             assert len(found) == len(rows), "a key is there once"
             assert found == replay
         assert len(list(load(compactor).scan().plan_files())) < 20
+
+
+async def test_a_row_that_came_while_the_commit_was_planned_is_replaced_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan may change the table, for rows of no partition, and sees then what another writer did meanwhile."""
+    wanted = topic(value_format="json", mode="upsert", key_columns="id", partition_by="_kafka.partition")
+
+    def added(table: Table) -> bool:
+        if load(compactor).scan().count() == 2:
+            load(compactor).append(load(compactor).scan().to_arrow())
+        return add_undivided_spec(table)
+
+    async with opened(tmp_path) as compactor, compactor.open_table(wanted, 1) as table:
+        await table.write(lake_records([b'{"id": 1, "x": 0.5}', b'{"id": 2, "x": 0.5}']))
+        await table.commit({0: 2})
+        monkeypatch.setattr(_owned, "add_undivided_spec", added)
+        monkeypatch.setattr(_files, "_is_partition", lambda *_: False)
+        await table.write(lake_records([b'{"id": 1, "x": 1.5}'], start=2))
+        await table.commit({0: 3})
+        rows = load(compactor).scan().to_arrow().to_pylist()
+        assert sorted((row["id"], row["x"]) for row in rows) == [(1, 1.5), (2, 0.5), (2, 0.5)]
 
 
 async def test_a_commit_of_upserts_accounts_for_what_it_reads_and_writes_again(tmp_path: Path) -> None:
