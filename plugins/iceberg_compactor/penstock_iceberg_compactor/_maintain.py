@@ -90,7 +90,7 @@ class Keeper:
 
         Raises ConflictError if somebody committed meanwhile: what was to be rewritten may be gone.
         """
-        check_head = self._head_check()
+        check_head = self._unchanged(head_of)
 
         def plan() -> Change:
             check_head()
@@ -107,12 +107,12 @@ class Keeper:
             self._owned.drop()
             raise
 
-    def _head_check(self) -> Callable[[], None]:
-        """A function that raises ConflictError once the table has another head than now."""
-        head = head_of(self._table)
+    def _unchanged(self, part: Callable[[Table], object]) -> Callable[[], None]:
+        """A function that raises ConflictError once this part of the table isn't what it is now."""
+        before = part(self._table)
 
         def check() -> None:
-            if head_of(self._table) != head:
+            if part(self._table) != before:
                 raise ConflictError(f"another writer committed during maintenance: table={self._owned.name}")
 
         return check
@@ -129,10 +129,11 @@ class Keeper:
                 0,
                 {},
             )  # the clock went back: what it says of ages is wrong, and so would be the time of the change
+        check_names = self._unchanged(names_of)
         gone = expirable(
             metadata.snapshots,
             self._table.current_snapshot(),
-            {ref.snapshot_id for ref in metadata.refs.values()},
+            set(names_of(self._table).values()),
             lambda head: ancestors_of(head, metadata),
             keep_count=self._configs.snapshot_retention_count,
             before_ms=int(time.time() * 1000) - self._configs.snapshot_retention_ms,
@@ -150,18 +151,18 @@ class Keeper:
             if location not in needed
         }
         if not dry_run:
-            self._let_go(sorted(gone))
+            self._let_go(sorted(gone), check_names)
             # Not needed by any snapshot from here on; if this is cut off, they are orphans.
             remove(self._table.io, unneeded)
         return len(gone), unneeded
 
-    def _let_go(self, snapshot_ids: Sequence[int]) -> None:
-        """Take snapshots out of the metadata. Raises ConflictError if somebody committed meanwhile."""
-        check_head = self._head_check()
+    def _let_go(self, snapshot_ids: Sequence[int], check_names: Callable[[], None]) -> None:
+        """Take snapshots out of the metadata. Raises ConflictError if somebody committed, or named one, meanwhile."""
         update = RemoveSnapshotsUpdate.model_validate({"snapshot-ids": list(snapshot_ids)})
 
         def change(table: Table) -> bool:
-            check_head()
+            self._owned.refresh()  # a tag goes with the snapshot that it names, and nothing guards it but this look
+            check_names()
             return send_updates(table, (update,))
 
         self._owned.change("snapshots expired", change)
@@ -192,6 +193,11 @@ class Keeper:
             )
             return []
         return [file for file in unknown if file.modified is not None and file.modified < before]
+
+
+def names_of(table: Table) -> dict[str, int]:
+    """The snapshots that branches, also the main one, and tags name."""
+    return {name: ref.snapshot_id for name, ref in table.metadata.refs.items()}
 
 
 class Reach:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from penstock_iceberg_compactor._compactor import IcebergCompactor
+from penstock_iceberg_compactor._maintain import Reach
+from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.types import StringType
 from tests.depth import how_many
 from tests.iceberg_place import load, opened, topic
@@ -116,6 +119,31 @@ async def test_snapshots_that_are_kept_can_be_read_after_maintenance(tmp_path: P
         table.refresh()
         assert len(table.scan(snapshot_id=head.parent_snapshot_id).to_arrow()) == 3
         assert len(table.scan().to_arrow()) == 4
+
+
+async def test_a_snapshot_that_somebody_names_during_maintenance_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, orphan_grace=0) as compactor:
+        await commits(compactor, 3)
+        before = load(compactor).metadata.snapshots[1].snapshot_id
+        reach = Reach.of
+
+        def named(self: Reach, snapshots: Iterable[Snapshot]) -> dict[str, int]:
+            monkeypatch.undo()
+            load(compactor).manage_snapshots().create_tag(before, "kept").commit()
+            return reach(self, snapshots)
+
+        monkeypatch.setattr(Reach, "of", named)
+        async with compactor.open_table(topic(**EAGER), 1) as owned:
+            with pytest.raises(ConflictError, match="another writer committed during maintenance"):
+                await owned.maintain()
+        table = load(compactor)
+        assert table.metadata.refs["kept"].snapshot_id == before
+        assert len(table.scan(snapshot_id=before).to_arrow()) == 1
+        async with compactor.open_table(topic(**EAGER), 1) as owned:
+            assert (await owned.maintain()).figures["snapshots expired"] > 0
+        assert len(load(compactor).scan(snapshot_id=before).to_arrow()) == 1
 
 
 async def test_a_fenced_owner_maintains_nothing(tmp_path: Path) -> None:
