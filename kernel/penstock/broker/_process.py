@@ -71,10 +71,14 @@ def own_directory(path: Path, access: Access, *, alone: bool = False) -> Iterato
     On a file system without locks fencing alone keeps two apart. Whoever would do that to a broker that runs asks to
     be ``alone`` for sure.
 
-    Raises DirectoryInUseError when another process has it, or ``alone`` when one may have it, ConfigError when it
-    can't be used, UnavailableError when the disk fails.
+    Raises DirectoryInUseError when another process has it, or ``alone`` when one may have it, or one elsewhere;
+    ConfigError when it can't be used, UnavailableError when the disk fails.
     """
     lock = path / "penstock.lock"
+    if alone and not os.path.lexists(lock):
+        raise DirectoryInUseError(
+            f"no broker has run on this data directory, so it may run on another: path={path}"
+        )
     try:
         for made in make_directories(path, access):
             sync_directory(made.parent)  # else a power failure takes it, and what is in it

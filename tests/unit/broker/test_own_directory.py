@@ -106,5 +106,8 @@ def test_where_nothing_can_be_locked_a_broker_starts_and_what_is_only_done_witho
         return SimpleNamespace(figures={}, dry_run=False, saved_bytes=0)
 
     monkeypatch.setattr(lake, "run", ask)
+    elsewhere = tmp_path / "none"  # as on another host, with the broker's configuration
+    assert main(["lake", "maintain", "orders", "--set", f"broker.data_dir={elsewhere}"]) == 0
+    assert not elsewhere.exists()
     assert main(["lake", "maintain", "orders", "--set", f"broker.data_dir={tmp_path}"]) == 0
-    assert len(asked) == 1
+    assert len(asked) == 2

@@ -186,8 +186,8 @@ def maintain(
 
     The broker that owns the table does it on a schedule (lake.maintenance_interval). While a broker runs on the data
     directory, this command asks that one (--bootstrap-server) to do it now, and waits for the outcome; so it does if
-    another node owns the table, and where directories can't be locked. Otherwise it is done here, with the directory
-    locked.
+    another node owns the table, and where the directory can't be locked, or no broker has run on it. Otherwise it is
+    done here, with the directory locked.
     """
     from pathlib import Path
 
