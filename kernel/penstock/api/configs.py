@@ -80,6 +80,8 @@ from penstock.work.pieces import in_portions, pieces
 _SLICE_RESOURCES: Final = 10
 #: Resources whose configs are changed in one go, if that takes no waiting.
 _CHANGES: Final = 20
+#: A topic of 10 or 20 bytes is answered with 35 configs: 13 KB as objects and, encoded, as bytes.
+_ANSWER_PARTS: Final = 500
 #: Configs of a resource that are taken for little; more count as other resources do.
 _CONFIGS_OF_ONE: Final = 10
 #: Resources that are counted in one go.
@@ -499,6 +501,7 @@ APIS: Final = (
             each(Operation.DESCRIBE_CONFIGS, ResourceType.TOPIC),
         ),
         handler=handle_describe_configs,
+        answer_parts=_ANSWER_PARTS,
         note="topics, and the broker's own settings",
     ),
     Api(

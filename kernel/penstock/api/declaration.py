@@ -72,6 +72,9 @@ class Api:
     unsupported: Callable[[ApiContext], Message] | None = None
     #: A request that may have more elements is long: an element takes up to 250 bytecodes, however short it is.
     short_elements: int = 200
+    #: What the answer to a long request may take, as so many times the request, where that is far more than requests
+    #: take as a rule: so much is counted while it's handled, and the next one waits.
+    answer_parts: int = 0
     #: Whether a client that hasn't authenticated yet may ask.
     before_identity: bool = False
     #: What a reader of the documents should know beside versions and permissions; Markdown.

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from penstock.api.context import Client, RequestContext
+from penstock.api.declaration import Api
 from penstock.errors import FullError, PenstockError
 from penstock.server.core import ServerCore
 from penstock.server.large_frame import HeldFrame
@@ -36,7 +37,7 @@ async def admit_and_decode(
     core: ServerCore,
     member: Member,
     context: RequestContext,
-    api_key: int,
+    api: Api,
     frame: HeldFrame,
     moved: Callable[[], None],
 ) -> Message:
@@ -45,10 +46,12 @@ async def admit_and_decode(
 
     Raises PenstockError if it's malformed.
     """
-    weight = len(frame) * _DECODED_PARTS
+    # whatever the answer takes: more than half would have to wait until nobody else has a request here
+    answer = min(len(frame) * api.answer_parts, core.handling.limit // 2)
+    weight = max(len(frame) * _DECODED_PARTS, answer)
     context.charges.append(await core.handling.charge(weight, member))
     context.charges.append(core.allocator.charge_anyway(weight, "requests"))
-    decode = partial(decode_request, api_key, context.version, frame.take(), frame.body_pos, lenient=True)
+    decode = partial(decode_request, api.key, context.version, frame.take(), frame.body_pos, lenient=True)
     moved()
     return await core.turns.run_in_thread(decode, core.long_requests)
 

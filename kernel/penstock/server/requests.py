@@ -96,9 +96,7 @@ async def _run_long(
         channel.scopes.add(scope)
         if not channel.is_lost:
             try:
-                message = await admit_and_decode(
-                    core, channel.handling, context, api.key, frame, channel.go_on
-                )
+                message = await admit_and_decode(core, channel.handling, context, api, frame, channel.go_on)
             except PenstockError as error:
                 channel.fault(f"request is malformed: api_key={api.key} version={slot.version}: {error}")
     channel.scopes.discard(scope)

@@ -111,3 +111,32 @@ async def test_who_goes_away_while_its_response_waits_leaves_nothing_behind() ->
                 await anyio.sleep(0.001)
         held.release()
         assert (logs.fetch_memory.used, harness.allocator.used) == (0, 0)
+
+
+@pytest.mark.parametrize(("parts", "weight"), [(0, 16), (100, 100), (1_000_000, 0)])
+async def test_a_long_request_is_counted_for_what_its_answer_may_take(parts: int, weight: int) -> None:
+    """Sixteen that asked for configs of 10,000 topics, and read nothing, took 1.4 GB: each was counted as 2 MB."""
+    begun, may_end = anyio.Event(), anyio.Event()
+
+    async def wait(request: Message, context: RequestContext) -> Message:
+        begun.set()
+        await may_end.wait()
+        return response()
+
+    api = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), handler=wait, answer_parts=parts)
+    async with (
+        serving(handlers=[api], receive_bytes_max=8 << 20) as harness,
+        await harness.connect() as client,
+    ):
+        request = DescribeGroupsRequest(groups=["g" * 100] * 100)
+        size = len(client.frame(ApiKey.DESCRIBE_GROUPS, 1, request, answered=False)) - 4
+        await client.send(ApiKey.DESCRIBE_GROUPS, 1, request)
+        with anyio.fail_after(HANG_S):
+            await begun.wait()
+        handling = harness.server.core.handling
+        assert handling.used == (weight * size or handling.limit // 2)
+        may_end.set()
+        await client.receive()
+        with anyio.fail_after(HANG_S):
+            while handling.used:  # noqa: ASYNC110
+                await anyio.sleep(0.001)
