@@ -134,6 +134,10 @@ class OwnedTable:
         Nothing else may load them: a commit on a head that wasn't looked at would pass the compare-and-swap.
         """
         self.table.refresh()
+        self._check_stamp()
+
+    def _check_stamp(self) -> None:
+        """Raise, from now on, if the metadata that were loaded are another owner's by now."""
         try:
             now = self._stamp_now()
             if self._epoch and now != self.stamp:
@@ -142,6 +146,11 @@ class OwnedTable:
         except (ConflictError, FencedError) as error:
             self._fault = kept(error)
             raise
+
+    def _check_head(self, landed: Landed) -> None:
+        """Look at what came behind a commit whose reply was lost, as the metadata that show it have that, too."""
+        if head_of(self.table) != landed.snapshot_id:
+            self._check_stamp()
 
     # claiming
 
@@ -169,7 +178,7 @@ class OwnedTable:
             before, life = self.stamp, Life(self._epoch)
             stamp = replace(before, epoch=self._epoch, life=life.name, files=0)
             try:
-                Commit(self.table, stamp, number=life.next_commit()).send()
+                landed = Commit(self.table, stamp, number=life.next_commit()).send()
             except LostError:
                 self.table.refresh()
                 self.stamp = self._stamp_now()
@@ -179,6 +188,7 @@ class OwnedTable:
             except (UnknownError, NoSuchTableError) as error:
                 raise self._unknown("the table was claimed", error) from None
             self.stamp, self._life = stamp, life
+            self._check_head(landed)
             self._place.step("table claimed")
             # Nothing of an earlier life can be committed from here on, so what it left can go.
             with passed_over("removing what an earlier owner left"):
@@ -227,6 +237,8 @@ class OwnedTable:
     def commit(self, plan: Callable[[], Change]) -> Landed:
         """Make the files that wait visible, with the change that ``plan`` makes of the table as it is.
 
+        Raises FencedError also if it did happen, and was looked up where a newer owner had gone on.
+
         It is called again if another writer was faster, whatever that one changed, and may write files itself: those
         of an attempt that lost are taken back.
         """
@@ -262,6 +274,7 @@ class OwnedTable:
             self._outcome_known = True
             self.stamp = stamp
             life.forget()
+            self._check_head(landed)
             return landed
         raise self._too_many()
 

@@ -183,6 +183,39 @@ async def test_a_higher_epoch_fences_commits_that_are_under_way(tmp_path: Path, 
         assert data_files(tmp_path) == referenced(load(new))
 
 
+@pytest.mark.parametrize("at", ["the claim", "a commit"])
+async def test_who_was_fenced_while_a_reply_was_lost_is_fenced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """What became of the commit is looked up in metadata that have the next owner's commits, too."""
+    send = Table._do_commit
+
+    def lose(table: Table, *parts: Any) -> None:
+        monkeypatch.undo()
+        send(table, *parts)
+        anyio.run(append, new, 3, [b"new"], start)
+        raise OSError("the reply is lost")
+
+    async def go_on(old: IcebergCompactor) -> None:
+        async with old.open_table(topic(), 2) as table:
+            await table.write(lake_records([b"b"], start=1))
+            if at == "a commit":
+                monkeypatch.setattr(Table, "_do_commit", lose)
+            await table.commit({0: 2})
+            await table.write(lake_records([b"c"], start=2))
+            await table.commit({0: 3})
+
+    async with opened(tmp_path) as old, opened(tmp_path) as new:
+        await append(old, 1, [b"a"])
+        start = 1 if at == "the claim" else 2
+        if at == "the claim":
+            monkeypatch.setattr(Table, "_do_commit", lose)
+        with pytest.raises(FencedError):
+            await go_on(old)
+        wanted = [b"a", b"new"] if at == "the claim" else [b"a", b"b", b"new"]
+        assert await content(new) == (wanted, {0: len(wanted)})
+
+
 async def test_files_of_a_fenced_owner_cant_be_committed_after_they_were_removed(tmp_path: Path) -> None:
     """The planned commit is on its way to a slow catalog while a new owner cleans up."""
     async with opened(tmp_path) as old, opened(tmp_path) as new:
