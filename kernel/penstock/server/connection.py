@@ -126,6 +126,7 @@ class Connection(asyncio.BufferedProtocol):
             self._ending.cancel()
         self._count()
         self._connections.closed(self)
+        core.turns.forget(self)
         core.turns.used(core.visitors.member(self.address), began, begin)
         core.visitors.leave(self.address)
 

@@ -169,6 +169,10 @@ class Turns:
         self._others.move_to_end(connection)
         return False
 
+    def forget(self, connection: _Waits) -> None:
+        """It is gone. Those that asked lately are only looked at as long as somebody waits."""
+        self._others.pop(connection, None)
+
     def _is_used_up(self, now: float) -> bool:
         """Whether those that may have to wait have had a slice in this iteration of the loop.
 

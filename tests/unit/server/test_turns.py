@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Callable
 
 import anyio
@@ -375,6 +376,19 @@ def test_who_is_not_limited_lets_nobody_go_first() -> None:
     assert not loop.turns.hold_back(modest, loop.now, is_greedy=False)
     loop.iterate(6)
     assert loop.history == ["greedy"] * 3
+
+
+def test_of_who_is_gone_nothing_is_left() -> None:
+    """What asked last beside others was kept until somebody waited again: ten thousand connections, perhaps."""
+    loop = Loop()
+    loop.turns.add(Work(loop, "much", 2))
+    loop.iterate(2)
+    little = Work(loop, "little", 1)
+    assert not loop.turns.hold_back(little, loop.now, is_greedy=False)
+    gone = weakref.ref(little)
+    loop.turns.forget(little)
+    del little
+    assert gone() is None
 
 
 def test_slices_are_short_while_others_are_served_beside_them() -> None:
