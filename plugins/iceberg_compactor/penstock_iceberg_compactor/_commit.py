@@ -15,6 +15,7 @@ __all__ = (
     "UnknownError",
     "head_of",
     "newest_ms",
+    "reload",
     "send_updates",
 )
 
@@ -258,7 +259,7 @@ class Commit:
 
     def _landed(self, cause: Exception | None = None) -> bool:
         try:
-            self._table.refresh()
+            reload(self._table)
         except NoSuchTableError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known now
@@ -272,6 +273,16 @@ class Commit:
             sum(file.record_count for file in self._added),
             sum(file.file_size_in_bytes for file in self._added),
         )
+
+
+def reload(table: Table) -> None:
+    """Load the table's newest metadata. Raises NoSuchTableError also if another table has its name now."""
+    try:
+        table.refresh()
+    except ValueError as error:
+        if "UUID" not in str(error):
+            raise
+        raise NoSuchTableError(str(error)) from error
 
 
 def newest_ms(table: Table) -> int:

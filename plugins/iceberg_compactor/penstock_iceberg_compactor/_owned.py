@@ -26,7 +26,7 @@ from penstock.errors import (
     kept,
 )
 from penstock.spi.lake import LakeTopic
-from penstock_iceberg_compactor._commit import Commit, Landed, LostError, UnknownError, head_of
+from penstock_iceberg_compactor._commit import Commit, Landed, LostError, UnknownError, head_of, reload
 from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._errors import cause_of, passed_over
 from penstock_iceberg_compactor._files import FileWriter, arrow_schema, fitted, undivided_spec
@@ -133,7 +133,10 @@ class OwnedTable:
 
         Nothing else may load them: a commit on a head that wasn't looked at would pass the compare-and-swap.
         """
-        self.table.refresh()
+        try:
+            reload(self.table)
+        except NoSuchTableError:
+            raise self._dropped() from None
         self._check_stamp()
 
     def _check_stamp(self) -> None:
@@ -180,7 +183,7 @@ class OwnedTable:
             try:
                 landed = Commit(self.table, stamp, number=life.next_commit()).send()
             except LostError:
-                self.table.refresh()
+                reload(self.table)
                 self.stamp = self._stamp_now()
                 if self.stamp.epoch == self._epoch and self.stamp != before:
                     raise self._opened_again() from None
@@ -322,12 +325,15 @@ class OwnedTable:
         if isinstance(error, PenstockError):
             return error
         if isinstance(error, NoSuchTableError):
-            return NotFoundError(
-                f"somebody dropped the table or gave it another name, so it is made again from what the topic still "
-                f"has: table={self.name}"
-            )
+            return self._dropped()
         cause = self._place.secrets.hide(cause_of(error))
         return UnavailableError(f"the catalog didn't say whether {what}: table={self.name} cause={cause}")
+
+    def _dropped(self) -> NotFoundError:
+        return NotFoundError(
+            f"somebody dropped the table or gave it another name, so it is made again from what the topic still "
+            f"has: table={self.name}"
+        )
 
     def _opened_again(self) -> FencedError:
         return FencedError(

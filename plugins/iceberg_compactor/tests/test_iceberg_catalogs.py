@@ -212,6 +212,28 @@ async def test_a_table_that_somebody_dropped_or_renamed_keeps_its_files(tmp_path
         assert sorted(old.scan().to_arrow().column("value").to_pylist()) == [b"a", b"b"]
 
 
+@pytest.mark.parametrize("doing", ["committing", "maintaining"])
+async def test_a_table_that_somebody_dropped_and_made_anew_is_told_as_dropped(
+    tmp_path: Path, doing: str
+) -> None:
+    async with opened(tmp_path) as compactor:
+        await put(compactor, 0, b"a")
+        async with compactor.open_table(topic(), 1) as table:
+            old = load(compactor)
+            compactor.catalog.drop_table("kafka.orders")
+            compactor.catalog.create_table(
+                "kafka.orders", old.schema(), location=f"{old.location()}-new", properties=old.properties
+            )
+            told = pytest.raises(NotFoundError, match="somebody dropped the table or gave it another name")
+            if doing == "committing":
+                await table.write(lake_records([b"b"], start=1))
+                with told:
+                    await table.commit({0: 2})
+            else:
+                with told:
+                    await table.maintain()
+
+
 async def test_orphans_stay_where_another_table_has_its_files_too(tmp_path: Path) -> None:
     """Whoever made it there: what isn't in this table's metadata may be all that the other one has."""
     async with opened(tmp_path, orphan_grace=0) as compactor:
