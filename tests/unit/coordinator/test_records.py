@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.coordinator.test_group_service import REQUEST
 
+from penstock.coordinator import group_protocols
+from penstock.coordinator.group_member import Member
 from penstock.coordinator.group_types import (
     CommittedOffset,
     GroupMetadata,
@@ -199,6 +204,25 @@ def test_left_over_bytes_are_corrupt() -> None:
 def test_topics_are_read_from_all_versions_of_a_subscription(version: int) -> None:
     wire = ConsumerProtocolSubscription(topics=["a", "bé"], user_data=b"x")
     assert subscribed_topics(encode_data(version, wire)) == frozenset({"a", "bé"})
+
+
+def test_nothing_but_topics_is_read_of_a_subscription() -> None:
+    """As in Kafka. 170,000 partitions that a member owned before took the loop for a fifth of a second."""
+    topics = encode_data(0, ConsumerProtocolSubscription(topics=["a"]))[2:]
+    assert subscribed_topics(b"\0\1" + topics + b"\0\0\0\5 are not even there") == frozenset({"a"})
+
+
+def test_no_more_topics_are_read_than_members_subscribe_to() -> None:
+    """Members may say as much as a megabyte in strings without a character; what isn't read can't be told."""
+
+    def member(number: int, count: int) -> Member:
+        topics = encode_data(0, ConsumerProtocolSubscription(topics=["t"] * count, user_data=b"%d" % number))
+        return Member(f"m{number}", replace(REQUEST, protocols=(("range", topics),)))
+
+    half = group_protocols._TOPICS_MAX // 2
+    members = [member(0, half), member(0, half), member(1, half)]
+    assert group_protocols.subscription_of(members, "range") == frozenset({"t"})
+    assert group_protocols.subscription_of([*members, member(2, 1)], "range") is None
 
 
 @pytest.mark.parametrize(
