@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -55,6 +55,62 @@ async def test_a_replay_leaves_the_topics_own_table_to_its_broker(
     with pytest.raises(InvalidRequestError, match="a table of its own, name another one: table=a_b"):
         await inspection.replay(lake, "a.b", 0, "a_b")
     assert tables.epochs["a_b"] <= 3
+
+
+class Source:
+    """Reads from streams whose objects below offset 5 are gone."""
+
+    def __init__(self, _: Any) -> None:
+        pass
+
+    async def read(self, stream: Any, position: int, _: int) -> list[int]:
+        if stream.start < 5:
+            raise NotFoundError("there is no such object: object_id=1")
+        return [max(position, stream.start), stream.end]
+
+
+class Table:
+    """Takes whatever there is."""
+
+    name = "again"
+
+    async def positions(self) -> dict[int, int]:
+        return {}
+
+    async def write(self, batch: Any) -> Any:
+        return SimpleNamespace(rows=batch.rows, rejected={})
+
+    async def commit(self, positions: dict[int, int]) -> None:
+        assert positions == {0: 10}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("start", [5, 0])
+async def test_a_replay_goes_on_behind_what_retention_deletes_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, start: int
+) -> None:
+    """An object that is missing though nothing was deleted is damage, as for every reader."""
+
+    def image(start: int) -> Any:
+        stream = SimpleNamespace(stream_id=3, partition=0, start=start, end=10)
+        streams = {3: stream}
+        return SimpleNamespace(streams=SimpleNamespace(require=streams.__getitem__, get=streams.get))
+
+    async def newest(_: object) -> Any:
+        return image(start)
+
+    def decoded(_: int, entries: list[int], *__: int) -> Any:
+        first, end = entries
+        yield SimpleNamespace(rows=end - first, nbytes=1, next_offset=end)
+
+    monkeypatch.setattr(inspection, "load_image", newest)
+    monkeypatch.setattr(inspection, "decode_entries", decoded)
+    lake: Any = SimpleNamespace(image=image(0), metadata_log=None, batch_bytes=1)
+    state: Any = SimpleNamespace(log_streams=[3])
+    table, source_of = cast(Any, (Table(), Source))
+    with nullcontext() if start else pytest.raises(NotFoundError, match="no such object"):
+        done = await inspection._write_all(lake, state, table, source_of, 0, lambda *_: None)
+        assert (done.records, done.commits) == (5, 1)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,14 @@ from pathlib import Path
 import anyio
 
 from penstock.config import Config
-from penstock.errors import ConfigError, InvalidRequestError, NotFoundError, PenstockError, shown
+from penstock.errors import (
+    ConfigError,
+    CorruptError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+    shown,
+)
 from penstock.lake.columns import decode_entries
 from penstock.lake.configs import TableConfigs, topic_config_table
 from penstock.lake.source import LakeSource, Throttle
@@ -244,8 +251,12 @@ async def replay(
         # nobody else opens it, so any number that grows from replay to replay fences as it should
         opened = await stack.enter_async_context(lake.compactor.open_table(wanted, lake.image.index))
         tasks = await stack.enter_async_context(anyio.create_task_group())
-        source = LakeSource(lake.image, lake.object_store, tasks, Throttle(0, time.monotonic))
-        return await _write_all(lake, state, opened, source, start, progress)
+        throttle = Throttle(0, time.monotonic)
+
+        def source_of(image: Image) -> LakeSource:
+            return LakeSource(image, lake.object_store, tasks, throttle)
+
+        return await _write_all(lake, state, opened, source_of, start, progress)
 
 
 async def _name_of(lake: Lake, topic: LakeTopic) -> str | None:
@@ -261,10 +272,11 @@ async def _write_all(
     lake: Lake,
     state: TopicState,
     table: LakeTable,
-    source: LakeSource,
+    source_of: Callable[[Image], LakeSource],
     start: int,
     progress: Callable[[int, int], None],
 ) -> Replayed:
+    image, source = lake.image, source_of(lake.image)
     positions = dict(await table.positions())
     streams = [lake.image.streams.require(stream_id) for stream_id in state.log_streams]
     records = rejected = commits = pending = done = 0
@@ -275,7 +287,16 @@ async def _write_all(
     for stream in streams:
         position = begin[stream.partition]
         while position < stream.end:
-            entries = await source.read(stream, position, _WINDOW_BYTES)
+            try:
+                entries = await source.read(image.streams.require(stream.stream_id), position, _WINDOW_BYTES)
+            except (CorruptError, NotFoundError):
+                # what the topic's retention let go of meanwhile is gone after a minute, and no damage
+                newer = await load_image(lake.metadata_log)
+                now = newer.streams.get(stream.stream_id)
+                if now is None or now.start <= max(position, image.streams.require(stream.stream_id).start):
+                    raise
+                image, source = newer, source_of(newer)
+                continue
             for batch in decode_entries(stream.partition, entries, position, lake.batch_bytes):
                 written = await table.write(batch)
                 records += written.rows
