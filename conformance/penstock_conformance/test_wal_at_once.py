@@ -200,6 +200,29 @@ async def test_entries_that_keep_coming_hold_no_other_up(env: Env) -> None:
             assert not had_to_wait[1], "a trim didn't return as long as something was appended"
 
 
+async def test_statistics_know_what_a_callback_is_told(env: Env) -> None:
+    """``pending_entries`` wait to be durable: not the entry whose completion is told just now, nor one before it."""
+    async with env.open() as wal:
+        await recovered(wal)
+        for count in (1, 2, 30):
+            appends = [wal.append([body]) for body in make_bodies(count, owner=count)]
+            too_many: list[int] = []
+
+            def told(
+                append: WalAppend, appends: list[WalAppend] = appends, too_many: list[int] = too_many
+            ) -> None:
+                behind = len(appends) - 1 - appends.index(append)
+                if wal.statistics().pending_entries > behind:
+                    too_many.append(behind)
+
+            for append in appends:
+                append.set_callback(told)
+            await appends[-1].wait_durable()
+            assert not too_many, (
+                f"as the entry before {too_many[0]} others was told to be durable, more than these pend"
+            )
+
+
 # --- openings
 
 

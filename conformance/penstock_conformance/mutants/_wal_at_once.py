@@ -7,7 +7,7 @@ __all__ = ()
 import asyncio
 import os
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -149,6 +149,27 @@ class WritesWhenNothingMoreComes(FileWal):
     def close(self) -> None:
         self._seen = len(self._queue)
         super().close()
+
+
+@mutant(KIND, "counts_down_when_all_were_told", "statistics_know_what_a_callback_is_told")
+class CountsDownWhenAllWereTold(FileWal):
+    """Takes a group for pending until its last callback has returned."""
+
+    _telling: Sequence[WalAppend] = ()
+
+    def _answer(self, group: _Group) -> None:
+        self._telling = [append for append, _ in group]
+        super()._answer(group)
+        self._telling = ()
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        size = sum(append.next_position - append.position for append in self._telling)
+        return replace(
+            told,
+            pending_entries=told.pending_entries + len(self._telling),
+            pending_bytes=told.pending_bytes + size,
+        )
 
 
 # --- openings
