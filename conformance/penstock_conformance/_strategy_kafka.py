@@ -246,6 +246,15 @@ class Records:
 
         eager(once, KafkaError.TOPIC_ALREADY_EXISTS)
 
+    def delete_topic(self, topic: str) -> None:
+        """Delete it, and return when that is done."""
+        admin = make_admin(self._servers)
+
+        def once() -> object:
+            return admin.delete_topics([topic])[topic].result()
+
+        eager(once, KafkaError.UNKNOWN_TOPIC_OR_PART)
+
     def produce(
         self, topic: str, owner: int, sizes: Sequence[int], first: int = 0, codec: str = "none"
     ) -> dict[int, Acked]:

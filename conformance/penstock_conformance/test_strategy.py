@@ -6,6 +6,7 @@ import anyio
 
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._strategy import StrategyEnv
+from penstock_conformance._strategy_client import Client
 from penstock_conformance._strategy_kafka import Acked, Fetched, Records, Writer, compare, in_order
 
 KIND = "strategy"
@@ -53,6 +54,33 @@ async def test_an_orderly_restart_keeps_everything(env: StrategyEnv) -> None:
             compare(fetched, acked)
             in_order(fetched)
             await broker.stop()
+    await env.verify()
+
+
+async def test_a_topic_that_is_deleted_takes_nothing_of_its_neighbours(env: StrategyEnv) -> None:
+    """What was acknowledged just now for the topics that were made before and behind it is there, warm and cold."""
+    env.need_durable()
+    acked: dict[str, dict[int, Acked]] = {}
+
+    async def check(client: Client[Records]) -> None:
+        for topic, known in acked.items():
+            compare(await client.ask(Records.fetch_all, topic), known)
+
+    async with env.broker() as broker, env.client() as client:
+        await broker.start()
+        for number in range(env.rounds):
+            topics = [f"{name}-{number}" for name in ("before", "gone", "behind")]
+            for topic in topics:
+                await client.ask(Records.create_topic, topic, 2)
+            for topic in topics:
+                acked[topic] = await client.ask(Records.produce, topic, 1, [300] * 20)
+            await client.ask(Records.delete_topic, topics[1])
+            del acked[topics[1]]
+            await check(client)
+        await broker.stop()
+        await broker.start()
+        await check(client)
+        await broker.stop()
     await env.verify()
 
 

@@ -100,6 +100,20 @@ class HasTheLogTrimmedAheadOfUploads(PlainLogCache):
 
 
 @mutant(
+    STRATEGY,
+    "drops_the_stream_behind_the_one_that_goes",
+    "a_topic_that_is_deleted_takes_nothing_of_its_neighbours",
+    part="log_cache",
+)
+class DropsTheStreamBehindTheOneThatGoes(PlainLogCache):
+    """Counts both ends of what it drops."""
+
+    def drop_stream(self, stream_id: int) -> None:
+        super().drop_stream(stream_id)
+        super().drop_stream(stream_id + 1)
+
+
+@mutant(
     STRATEGY, "gives_an_evicted_block_for_another", "more_than_fits_into_memory_is_kept", part="block_cache"
 )
 class GivesAnEvictedBlockForAnother(PlainBlockCache):
