@@ -70,6 +70,8 @@ class OwnedTable:
         self._life: Life | None = None
         self._fault: PenstockError | None = None
         self._outcome_known = True
+        #: Names of columns that rows since the last commit were read for.
+        self._read_for: set[str] = set()
 
     @classmethod
     def open(
@@ -253,6 +255,8 @@ class OwnedTable:
             change = plan()
             if head_of(self.table) != head:
                 continue  # it changed the table, and saw two snapshots of it
+            if not change.rewrites:
+                self._check_columns_stay()
             positions = {**self.stamp.positions, **change.positions}
             stamp = replace(self.stamp, files=life.files, positions=positions)
             commit = Commit(
@@ -276,10 +280,22 @@ class OwnedTable:
                 raise again(self._fault) from None
             self._outcome_known = True
             self.stamp = stamp
+            if not change.rewrites:
+                self._read_for.clear()
             life.forget()
             self._check_head(landed)
             return landed
         raise self._too_many()
+
+    def _check_columns_stay(self) -> None:
+        """Raise ConflictError if the table has no place any more for what may be in rows."""
+        gone = sorted(self._read_for - set(self.table.schema().column_names))
+        if gone:
+            self._fault = ConflictError(
+                f"somebody dropped or renamed a column while rows waited for their commit, so they are read again: "
+                f"table={self.name} column={gone[0]}"
+            )
+            raise again(self._fault)
 
     def _send(self, commit: Commit) -> Landed:
         self._place.step("manifests written")
@@ -293,6 +309,7 @@ class OwnedTable:
     @property
     def columns(self) -> pa.Schema:
         """The columns that rows are fitted to."""
+        self._read_for.update(self.table.schema().column_names)
         return arrow_schema(self.table.schema())
 
     def take_columns(self, wanted: pa.Schema | None) -> None:

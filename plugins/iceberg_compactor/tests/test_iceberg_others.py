@@ -14,6 +14,8 @@ from pyiceberg.types import IntegerType, LongType, NestedField, StructType
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 
+from penstock.errors import ConflictError
+
 pytestmark = pytest.mark.anyio
 
 
@@ -42,6 +44,36 @@ async def test_rows_of_others_need_nothing_of_kafka_and_stay_when_their_files_ar
             done = await table.maintain()
             assert done.figures["data files rewritten"] > 1
             assert rows(compactor) == expected
+
+
+@pytest.mark.parametrize("how", ["dropped", "renamed"])
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+async def test_what_waits_for_a_column_that_somebody_drops_isnt_lost(
+    tmp_path: Path, mode: str, how: str
+) -> None:
+    """Its rows are read again, and the column is added again, as for any record that has it."""
+    configs = {"value_format": "json", "mode": mode}
+    if mode == "upsert":
+        configs |= {"key_columns": "id"}
+    async with opened(tmp_path) as compactor:
+        async with compactor.open_table(topic(**configs), 1) as table:
+            await table.write(lake_records([b'{"id": 1, "n": 1}']))
+            await table.commit({0: 1})
+            await table.write(lake_records([b'{"id": 2, "n": 2}'], start=1))
+            with load(compactor).update_schema(allow_incompatible_changes=True) as update:
+                if how == "dropped":
+                    update.delete_column("n")
+                else:
+                    update.rename_column("n", "m")
+            with pytest.raises(ConflictError, match=r"dropped or renamed a column.*read again.*column=n"):
+                await table.commit({0: 2})
+        async with compactor.open_table(topic(**configs), 1) as table:
+            assert await table.positions() == {0: 1}
+            await table.write(lake_records([b'{"id": 2, "n": 2}'], start=1))
+            await table.commit({0: 2})
+            await table.maintain()
+        found = load(compactor).scan().to_arrow().to_pylist()
+        assert sorted((row["id"], row["n"]) for row in found) == [(1, None), (2, 2)]
 
 
 async def test_a_table_of_before_is_opened_to_other_writers_by_one_commit(tmp_path: Path) -> None:
