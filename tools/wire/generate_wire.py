@@ -45,6 +45,7 @@ COUNT_MAX = {
     "OffsetCommitRequest.topics": 20_000,
     "OffsetCommitRequest.topics.partitions": 100_000,
     "DescribeTransactionsRequest.transactional_ids": 100_000,
+    "FindCoordinatorRequest.coordinator_keys": 100_000,
     # those of one resource are looked at in one go
     "AlterConfigsRequest.resources.configs": 10_000,
     "CreateTopicsRequest.topics.configs": 10_000,

@@ -27,6 +27,7 @@ from penstock.wire.messages import (
     api_versions,
     describe_transactions,
     fetch,
+    find_coordinator,
     incremental_alter_configs,
     join_group,
     metadata,
@@ -155,6 +156,10 @@ def test_no_more_configs_or_transactions_are_decoded_than_anybody_sends() -> Non
     data = encoded(describe_transactions.encode_request_v0, ids)
     with pytest.raises(DecodeError, match=r"transactional_ids count=100001 most=100000"):
         decode_request(ApiKey.DESCRIBE_TRANSACTIONS, 0, data)
+    keys = find_coordinator.FindCoordinatorRequest(coordinator_keys=[""] * 100_001)
+    data = encoded(find_coordinator.encode_request_v6, keys)
+    with pytest.raises(DecodeError, match=r"coordinator_keys count=100001 most=100000"):
+        decode_request(ApiKey.FIND_COORDINATOR, 6, data)
 
 
 def test_produce_v9_literal() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, too_many, uvarint_rest
 
 
 class FindCoordinatorRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -131,6 +131,8 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[FindCoordina
         size_ -= 1
         if size_ < 0 or size_ > end - pos:
             raise bad_length("FindCoordinatorRequest.coordinator_keys", size_, end - pos)
+        if size_ > 100000:
+            raise too_many("FindCoordinatorRequest.coordinator_keys", size_, 100000)
         coordinator_keys_: list[str] = []
         for _ in range(size_):
             size_1 = buf[pos]
