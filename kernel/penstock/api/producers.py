@@ -43,7 +43,9 @@ def _describe_producers(
         partitions: list[PartitionResponse] = []
         for index in indexes:
             yield
-            partitions.append(_refused(index) if name in denied else _partition(name, index, context))
+            partitions.append(
+                _refused(index) if name in denied else (yield from _partition(name, index, context))
+            )
         topics.append(TopicResponse(name=name, partitions=partitions))
     return DescribeProducersResponse(topics=topics)
 
@@ -54,7 +56,7 @@ def _refused(index: int) -> PartitionResponse:
     )
 
 
-def _partition(name: str, index: int, context: RequestContext) -> PartitionResponse:
+def _partition(name: str, index: int, context: RequestContext) -> Steps[PartitionResponse]:
     logs = context.api.logs
     response = PartitionResponse(partition_index=index, active_producers=[])
     partition = logs.partition(name, index)
@@ -72,6 +74,7 @@ def _partition(name: str, index: int, context: RequestContext) -> PartitionRespo
         response.error_message = partition.unavailable
         return response
     for producer in partition.active_producers(context.api.now_ms()):
+        yield
         response.active_producers.append(
             ProducerState(
                 producer_id=producer.producer_id,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.unit.api.fakes import FakeLogs, make_context
 
+from penstock.api.portions import other_portions
 from penstock.api.producers import describe_producers_nowait
 from penstock.log.producer_book import ProducerInfo
 from penstock.wire import ApiKey, ErrorCode, encode_response
@@ -54,3 +56,15 @@ def test_nothing_is_said_of_producers_that_cannot_be_known(logs: FakeLogs) -> No
 def test_a_partition_is_answered_once_however_often_it_is_asked_for(logs: FakeLogs) -> None:
     response = describe(logs, t=[0] * 1000)
     assert [p.partition_index for p in response.topics[0].partitions] == [0]
+
+
+@pytest.mark.anyio
+async def test_the_producers_of_a_partition_are_told_of_in_portions(logs: FakeLogs) -> None:
+    """There may be as many as their memory holds: tens of thousands."""
+    logs.at("t", 1).active = [ProducerInfo(number, 0, 0, 9_000) for number in range(1_000)]
+    request = DescribeProducersRequest(topics=[TopicRequest(name="t", partition_indexes=[1])])
+    context = make_context(logs, 0)
+    assert describe_producers_nowait(request, context) is None
+    response = await other_portions(request, context)
+    assert isinstance(response, DescribeProducersResponse)
+    assert len(response.topics[0].partitions[0].active_producers) == 1_000
