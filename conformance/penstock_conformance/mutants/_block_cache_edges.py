@@ -1,0 +1,264 @@
+"""Block caches that forget who else there is: loads under way, readers that join or give up, and those that leap."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from penstock.errors import UnavailableError
+from penstock.spi.allocator import Allocator
+from penstock.spi.block_cache import BlockCacheStatistics, BlockLoader, BlockRef
+from penstock.spi.plugin import Buffer
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._block_cache import PlainBlockCache
+
+KIND = "block_cache"
+
+_ROOM = "whatever_makes_room_is_counted"
+_WASTE = "what_was_read_is_not_wasted"
+_LET_GO = "loaders_of_all_readers_are_let_go"
+_GOES_ON = "whoever_goes_on_is_sequential"
+
+
+@mutant(KIND, "loads_beside_its_limit", "loads_under_way_keep_to_the_limit")
+class LoadsBesideItsLimit(PlainBlockCache):
+    """What is on its way isn't there yet; when it comes, something else goes."""
+
+    def _there(self) -> int:
+        return sum(block.size for block, slot in self._slots.items() if slot.done.is_set())
+
+    def _make_room(self, wanted: int, keep: Sequence[BlockRef]) -> bool:
+        loading, self._used = self._used - self._there(), self._there()
+        there = super()._make_room(wanted, keep)
+        self._used += loading
+        return there
+
+    def statistics(self) -> BlockCacheStatistics:
+        return replace(super().statistics(), used_bytes=min(self._there(), self._limit))
+
+
+@mutant(KIND, "counts_one_eviction_for_each_read", _ROOM)
+class CountsOneEvictionForEachRead(PlainBlockCache):
+    """However many blocks made room."""
+
+    def _make_room(self, wanted: int, keep: Sequence[BlockRef]) -> bool:
+        before = self._evicted
+        there = super()._make_room(wanted, keep)
+        self._evicted = min(self._evicted, before + 1)
+        return there
+
+
+@mutant(KIND, "counts_what_was_destroyed_as_evicted", _ROOM)
+class CountsWhatWasDestroyedAsEvicted(PlainBlockCache):
+    """What goes, goes."""
+
+    def forget_object(self, object_id: int) -> None:
+        before = len(self._slots)
+        super().forget_object(object_id)
+        self._evicted += before - len(self._slots)
+
+
+@mutant(KIND, "joins_itself", "a_lone_reader_joins_nobody")
+class JoinsItself(PlainBlockCache):
+    """Counts each reader of a load."""
+
+    def _spawn(self, missing: Sequence[BlockRef], slots: Sequence[object], load: BlockLoader) -> None:
+        super()._spawn(missing, slots, load)  # type: ignore[arg-type]
+        self._joined += 1
+
+
+class _Wasting(PlainBlockCache):
+    """Counts blocks that were read ahead and go unread."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._unread: set[BlockRef] = set()
+        self._wasted = 0
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        if prefetch:
+            self._ahead(blocks)
+        else:
+            self._read(blocks)
+        return await super().get(blocks, load, prefetch=prefetch)
+
+    def _ahead(self, blocks: Sequence[BlockRef]) -> None:
+        self._unread |= set(blocks) - set(self._slots)
+
+    def _read(self, blocks: Sequence[BlockRef]) -> None:
+        self._unread -= set(blocks)
+
+    def _drop(self, block: BlockRef) -> int:
+        self._wasted += block in self._unread and not self._slots[block].forgotten
+        self._unread.discard(block)
+        return super()._drop(block)
+
+    def statistics(self) -> BlockCacheStatistics:
+        return replace(super().statistics(), wasted=self._wasted)
+
+
+@mutant(KIND, "knows_no_readers_that_came_during_the_load", _WASTE)
+class KnowsNoReadersThatCameDuringTheLoad(_Wasting):
+    """Whoever joins reads nothing yet."""
+
+    def _read(self, blocks: Sequence[BlockRef]) -> None:
+        self._unread -= {
+            block for block in blocks if block in self._slots and self._slots[block].done.is_set()
+        }
+
+
+@mutant(KIND, "reads_ahead_what_was_read", _WASTE)
+class ReadsAheadWhatWasRead(_Wasting):
+    """What is read ahead is unread, once more."""
+
+    def _ahead(self, blocks: Sequence[BlockRef]) -> None:
+        self._unread |= set(blocks)
+
+
+@mutant(KIND, "takes_what_was_destroyed_for_wasted", _WASTE)
+class TakesWhatWasDestroyedForWasted(_Wasting):
+    """Nobody has read it, and nobody will."""
+
+    def forget_object(self, object_id: int) -> None:
+        mine = {block for block in self._unread if block.object_id == object_id and block in self._slots}
+        self._wasted += len(mine)
+        super().forget_object(object_id)
+
+
+@mutant(KIND, "tells_the_failure_of_a_prefetch_later", "failed_prefetch_is_nobodys")
+class TellsTheFailureOfAPrefetchLater(PlainBlockCache):
+    """To the first reader who wants what couldn't be read ahead."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._untold: dict[BlockRef, Exception] = {}
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        for block in blocks:
+            if not prefetch and block in self._untold:
+                raise self._untold.pop(block)
+        try:
+            return await super().get(blocks, load, prefetch=prefetch)
+        except UnavailableError as error:
+            if prefetch:
+                self._untold = {blocks[-1]: error}
+            raise
+
+
+@mutant(KIND, "keeps_room_for_who_gave_up", "who_gives_up_waiting_for_room_takes_none")
+class KeepsRoomForWhoGaveUp(PlainBlockCache):
+    """Whoever waits has a part of the limit, and gives it back when there is room."""
+
+    _promised = 0
+
+    async def _get_piece(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, prefetch: bool
+    ) -> Sequence[Buffer]:
+        wanted = sum(block.size for block in set(blocks) - set(self._slots))
+        waited_for = sum(block.size for block, slot in self._slots.items() if not slot.done.is_set())
+        if waited_for and waited_for + wanted > self._limit and not prefetch:
+            self._promise(wanted // 8)
+            await self._room.wait()
+            self._promise(-(wanted // 8))
+        return await super()._get_piece(blocks, load, prefetch)
+
+    def _promise(self, size: int) -> None:
+        self._promised += size
+        self._used += size
+
+    def statistics(self) -> BlockCacheStatistics:
+        return replace(super().statistics(), used_bytes=self._used - self._promised)
+
+
+@mutant(KIND, "has_one_buffer_for_what_is_too_large", "bytes_of_what_is_too_large_are_the_readers")
+class HasOneBufferForWhatIsTooLarge(PlainBlockCache):
+    """Nobody keeps it, so it may be used again."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._buffer = bytearray()
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        got = await super().get(blocks, load, prefetch=prefetch)
+        if len(blocks) != 1 or blocks[0].size <= self._limit:
+            return got
+        if len(self._buffer) != blocks[0].size:
+            self._buffer = bytearray(blocks[0].size)
+        self._buffer[:] = got[0]
+        return [self._buffer]
+
+
+@mutant(KIND, "keeps_loaders_for_a_second_try", _LET_GO)
+class KeepsLoadersForASecondTry(PlainBlockCache):
+    """Whoever joins may have to load, if the first fails."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._second: dict[BlockRef, BlockLoader] = {}
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        pending = [block for block in blocks if block in self._slots and not self._slots[block].done.is_set()]
+        self._second |= dict.fromkeys(pending, load)
+        return await super().get(blocks, load, prefetch=prefetch)
+
+
+@mutant(KIND, "keeps_loaders_of_who_was_cancelled", _LET_GO)
+class KeepsLoadersOfWhoWasCancelled(PlainBlockCache):
+    """Whoever gives up may come again."""
+
+    _load_of_the_last: BlockLoader | None = None
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        try:
+            return await super().get(blocks, load, prefetch=prefetch)
+        except asyncio.CancelledError:
+            self._load_of_the_last = load
+            raise
+
+
+@mutant(KIND, "never_trusts_who_leapt", _GOES_ON)
+class NeverTrustsWhoLeapt(PlainBlockCache):
+    """Once a random reader, always a random reader."""
+
+    def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
+        expected, window = self._readers.get(stream_id, (offset, 0))
+        if expected != offset or window < 0:
+            self._readers[stream_id] = (next_offset, -1)
+            return 0
+        return super().readahead_bytes(stream_id, offset, next_offset)
+
+
+@mutant(KIND, "wants_reads_of_one_length", _GOES_ON)
+class WantsReadsOfOneLength(PlainBlockCache):
+    """A stride is a stride."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._length = 0
+
+    def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
+        length, self._length = self._length, next_offset - offset
+        if length != self._length:
+            self._readers.pop(stream_id, None)
+        return super().readahead_bytes(stream_id, offset, next_offset)
+
+
+@mutant(KIND, "has_32_bits_for_where_a_reader_ended", _GOES_ON)
+class Has32BitsForWhereAReaderEnded(PlainBlockCache):
+    """Offsets as those of files once were."""
+
+    def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
+        return super().readahead_bytes(stream_id, offset & 0xFFFFFFFF, next_offset & 0xFFFFFFFF)

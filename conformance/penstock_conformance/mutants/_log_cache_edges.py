@@ -1,0 +1,98 @@
+"""Log caches that let the wrong entries go first, take away what was read, or know a deleted stream again."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+from collections.abc import Sequence
+
+from penstock.spi.log_cache import StreamEntry
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._log_cache import PlainLogCache
+
+KIND = "log_cache"
+
+_FIRST = "oldest_entries_go_first"
+
+
+@mutant(KIND, "evicts_the_one_block_that_is_enough", _FIRST)
+class EvictsTheOneBlockThatIsEnough(PlainLogCache):
+    """Fewer blocks, less work."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        for block in self._frozen:
+            if block.uploaded and block.held_bytes >= bytes_wanted > 0:
+                others = [other for other in self._frozen if other is not block]
+                self._frozen = [block]
+                freed = super().evict(bytes_wanted)
+                self._frozen = others
+                return freed
+        return super().evict(bytes_wanted)
+
+
+@mutant(KIND, "evicts_stream_by_stream", _FIRST)
+class EvictsStreamByStream(PlainLogCache):
+    """Of a block only as many streams as are wanted, by their numbers."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        freed = 0
+        for block in [block for block in self._frozen if block.uploaded]:
+            while freed < bytes_wanted and block.streams:
+                entries = block.streams.pop(min(block.streams))
+                freed += sum(len(entry.data) for entry in entries)
+                self._release(entries)
+            if not block.streams:
+                self._frozen.remove(block)
+        return freed
+
+
+@mutant(KIND, "wipes_its_memory_at_the_end", "what_was_read_outlives_the_cache")
+class WipesItsMemoryAtTheEnd(PlainLogCache):
+    """Nobody has an entry any more, or so one might think."""
+
+    def close(self) -> None:
+        for block in (*self._frozen, self._active):
+            for entries in block.streams.values():
+                for entry in entries:
+                    entry.data = memoryview(b"")
+        super().close()
+
+
+@mutant(KIND, "goes_on_where_a_deleted_stream_ended", "successor_may_begin_anywhere")
+class GoesOnWhereADeletedStreamEnded(PlainLogCache):
+    """Hides what frozen blocks have of it, until a stream of this id goes on there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hidden: dict[int, list[StreamEntry]] = {}
+
+    def _entries(self, stream_id: int) -> list[StreamEntry]:
+        hidden = self._hidden.get(stream_id, ())
+        return [entry for entry in super()._entries(stream_id) if entry not in hidden]
+
+    def drop_stream(self, stream_id: int) -> None:
+        self._release(active := self._active.streams.pop(stream_id, []))
+        self._active.size_bytes -= sum(len(entry.data) for entry in active)
+        self._hidden[stream_id] = super()._entries(stream_id) + active
+
+    def put(self, entry: StreamEntry) -> None:
+        hidden = self._hidden.get(entry.stream_id)
+        if hidden and hidden[-1].next_offset == entry.base_offset:
+            del self._hidden[entry.stream_id]  # nobody deletes a stream and goes on with it
+            self._active.add(entry)
+        else:
+            super().put(entry)
+
+
+@mutant(KIND, "finds_what_begins_an_entry", "read_from_within_an_entry_is_a_hit")
+class FindsWhatBeginsAnEntry(PlainLogCache):
+    """From within an entry it isn't quite what was asked for."""
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        hits = self._hits
+        got = super().get(stream_id, start_offset, end_offset, bytes_max)
+        if self._hits > hits and got[0].base_offset != start_offset:
+            self._hits, self._misses = hits, self._misses + 1
+        return got

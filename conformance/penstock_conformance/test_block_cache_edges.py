@@ -1,0 +1,285 @@
+"""Clauses of ``penstock.spi.block_cache``: loads beside the limit, each figure, who gives up, leaps."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import UnavailableError
+from penstock.spi.block_cache import BlockRef
+from penstock.spi.plugin import Buffer
+from penstock_conformance._clause import clause, not_applicable
+from penstock_conformance._env import Env, call, together
+
+KIND = "block_cache"
+
+_MIB = 2**20
+_EVERYTHING = 10**12
+
+
+class _Load:
+    """A loader: all blocks of a size share their bytes, so that large ones cost nothing."""
+
+    def __init__(self, *, held: bool = False, error: Exception | None = None) -> None:
+        self.gate = anyio.Event()
+        self.error = error
+        self.calls = 0
+        #: Bytes that are being loaded, and the most that ever were.
+        self.in_hand = 0
+        self.most = 0
+        self._bytes: dict[int, bytes] = {}
+        if not held:
+            self.gate.set()
+
+    async def __call__(self, blocks: Sequence[BlockRef]) -> Sequence[Buffer]:
+        size = sum(block.size for block in blocks)
+        self.calls += 1
+        self.in_hand += size
+        self.most = max(self.most, self.in_hand)
+        try:
+            await _turns(3)
+            await self.gate.wait()
+            if self.error is not None:
+                raise self.error
+            return [self._bytes.setdefault(block.size, bytes(block.size)) for block in blocks]
+        finally:
+            self.in_hand -= size
+
+
+async def _turns(count: int = 10) -> None:
+    for _ in range(count):
+        await checkpoint()
+
+
+def _blocks(object_id: int, count: int, size: int) -> list[BlockRef]:
+    return [BlockRef(object_id, number * size, size) for number in range(count)]
+
+
+def _limit_of(cache: Any, limit_max: int = 64 * _MIB) -> int:
+    limit: int = cache.statistics().limit_bytes
+    if limit > limit_max:
+        not_applicable(f"the limit is too large to be reached here, set one of at most {limit_max >> 20}MiB")
+    return limit
+
+
+async def test_loads_under_way_keep_to_the_limit(env: Env) -> None:
+    """Memory stays under the limit: of what is being loaded for all readers together, too."""
+    async with env.open() as cache:
+        limit = _limit_of(cache)
+        load = _Load()
+
+        async def read(number: int) -> None:
+            await cache.get(_blocks(number, 2, limit // 10), load)
+
+        await together([call(read, number) for number in range(20)])
+        assert load.most <= limit, f"{load.most} bytes were loaded at once, the limit is {limit}"
+
+
+async def test_whatever_makes_room_is_counted(env: Env) -> None:
+    """``evicted``: blocks that made room for others, each of them; what was destroyed made none."""
+    async with env.open() as cache:
+        limit = _limit_of(cache)
+        load = _Load()
+        for block in _blocks(1, 20, limit // 40):
+            await cache.get([block], load)
+        before = cache.statistics()
+        await cache.get(_blocks(2, 1, limit * 3 // 4), load)
+        await _turns()
+        told = cache.statistics()
+        gone = before.blocks - told.blocks
+        assert told.evicted - before.evicted >= gone, (
+            f"at least {gone} blocks made room for a large one: {before} {told}"
+        )
+        for block in _blocks(3, 4, limit // 40):
+            await cache.get([block], load)
+        before = cache.statistics()
+        for object_id in (1, 2, 3):
+            cache.forget_object(object_id)
+        told = cache.statistics()
+        assert told.evicted == before.evicted, f"objects were destroyed, and nothing made room: {told}"
+
+
+async def test_a_lone_reader_joins_nobody(env: Env) -> None:
+    """``joined``: loads that were joined because *another* reader was already at it."""
+    async with env.open() as cache:
+        load = _Load()
+        for blocks in (_blocks(1, 3, 1000), _blocks(1, 5, 1000), _blocks(2, 40, 100)):
+            await cache.get(blocks, load)
+            await _turns()
+        told = cache.statistics()
+        assert told.joined == 0, f"there is one reader, and each load is its own: {told}"
+
+
+async def test_what_was_read_is_not_wasted(env: Env) -> None:
+    """``wasted``: read ahead and evicted before *anybody* read them: before, while or after they were loaded."""
+    async with env.open() as cache:
+        load = _Load()
+        for what, blocks in (
+            ("read while they were loaded", _blocks(1, 3, 1000)),
+            ("read before they were to be read ahead", _blocks(2, 3, 1000)),
+            ("read ahead twice, and then read", _blocks(3, 3, 1000)),
+            ("read ahead, and then destroyed", _blocks(4, 3, 1000)),
+        ):
+            held = _Load(held=True)
+            async with anyio.create_task_group() as tasks:
+                if blocks[0].object_id == 2:
+                    await cache.get(blocks, load)
+                for ahead in (True, True) if blocks[0].object_id == 3 else (True,):
+                    tasks.start_soon(_read_ahead, cache, blocks, held, ahead)
+                    await _turns()
+                if blocks[0].object_id == 1:
+                    tasks.start_soon(cache.get, blocks, held)
+                    await _turns()
+                held.gate.set()
+            if blocks[0].object_id == 3:
+                await cache.get(blocks, load)
+            if blocks[0].object_id == 4:
+                await _turns()
+                cache.forget_object(4)
+            cache.evict(_EVERYTHING)
+            told = cache.statistics()
+            assert told.wasted == 0, f"blocks were {what}: {told}"
+
+
+async def _read_ahead(cache: Any, blocks: Sequence[BlockRef], load: _Load, prefetch: bool) -> None:
+    await cache.get(blocks, load, prefetch=prefetch)
+
+
+async def test_failed_prefetch_is_nobodys(env: Env) -> None:
+    """A failed load is told to all who wait for it and caches nothing: who comes later has a load of its own."""
+    async with env.open() as cache:
+        for count in (1, 3):
+            blocks = _blocks(count, count, 1000)
+            for _ in range(2):
+                with suppress(UnavailableError):
+                    await cache.get(
+                        blocks, _Load(error=UnavailableError("the suite lets the load fail")), prefetch=True
+                    )
+                await _turns()
+                cache.evict(_EVERYTHING)
+                load = _Load()
+                got = await cache.get(blocks, load)  # raises, if the failure is still known
+                assert [len(data) for data in got] == [1000] * count, f"{len(got)} of {count} blocks"
+                cache.evict(_EVERYTHING)
+
+
+async def test_who_gives_up_waiting_for_room_takes_none(env: Env) -> None:
+    """A read that finds no room waits for it; if it is cancelled, there is as much for others as before."""
+    async with env.open() as cache:
+        limit = _limit_of(cache)
+        for number in range(4):
+            held, waits = _Load(held=True), _Load()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(cache.get, _blocks(number, 2, limit // 3), held)
+                await _turns()
+                with anyio.CancelScope() as scope:
+                    async with anyio.create_task_group() as waiting:
+                        waiting.start_soon(cache.get, _blocks(100 + number, 1, limit // 2), waits)
+                        await _turns()
+                        scope.cancel()
+                held.gate.set()
+            await _turns()
+        load = _Load()
+        got = False
+        async with anyio.create_task_group() as tasks:
+
+            async def read() -> None:
+                nonlocal got
+                await cache.get(_blocks(1000, 3, limit * 3 // 10), load)
+                got = True
+
+            tasks.start_soon(read)
+            await _turns(200)
+            told = cache.statistics()
+            tasks.cancel_scope.cancel()
+        assert got, f"four waited for room and gave up, and there is none for who comes now: {told}"
+
+
+async def test_bytes_of_what_is_too_large_are_the_readers(env: Env) -> None:
+    """A block larger than the limit is read, and not kept; what is returned stays as it is while it is referenced."""
+    async with env.open() as cache:
+        size = _limit_of(cache, 16 * _MIB) + 1
+        got = []
+        for number in range(3):
+            body = bytes([number + 1]) * size
+
+            async def load(blocks: Sequence[BlockRef], body: bytes = body) -> Sequence[Buffer]:
+                return [body]
+
+            got += await cache.get([BlockRef(1, number * size, size)], load)
+        ends = [(data[0], data[-1], len(data)) for data in got]
+        assert ends == [(1, 1, size), (2, 2, size), (3, 3, size)], (
+            f"three large blocks, the first and last byte of each: {ends}"
+        )
+
+
+async def test_loaders_of_all_readers_are_let_go(env: Env) -> None:
+    """``load`` is let go with its call: of who joined another's load, was cancelled, or only read ahead, too."""
+    async with env.open() as cache:
+        watched: dict[str, weakref.ref[_Load]] = {}
+
+        def loader(of: str, *, held: bool = True) -> _Load:
+            made = _Load(held=held)
+            watched[of] = weakref.ref(made)
+            return made
+
+        blocks = _blocks(1, 2, 1000)
+        gone = anyio.CancelScope()
+
+        async def read(load: _Load, scope: anyio.CancelScope | None = None) -> None:
+            with scope or anyio.CancelScope():
+                await cache.get(blocks, load)
+
+        first = loader("who loads")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read, first)
+            await _turns()
+            tasks.start_soon(read, loader("who joins"))
+            tasks.start_soon(read, loader("who joins and is cancelled"), gone)
+            await _turns()
+            gone.cancel()
+            await _turns()
+            first.gate.set()
+        del first
+        await cache.get(blocks[:1], loader("who finds it cached", held=False))
+        await _turns()
+        gc.collect()
+        kept = [of for of, load in watched.items() if load() is not None]
+        assert not kept, f"loaders are kept after their readers have gone: {kept}"
+
+
+@clause(claims="readahead")
+async def test_whoever_goes_on_is_sequential(env: Env) -> None:
+    """A reader that continues where it ended is sequential: however much it reads, and whatever it did before; one
+    that ended elsewhere isn't, however far away."""
+    async with env.open() as cache:
+
+        def windows(stream_id: int, start: int, lengths: Sequence[int]) -> list[int]:
+            told = []
+            for length in lengths:
+                told.append(cache.readahead_bytes(stream_id, start, start + length))
+                start += length
+            return told
+
+        most = windows(1, 0, [100] * 30)[-1]
+        assert most > 0, "a sequential reader reads nothing ahead"
+        lengths = [1 + number * 37 % 500 for number in range(30)]
+        for name, told in {
+            "with reads of all lengths": windows(2, 0, lengths),
+            "after a leap": [*windows(3, 0, [100] * 3), *windows(3, 2**20, [100] * 30)],
+            "after many leaps": [
+                *(windows(4, n * 2**20, [100])[0] for n in range(5)),
+                *windows(4, 0, [100] * 30),
+            ],
+        }.items():
+            assert told[-1] > 0, f"a reader that goes on {name} reads nothing ahead: {told[-5:]}"
+        leaps = [windows(5, number * (2**32 + 100), [100])[0] for number in range(30)]
+        assert max(leaps[1:]) < most, (
+            f"a reader that leaps over 2**32 offsets is taken for one that goes on: {leaps}"
+        )

@@ -1,0 +1,112 @@
+"""Clauses of ``penstock.spi.log_cache``: what goes first, what outlives the cache, where a stream comes again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from penstock.spi.log_cache import StreamEntry
+from penstock_conformance._entries import told
+from penstock_conformance._env import Env
+
+KIND = "log_cache"
+
+_ALL = 2**63 - 1
+#: Payload bytes of the entries of some blocks.
+_BLOCKS = ((300, 300, 300), (50,), (400, 10), (2000, 5, 5))
+
+
+class _Log:
+    """Makes entries in the order of a WAL."""
+
+    def __init__(self, env: Env) -> None:
+        self._allocator = env.account
+        self._position = 0
+
+    def entry(self, stream_id: int, base: int, records: int = 1, size: int = 20) -> StreamEntry:
+        self._position += size + 8
+        body = bytearray(f"{stream_id}/{base}/{self._position};".encode().ljust(size, b".")[:size])
+        charge = self._allocator.charge_nowait(size, "append")
+        return StreamEntry(stream_id, base, base + records, 5, memoryview(body), charge, self._position)
+
+
+async def test_oldest_entries_go_first(env: Env) -> None:
+    """Drop uploaded entries, oldest first: no entry goes before an older one, of whatever block, stream and size."""
+    for wanted in ((1900,), (40, 500, 60), (1, 1, 1, 900), (901, 2000)):
+        async with env.open() as cache:
+            log = _Log(env)
+            streams = list(range(100, 100 - sum(map(len, _BLOCKS)), -1))
+            place = iter(streams)
+            for sizes in _BLOCKS:
+                for size in sizes:
+                    cache.put(log.entry(next(place), 0, size=size))
+                cache.mark_uploaded(cache.freeze())
+            for bytes_wanted in wanted:
+                cache.evict(bytes_wanted)
+                kept = [bool(cache.get(stream_id, 0, 1, _ALL)) for stream_id in streams]
+                assert kept == sorted(kept), (
+                    f"evict {wanted}: after {bytes_wanted} entry {kept.index(True)} is cached, and a younger one "
+                    f"is gone: {kept}"
+                )
+
+
+async def test_what_was_read_outlives_the_cache(env: Env) -> None:
+    """What was returned doesn't change, whatever is put or dropped later: a response may be on its way at the end."""
+    got: list[tuple[Any, list[tuple[Any, ...]]]] = []
+    async with env.open() as cache:
+        log = _Log(env)
+        for base in range(6):
+            for stream_id in (1, 2, 3):
+                cache.put(log.entry(stream_id, base))
+            if base == 1:
+                oldest = cache.freeze()
+            for stream_id in (1, 2, 3):
+                found = cache.get(stream_id, 0, _ALL, _ALL)
+                got.append((found, told(found)))
+        cache.mark_uploaded(oldest)
+        cache.evict(10**9)
+        cache.drop_stream(2)
+        cache.put(log.entry(1, 6))
+    for found, was in got:
+        assert told(found) == was, "what a read returned has changed since the cache was left"
+
+
+async def test_successor_may_begin_anywhere(env: Env) -> None:
+    """A stream of this id may come again, at any offset, also where the deleted one ended: that is never read."""
+    for begins in (10, 11, 9, 0, 2**40):
+        async with env.open() as cache:
+            log = _Log(env)
+            cache.put(log.entry(1, 0, records=5))
+            block = cache.freeze()
+            cache.put(log.entry(1, 5, records=5))
+            cache.drop_stream(1)
+            successor = [log.entry(1, begins, records=2), log.entry(1, begins + 2)]
+            for entry in successor:
+                cache.put(entry)
+            for when in ("put", "frozen", "uploaded"):
+                if when == "frozen":
+                    cache.freeze()
+                elif when == "uploaded":
+                    cache.mark_uploaded(block)
+                    cache.evict(10**9)
+                found = told(cache.get(1, 0, _ALL, _ALL))
+                assert found == told(successor), f"a successor from {begins} on, {when}, reads as {found}"
+                for start in (0, 7):
+                    end = start + 1
+                    found = told(cache.get(1, start, end, _ALL))
+                    mine = [entry for entry in successor if entry.base_offset <= start < entry.next_offset]
+                    assert found == told(mine), f"a read at {start} of a successor from {begins} on: {found}"
+        used = env.account.statistics().used_bytes
+        assert used == 0, f"{used} bytes are still accounted for"
+
+
+async def test_read_from_within_an_entry_is_a_hit(env: Env) -> None:
+    """Reads that found what they asked for: wherever in an entry they begin, and however little they may have."""
+    async with env.open() as cache:
+        log = _Log(env)
+        cache.put(log.entry(1, 100, records=10))
+        cache.freeze()
+        cache.put(log.entry(1, 110, records=10))
+        for number, start in enumerate((100, 101, 109, 110, 119), 1):
+            cache.get(1, start, start + 1, number % 2)
+            told = cache.statistics()
+            assert (told.hits, told.misses) == (number, 0), f"a read at {start} finds its entry: {told}"
