@@ -1,0 +1,165 @@
+"""Lake compactors that are wrong for who looks, for who is refused, and where something fails or is cancelled."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import anyio
+
+from penstock.errors import ConflictError, FencedError
+from penstock.spi.allocator import Allocator
+from penstock.spi.lake import LakeCommit, LakeMaintenance, LakeRecord, LakeRecords, LakeTopic, LakeWritten
+from penstock.spi.plugin import Services
+from penstock_conformance.mutants._lake_compactor import KIND, _Broken, _broken
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._lake_compactor import JsonLinesCompactor, JsonLinesTable
+
+_LOOKS = "who_looks_is_not_fenced"
+_REFUSED = "who_is_refused_disturbs_nobody"
+
+
+@_broken("fences_who_looks", _LOOKS)
+class FencesWhoLooks(JsonLinesTable):
+    """Somebody else has the table now."""
+
+    _epoch_seen = 0
+
+    def open(self) -> None:
+        super().open()
+        self._epoch_seen = self._read()["epoch"]
+
+    async def rows(self) -> AsyncIterator[LakeRecord]:
+        if self._read()["epoch"] != self._epoch_seen:
+            raise FencedError("another owner has opened the table since")
+        async for row in super().rows():
+            yield row
+
+
+@_broken("wants_the_table_as_it_was_for_who_looks", _LOOKS)
+class WantsTheTableAsItWasForWhoLooks(JsonLinesTable):
+    """Whoever looks looks at one version."""
+
+    async def positions(self) -> Mapping[int, int]:
+        if self._read()["version"] != self._version:
+            raise ConflictError("somebody else changed the table")
+        return await super().positions()
+
+
+@_broken("describes_the_newest_file", "an_empty_table_is_a_table")
+class DescribesTheNewestFile(JsonLinesTable):
+    """There is none in an empty table."""
+
+    async def describe(self) -> Mapping[str, str]:
+        newest = max(file["name"] for file in self._read()["files"])
+        return {**await super().describe(), "newest": newest}
+
+
+@_broken("tells_the_files_of_the_table", "a_commit_tells_of_its_own_files")
+class TellsTheFilesOfTheTable(JsonLinesTable):
+    """All that there are by now."""
+
+    def _commit(self, positions: Mapping[int, int]) -> LakeCommit:
+        return replace(super()._commit(positions), files=len(self._read()["files"]))
+
+
+@_broken("tidies_up_before_it_looks_at_the_topic", _REFUSED)
+class TidiesUpBeforeItLooksAtTheTopic(JsonLinesTable):
+    """Removes what the owner has written, and is refused."""
+
+    def _check(self, manifest: Mapping[str, Any]) -> None:
+        if manifest["topic_id"] != self._topic.topic_id:
+            self._remove_unknown(manifest)
+        super()._check(manifest)
+
+
+@_broken("lends_named_tables_to_anybody", _REFUSED)
+class LendsNamedTablesToAnybody(JsonLinesTable):
+    """Whoever names a table knows what it is of."""
+
+    def _check(self, manifest: Mapping[str, Any]) -> None:
+        mine = self._topic.topic_id if self._topic.table else manifest["topic_id"]
+        super()._check({**manifest, "topic_id": mine})
+
+
+@_broken("keeps_a_descriptor_of_who_was_refused", "refused_openings_leave_nothing_open")
+class KeepsADescriptorOfWhoWasRefused(JsonLinesTable):
+    """Closes its lock when the table is left."""
+
+    def _check(self, manifest: Mapping[str, Any]) -> None:
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        super()._check(manifest)
+        os.close(descriptor)
+
+
+@mutant(KIND, "sorts_tables_as_a_dictionary_does", "tables_are_sorted")
+class SortsTablesAsADictionaryDoes(_Broken):
+    """Capital letters beside small ones."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services, JsonLinesTable)
+
+    async def tables(self) -> Sequence[str]:
+        return sorted(await super().tables(), key=str.lower)
+
+
+class _Charging(JsonLinesTable):
+    """Gives back what it charged when it is written."""
+
+    allocator: Allocator
+
+    async def write(self, records: LakeRecords) -> LakeWritten:
+        charge = self.allocator.charge_anyway(records.nbytes, "lake")
+        written = await super().write(records)
+        charge.release()
+        return written
+
+
+@mutant(KIND, "keeps_charges_of_writes_that_fail", "a_write_that_fails_costs_nothing")
+class KeepsChargesOfWritesThatFail(_Broken):
+    """There is nothing written, it says, so nothing to give back."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services, _Charging)
+        self._services = services
+
+    def _table(self, topic: LakeTopic, epoch: int) -> JsonLinesTable:
+        table = super()._table(topic, epoch)
+        assert isinstance(table, _Charging)
+        assert self._services.allocator is not None
+        table.allocator = self._services.allocator
+        return table
+
+
+@_broken("stays_before_what_was_rejected_whole", "positions_pass_what_was_rejected")
+class StaysBeforeWhatWasRejectedWhole(JsonLinesTable):
+    """A batch without rows moves nothing."""
+
+    def __init__(self, compactor: JsonLinesCompactor, topic: LakeTopic, epoch: int) -> None:
+        super().__init__(compactor, topic, epoch)
+        self._without_rows: set[int] = set()
+
+    def _write(self, records: LakeRecords) -> LakeWritten:
+        written = super()._write(records)
+        (self._without_rows.discard if written.rows else self._without_rows.add)(records.partition)
+        return written
+
+    def _commit(self, positions: Mapping[int, int]) -> LakeCommit:
+        return super()._commit({key: at for key, at in positions.items() if key not in self._without_rows})
+
+
+@_broken("maintains_in_two_steps", "cancelled_maintenance_changes_nothing", level=4)
+class MaintainsInTwoSteps(JsonLinesTable):
+    """Takes all files but one out of the table before it joins them."""
+
+    async def maintain(self, *, dry_run: bool = False) -> LakeMaintenance:
+        manifest = self._read()
+        if not dry_run and len(manifest["files"]) > 1:
+            self._replace({**manifest, "files": manifest["files"][:1]})
+            await anyio.sleep(0.001)
+            self._replace(manifest)
+        return await super().maintain(dry_run=dry_run)

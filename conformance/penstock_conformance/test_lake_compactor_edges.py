@@ -1,0 +1,176 @@
+"""Clauses of ``penstock.spi.lake``: who only looks, who is refused, and what fails or is cancelled half-way."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import ConflictError, FencedError, InvalidRequestError, NotFoundError, PenstockError
+from penstock.spi.lake import LakeRecord
+from penstock_conformance._clause import clause, not_applicable
+from penstock_conformance._env import Env, raises
+from penstock_conformance._lake import check_table, columns, made, spec_of, topic_of
+from penstock_conformance._leaks import looks_leave_nothing
+
+KIND = "lake_compactor"
+
+_OTHER_ID = "5a1c9d20-0000-4000-8000-000000000501"
+
+
+async def _commit(table: Any, start: int, stop: int) -> Any:
+    await table.write(made(0, start, stop))
+    return await table.commit({0: stop})
+
+
+async def test_who_looks_is_not_fenced(env: Env) -> None:
+    """Epoch 0 only looks: it tells of the table as it was, or as it is, whoever claims it meanwhile."""
+    topic = topic_of(env)
+    async with env.open() as compactor, env.open() as reader:
+        async with compactor.open_table(topic, 1) as table:
+            await _commit(table, 0, 5)
+        async with reader.open_table(topic, 0) as looked, compactor.open_table(topic, 2) as table:
+            await _commit(table, 5, 8)
+            for _ in range(2):
+                position = (await looked.positions()).get(0)
+                assert position in (5, 8), f"who looks is told of {position}, and it was 5 and is 8"
+                offsets = sorted([row.offset async for row in looked.rows()])
+                assert offsets in (list(range(5)), list(range(8))), f"who looks finds these rows: {offsets}"
+                assert await looked.describe(), "who looks is told nothing"
+
+
+async def test_an_empty_table_is_a_table(env: Env) -> None:
+    """A table of which nothing was committed is described, looked at and maintained like any other."""
+    topic = topic_of(env)
+    async with env.open() as compactor:
+        async with compactor.open_table(topic, 1) as table:
+            facts = dict(await table.describe())
+        async with compactor.open_table(topic, 0) as looked:
+            facts |= await looked.describe()
+            if compactor.capabilities.maintains:
+                assert (await looked.maintain(dry_run=True)).dry_run
+        odd = {word: fact for word, fact in facts.items() if not isinstance(fact, str)}
+        assert facts, "nothing is told of an empty table"
+        assert not odd, f"facts that are no text: {odd}"
+
+
+async def test_a_commit_tells_of_its_own_files(env: Env) -> None:
+    """A commit tells what it added, not what the table has: of ten alike the last has no more files."""
+    async with env.open() as compactor, compactor.open_table(topic_of(env), 1) as table:
+        files = [(await _commit(table, number, number + 1)).files for number in range(10)]
+        assert files[-1] <= files[0], f"ten commits of one record each say so many files: {files}"
+
+
+async def test_who_is_refused_disturbs_nobody(env: Env) -> None:
+    """An opening that is refused, by topic or epoch, takes nothing from the owner: not what it wrote either."""
+    topic = topic_of(env)
+    async with env.open() as compactor, env.open(node_id=2) as others:
+        async with compactor.open_table(topic, 3) as table:
+            await _commit(table, 0, 5)
+            await table.write(made(0, 5, 9))
+            for other in (
+                topic_of(env, topic_id=_OTHER_ID),
+                topic_of(env, name="another", topic_id=_OTHER_ID, table=table.name),
+            ):
+                with suppress(PenstockError):  # or it has a table of its own
+                    async with others.open_table(other, 4) as its:
+                        assert dict(await its.positions()) == {}, (
+                            "a topic goes on in the table of another one"
+                        )
+            with raises(FencedError):
+                async with others.open_table(topic, 2):
+                    pass
+            await table.commit({0: 9})
+        await check_table(others, topic, {0: 9})
+
+
+async def test_refused_openings_leave_nothing_open(env: Env) -> None:
+    """However often an opening is refused, no descriptor, task or thread stays of it."""
+    topic = topic_of(env)
+    async with env.open() as compactor:
+        async with compactor.open_table(topic, 5) as table:
+            await _commit(table, 0, 5)
+
+        async def refused() -> None:
+            with raises(FencedError):
+                async with compactor.open_table(topic, 4):
+                    pass
+            with suppress(ConflictError):
+                async with compactor.open_table(topic_of(env, topic_id=_OTHER_ID), 6):
+                    pass
+            with raises(NotFoundError):
+                async with compactor.open_table(
+                    topic_of(env, name="missing", topic_id=f"{_OTHER_ID[:-1]}2"), 0
+                ):
+                    pass
+
+        await looks_leave_nothing(refused)
+
+
+async def test_tables_are_sorted(env: Env) -> None:
+    """The names of the tables, sorted, whatever letters they are of."""
+    async with env.open() as compactor:
+        for number, name in enumerate(("b", "B", "a", "C", "a-", "a0")):
+            topic = topic_of(env, name=name, topic_id=f"5a1c9d20-0000-4000-8000-00000000060{number}")
+            with suppress(ConflictError):
+                async with compactor.open_table(topic, 1):
+                    pass
+        names = list(await compactor.tables())
+        assert names == sorted(names), f"tables aren't sorted: {names}"
+
+
+async def test_a_write_that_fails_costs_nothing(env: Env) -> None:
+    """What a compactor keeps it charges, and gives back when the table is left: also where a write was refused."""
+    policies = spec_of(env).policies
+    if policies is None or "stop" not in policies.configs:
+        not_applicable("there is no policy to stop")
+    topic = topic_of(env, policies.configs["stop"])
+    rows = [LakeRecord(0, 0, 5, b"k", policies.good), LakeRecord(0, 1, 5, b"k", policies.bad)]
+    async with env.open() as compactor:
+        before = env.account.statistics().used_bytes
+        for _ in range(2):
+            with suppress(InvalidRequestError):
+                async with compactor.open_table(topic, 1) as table:
+                    await table.write(columns(0, rows, 0, 2))
+                    await table.commit({0: 2})
+            used = env.account.statistics().used_bytes
+            assert used == before, f"{used - before} bytes stay charged after a write that failed"
+
+
+async def test_positions_pass_what_was_rejected(env: Env) -> None:
+    """Records that go where the policy sends them are done with: positions move, also past batches of no row."""
+    policies = spec_of(env).policies
+    others = (
+        {} if policies is None else {name: made for name, made in policies.configs.items() if name != "stop"}
+    )
+    if policies is None or not others:
+        not_applicable("there is no policy but to stop")
+    for number, (policy, configs) in enumerate(others.items()):
+        topic = topic_of(env, configs, name=f"policy-{number}")
+        async with env.open() as compactor, compactor.open_table(topic, 1) as table:
+            for start, value in ((0, policies.bad), (3, policies.good), (6, policies.bad)):
+                rows = [LakeRecord(0, start + at, 5, b"k", value) for at in range(3)]
+                await table.write(columns(0, rows, start, start + 3))
+                await table.commit({0: start + 3})
+                told = dict(await table.positions())
+                assert told == {0: start + 3}, f"{policy}: committed up to {start + 3}, positions are {told}"
+
+
+@clause(level=4, claims="maintains")
+async def test_cancelled_maintenance_changes_nothing(env: Env) -> None:
+    """Cancelled or failed, the table is as good as before: every row is there once, and its owner goes on."""
+    topic = topic_of(env)
+    async with env.open() as compactor:
+        for epoch, turns in enumerate((1, 2, 4), 1):
+            async with compactor.open_table(topic, epoch) as table:
+                start = dict(await table.positions()).get(0, 0)
+                for stop in (start + 2, start + 4):
+                    await _commit(table, stop - 2, stop)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(table.maintain)
+                    for _ in range(turns):
+                        await checkpoint()
+                    tasks.cancel_scope.cancel()
+            await check_table(compactor, topic, {0: start + 4})
