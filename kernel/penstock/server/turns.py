@@ -170,7 +170,7 @@ class Turns:
         return False
 
     def forget(self, connection: _Waits) -> None:
-        """It is gone. Those that asked lately are only looked at as long as somebody waits."""
+        """Drop a connection that is gone: those that asked lately are only looked at as long as somebody waits."""
         self._others.pop(connection, None)
 
     def _is_used_up(self, now: float) -> bool:

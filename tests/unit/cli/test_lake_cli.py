@@ -127,7 +127,7 @@ async def test_a_replay_goes_on_behind_what_retention_deletes_meanwhile(
 def test_the_broker_that_is_asked_is_the_one_of_the_configuration(
     listener: dict[str, str], address: str
 ) -> None:
-    assert address_of(load_config(overrides={"listener": listener}).tree.listener) == address
+    assert address_of(load_config(overrides={"listener": listener}).tree) == address
 
 
 def test_without_a_compactor_it_is_asked_for_the_file_that_names_one(

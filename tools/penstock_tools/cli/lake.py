@@ -21,7 +21,7 @@ from penstock_tools.cli._client import DEFAULT_BOOTSTRAP, connect, run
 from penstock_tools.cli._format import count_text, print_table
 
 if TYPE_CHECKING:
-    from penstock.config._tree import Listener
+    from penstock.config import Tree
     from penstock.metadata.topics import LakeMaintained
     from penstock.spi.lake import LakeMaintenance
     from penstock_tools.inspection.lake import Lake, TopicTable
@@ -198,7 +198,6 @@ def maintain(
 
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
     loaded = setup.load_config()
-
     broker = loaded.tree.broker
 
     async def work() -> LakeMaintenance | None:
@@ -213,7 +212,7 @@ def maintain(
 
     async def ask() -> LakeMaintenance:
         async with open_lake(loaded, setup.registry()) as lake:
-            return await _ask_owner(lake, topic, bootstrap_server or address_of(loaded.tree.listener))
+            return await _ask_owner(lake, topic, bootstrap_server or address_of(loaded.tree))
 
     done: LakeMaintenance | None = None
     if dry_run:
@@ -239,8 +238,9 @@ def maintain(
     typer.echo(f"the table {verb} {format_size(done.saved_bytes)} less")
 
 
-def address_of(listener: Listener) -> str:
+def address_of(tree: Tree) -> str:
     """Where a broker with this configuration is reached from its own host."""
+    listener = tree.listener
     host, _, port = (listener.advertised or listener.bind).rpartition(":")
     if port == "0":
         return DEFAULT_BOOTSTRAP
