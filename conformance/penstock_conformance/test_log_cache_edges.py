@@ -72,7 +72,7 @@ async def test_what_was_read_outlives_the_cache(env: Env) -> None:
 
 async def test_successor_may_begin_anywhere(env: Env) -> None:
     """A stream of this id may come again, at any offset, also where the deleted one ended: that is never read."""
-    for begins in (10, 11, 9, 0, 2**40):
+    for begins in (5, 10, 11, 9, 0, 2**40):
         async with env.open() as cache:
             log = _Log(env)
             cache.put(log.entry(1, 0, records=5))
