@@ -1,7 +1,8 @@
 """wal_block on block devices, as the suite wants it: each data directory begins with an empty log.
 
 ``PENSTOCK_TEST_DEVICES`` names devices, with colons between them. A clause has the first, the directory that it may
-make within its own has the second, and node 2 the third, if the log is shared; then another host has the same ones.
+make within its own has the second, and a node that isn't 1 the third, if the log is shared; then another host has the
+same ones.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ async def _open(settings: Settings, services: Services) -> AsyncIterator[WriteAh
     (path,) = settings.paths_of(services.data_dir, services.node_id)
     if not path.exists():
         devices = os.environ["PENSTOCK_TEST_DEVICES"].split(":")
-        number = 2 if settings.shared and services.node_id == 2 else services.data_dir.name == "elsewhere"
+        number = 2 if settings.shared and services.node_id != 1 else services.data_dir.name == "elsewhere"
         with open(devices[number], "r+b") as file:  # noqa: ASYNC230 - a test's
             file.write(bytes(_HEADER_AREA_BYTES))
         path.parent.mkdir(exist_ok=True)
