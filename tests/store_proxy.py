@@ -40,7 +40,7 @@ FAULTS = (
     "done, 503 SlowDown",
     "cut",
 )
-_LATE_S = 2
+_LATE_S = 4
 _UNFORWARDED = {"connection", "keep-alive", "transfer-encoding", "expect"}
 
 

