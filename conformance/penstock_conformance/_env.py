@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ("Env", "call", "raises", "together")
+__all__ = ("Env", "call", "given_up", "raises", "together")
 
 import dataclasses
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+from anyio.lowlevel import checkpoint
 
-from penstock.errors import ConfigError, FencedError
+from penstock.errors import ConfigError, FencedError, PenstockError
 from penstock.plugins import NestedPlugins, Opened
 from penstock.spi.allocator import Allocator
 from penstock.spi.kinds import ALLOCATOR, KINDS, OBJECT_STORE, WAL, Kind
@@ -304,6 +305,20 @@ async def together(functions: Iterable[Callable[[], Awaitable[None]]]) -> None:
     async with anyio.create_task_group() as tasks:
         for function in functions:
             tasks.start_soon(run, function)
+
+
+async def given_up(turns: int, function: Callable[[], Awaitable[object]]) -> None:
+    """Begin ``function``, and cancel it after some turns of the event loop; errors of operation are an answer."""
+
+    async def run() -> None:
+        with suppress(PenstockError):
+            await function()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        for _ in range(turns):
+            await checkpoint()
+        tasks.cancel_scope.cancel()
 
 
 @contextmanager

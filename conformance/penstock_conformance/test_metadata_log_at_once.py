@@ -15,7 +15,7 @@ from penstock.errors import ConflictError, CorruptError, PenstockError
 from penstock.spi.metadata_log import MetadataSnapshot
 from penstock_conformance._body import make_body
 from penstock_conformance._clause import clause, not_applicable
-from penstock_conformance._env import Env, raises, together
+from penstock_conformance._env import Env, given_up, raises, together
 from penstock_conformance._medium import swap_files_with
 
 KIND = "metadata_log"
@@ -40,20 +40,6 @@ async def _later(turns: int, call: Callable[[], Awaitable[None]]) -> None:
     for _ in range(turns):
         await checkpoint()
     await call()
-
-
-async def _given_up(turns: int, call: Callable[[], Awaitable[object]]) -> None:
-    """Begin ``call``, and cancel it after some turns of the event loop."""
-
-    async def run() -> None:
-        with suppress(PenstockError):
-            await call()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run)
-        for _ in range(turns):
-            await checkpoint()
-        tasks.cancel_scope.cancel()
 
 
 # --- snapshots
@@ -91,7 +77,7 @@ async def test_snapshot_that_was_given_up_holds_nothing_up(env: Env) -> None:
         end, known = 7, 2
         for number, turns in enumerate(_TURNS):
             body = make_body(number, 0, 3000)
-            await _given_up(turns, partial(log.write_snapshot, MetadataSnapshot(end - 1, body)))
+            await given_up(turns, partial(log.write_snapshot, MetadataSnapshot(end - 1, body)))
             await log.append(end, _entry(end))
             end += 1
             found = await log.read_snapshot()
@@ -114,7 +100,7 @@ async def test_append_that_was_given_up_is_nobodys_later(env: Env) -> None:
     async with env.open() as log, env.open(node_id=2, epoch=2) as other:
         index = 1
         for turns in _TURNS:
-            await _given_up(turns, partial(log.append, index, _entry(index, owner=1)))
+            await given_up(turns, partial(log.append, index, _entry(index, owner=1)))
             with suppress(ConflictError):  # it is there, then
                 await other.append(index, _entry(index, owner=2))
             before = await _read(other, index)

@@ -16,27 +16,13 @@ from penstock.errors import ConfigError, FencedError, FullError, InvalidRequestE
 from penstock.spi.wal import BoundedLog, WalAppend
 from penstock_conformance._child import Child
 from penstock_conformance._clause import clause, not_applicable
-from penstock_conformance._env import Env, raises, together
+from penstock_conformance._env import Env, given_up, raises, together
 from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered, surviving
 
 KIND = "wal"
 
 #: Turns of the event loop after which somebody gives up, or another comes.
 _TURNS = (0, 1, 2, 3, 5)
-
-
-async def _given_up(turns: int, call: Callable[[], Awaitable[object]]) -> None:
-    """Begin ``call``, and cancel it after some turns of the event loop; errors of operation are an answer, too."""
-
-    async def run() -> None:
-        with suppress(PenstockError):
-            await call()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run)
-        for _ in range(turns):
-            await checkpoint()
-        tasks.cancel_scope.cancel()
 
 
 # --- trims
@@ -104,7 +90,7 @@ async def test_each_of_several_seals_has_sealed(env: Env) -> None:
             await recovered(wal)
             await append_all(wal, make_bodies(2))
             if number % 2:
-                await _given_up(turns, wal.seal)
+                await given_up(turns, wal.seal)
                 await seal(wal, "the one after it was given up")
             else:
                 await together([partial(seal, wal, f"number {each}") for each in range(3)])
@@ -246,7 +232,7 @@ async def test_opening_that_was_given_up_keeps_nobody_out(env: Env) -> None:
                         wal.append([b"recovery didn't come to its end"])
                     raise
 
-        await _given_up(turns, begin)
+        await given_up(turns, begin)
         found = await read(env, 2 * number + 3)
         check_same(found, bodies, f"after an opening that was given up after {turns} turns")
 
