@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, Final
 
 from crc32c import crc32c
-from tests.differential.compare import Pair
-from tests.differential.corner_cases import ask, make, message
+from tests.differential.compare import Pair, create_topic
+from tests.differential.corner_cases import ask, make
 from tests.differential.odd_requests import GROUP, TIME_MS, TOPIC, OddRequest, sane_request, topic_id_of
 
 from penstock.wire import ApiKey
@@ -218,11 +218,8 @@ def _of_version(version: int, data: bytes, frame: bytes) -> bytes:
 def negative_times(pair: Pair) -> None:
     """Records of times before 1970, which aren't the one that stands for none, as they are and compressed anew."""
     for name, kind in (("before", "producer"), ("before-packed", "gzip")):
-        config = {"name": "compression.type", "value": kind}
-        topic = {"name": name, "num_partitions": 1, "replication_factor": 1, "configs": [config]}
         for side in pair.sides:
-            made = message(ApiKey.CREATE_TOPICS, topics=[topic], timeout_ms=5_000)
-            assert side.ask_message(ApiKey.CREATE_TOPICS, 4, made).topics[0].error_code == 0
+            create_topic(side, name, 1, compression_type=kind)
         for time_ms in (-3, -2, -1, 0):
             data = build_batch([(b"key", b"value", (), TIME_MS)])
             data[27:43] = 2 * time_ms.to_bytes(8, "big", signed=True)
