@@ -28,7 +28,7 @@ from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestEntry, ManifestEntryStatus, ManifestFile
 from pyiceberg.table import Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import Operation, Summary
+from pyiceberg.table.snapshots import Operation, Summary, ancestors_of
 from pyiceberg.table.update import (
     AddSnapshotUpdate,
     AssertCurrentSchemaId,
@@ -42,7 +42,7 @@ from pyiceberg.table.update import (
 from pyiceberg.table.update.snapshot import _ManifestMergeManager, _MergeAppendFiles
 
 from penstock_iceberg_compactor._errors import cause_of
-from penstock_iceberg_compactor._stamp import Stamp
+from penstock_iceberg_compactor._stamp import Stamp, stamped_snapshot
 
 
 class LostError(Exception):
@@ -204,6 +204,8 @@ class Commit:
     ) -> None:
         """Plan it, and write its manifests. With ``rewrites`` rows stay as they are, and all manifests are merged."""
         self._table = table
+        self._base = head_of(table)
+        self._stamped_before = stamped_snapshot(table.properties)
         self._added = added
         self._snapshot = _Snapshot(
             operation=Operation.OVERWRITE if taken else Operation.APPEND,
@@ -264,7 +266,24 @@ class Commit:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known now
             raise UnknownError(cause_of(cause or error)) from (cause or error)
-        return self._table.metadata.snapshot_by_id(self._snapshot.snapshot_id) is not None
+        landed = self._is_known()
+        if landed is None:
+            raise UnknownError("its snapshot would have expired by now") from cause
+        return landed
+
+    def _is_known(self) -> bool | None:
+        """Whether the metadata that were loaded say that it happened, or that it didn't; None if they say neither.
+
+        Others may have expired its snapshot since, and then its files are those of later ones.
+        """
+        metadata, ours = self._table.metadata, self._snapshot.snapshot_id
+        stamped = stamped_snapshot(metadata.properties)
+        if metadata.snapshot_by_id(ours) is not None or stamped == str(ours):
+            return True
+        line = ancestors_of(metadata.current_snapshot(), metadata)
+        if stamped == self._stamped_before or any(one.snapshot_id == self._base for one in line):
+            return False
+        return None
 
     def _result(self) -> Landed:
         return Landed(

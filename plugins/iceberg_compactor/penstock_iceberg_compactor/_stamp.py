@@ -11,7 +11,7 @@ table's properties, for the case that somebody else's maintenance expired all st
 
 from __future__ import annotations
 
-__all__ = ("PREFIX", "Stamp", "newest_stamp")
+__all__ = ("PREFIX", "Stamp", "newest_stamp", "stamped_snapshot")
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -83,6 +83,11 @@ class Stamp:
             ) from error
 
 
+def stamped_snapshot(properties: Mapping[str, str]) -> str | None:
+    """The id of the snapshot that the copy in the table's properties belongs to: the newest that Penstock made."""
+    return properties.get(_SNAPSHOT)
+
+
 class _Snapshot(Protocol):
     snapshot_id: int
     parent_snapshot_id: int | None
@@ -109,8 +114,8 @@ def newest_stamp(
             f"the table exists, and penstock didn't make it or somebody dropped its penstock.* properties: choose "
             f"another name with penstock.lake.table, or drop the table: table={table}"
         )
-    stamped = properties.get(_SNAPSHOT)
-    if stamped is not None and (int(stamped) in by_id or _begins_empty(oldest)):
+    stamped = stamped_snapshot(properties)
+    if stamped is not None and (stamped in map(str, by_id) or _begins_empty(oldest)):
         raise ConflictError(
             f"somebody replaced the table's history, so penstock doesn't know which records it holds: drop the table "
             f"to have it made again, or roll it back to a snapshot of penstock: table={table} snapshot={stamped}"

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._files import FileWriter
+from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
@@ -214,6 +215,43 @@ async def test_who_was_fenced_while_a_reply_was_lost_is_fenced(
             await go_on(old)
         wanted = [b"a", b"new"] if at == "the claim" else [b"a", b"b", b"new"]
         assert await content(new) == (wanted, {0: len(wanted)})
+
+
+@pytest.mark.parametrize(
+    ("reply", "next_owner"), [("lost", False), ("of a second try", False), ("of a second try", True)]
+)
+async def test_a_commit_is_found_although_others_expired_its_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: str, next_owner: bool
+) -> None:
+    """Its rows and files are the table's by then, with nothing in the list of snapshots that says so."""
+    send = Table._do_commit
+
+    def lose(table: Table, *parts: Any) -> None:
+        monkeypatch.undo()
+        send(table, *parts)
+        if next_owner:
+            anyio.run(append, new, 2, [b"c"], 2)
+        foreign = load(new)
+        foreign.append(foreign.scan().to_arrow().slice(0, 1))
+        snapshots = foreign.metadata.snapshots[:-1]
+        foreign.maintenance.expire_snapshots().by_ids([one.snapshot_id for one in snapshots]).commit()
+        raise OSError("the reply is lost") if reply == "lost" else CommitFailedException("sent twice")
+
+    async with opened(tmp_path) as old, opened(tmp_path) as new:
+        await append(old, 1, [b"a"])
+        async with old.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"b"], start=1))
+            monkeypatch.setattr(Table, "_do_commit", lose)
+            if next_owner:
+                with pytest.raises((FencedError, UnavailableError)):
+                    await table.commit({0: 2})
+            else:
+                await table.commit({0: 2})
+                await table.write(lake_records([b"c"], start=2))
+                await table.commit({0: 3})
+        rows, positions = await content(new)
+        assert (sorted({row or b"" for row in rows}), len(rows), positions) == ([b"a", b"b", b"c"], 4, {0: 3})
+        assert data_files(tmp_path) == referenced(load(new))
 
 
 async def test_files_of_a_fenced_owner_cant_be_committed_after_they_were_removed(tmp_path: Path) -> None:
