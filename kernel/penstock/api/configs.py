@@ -24,6 +24,7 @@ import anyio
 
 from penstock.api.authorization import DENIED, each, the_cluster
 from penstock.api.broker_configs import broker_entry, broker_synonyms
+from penstock.api.config_answers import ConfigsAnswer, SharedEntries
 from penstock.api.config_changes import (
     BROKER,
     BROKER_LOGGER,
@@ -74,6 +75,7 @@ from penstock.wire.messages.list_config_resources import (
     ListConfigResourcesRequest,
     ListConfigResourcesResponse,
 )
+from penstock.wire.splice import EncodedBody
 from penstock.work.pieces import in_portions, pieces
 
 #: Resources that are described before others get their turn.
@@ -130,11 +132,18 @@ def config_entry(
 class _Told:
     """What an answer has said already: it may be hundreds of times as long as the question."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: SharedEntries) -> None:
+        #: Of the configs that topics don't set.
+        self.shared = shared
         self._whole: set[tuple[int, str]] = set()
         self._partly: set[tuple[int, str]] = set()
         self._repeated_left = _REPEATED_CHARS_MAX
         self._defaults_left = _DEFAULTS_MAX
+
+    @classmethod
+    def nothing(cls, request: DescribeConfigsRequest, context: RequestContext) -> _Told:
+        """What the answer to ``request`` begins with."""
+        return cls(SharedEntries(partial(_topic_entry, request, context)))
 
     def is_whole(self, resource: DescribeConfigsResource) -> bool:
         """Whether all of a resource was asked for, and told: once is enough. Else it is from now on."""
@@ -176,7 +185,7 @@ def describe_configs_nowait(
     """
     results: list[DescribeConfigsResult] = []
     denied = _denied(Operation.DESCRIBE_CONFIGS, request.resources, context)
-    told = told or _Told()
+    told = told or _Told.nothing(request, context)
     for resource in request.resources:
         if told.is_whole(resource):
             continue
@@ -184,7 +193,7 @@ def describe_configs_nowait(
         try:
             _check_permitted(resource, denied)
             if resource.resource_type == TOPIC:
-                result.configs = _describe_topic(resource, request, context)
+                result.configs = _describe_topic(resource, request, context, told.shared)
             elif resource.resource_type == BROKER:
                 result.configs = _describe_broker(resource, request, context)
             elif resource.resource_type == BROKER_LOGGER:
@@ -227,25 +236,32 @@ def _undescribed(
 
 async def handle_describe_configs(
     request: DescribeConfigsRequest, context: RequestContext
-) -> DescribeConfigsResponse:
-    """Describe configs in portions of resources, between which others get their turn."""
-    results: list[DescribeConfigsResult] = []
+) -> DescribeConfigsResponse | EncodedBody:
+    """Describe configs in portions of resources, between which others get their turn.
+
+    Of more than one portion nothing is kept but its bytes.
+    """
     kinds = {resource.resource_type async for resource in in_portions(request.resources, _NAMES)}
-    for unknown in kinds - _RESOURCE_TYPES:  # as in Kafka, all of the request is refused then
-        error = _unsupported(unknown)
+    unknown = kinds - _RESOURCE_TYPES
+    told = _Told.nothing(request, context)
+    if len(request.resources) <= _SLICE_RESOURCES and not unknown:
+        return describe_configs_nowait(request, context, told)
+    answer = ConfigsAnswer(context.version, told.shared)
+    if unknown:  # as in Kafka, all of the request is refused then
+        error = _unsupported(min(unknown))
         async for resource in in_portions(request.resources):
-            results.append(_undescribed(resource, error.error_code, str(error)))
-        return DescribeConfigsResponse(results=results)
-    told = _Told()
+            answer.add(_undescribed(resource, error.error_code, str(error)))
+        return answer.body()
     for chunk in pieces(request.resources, _SLICE_RESOURCES):
         part = DescribeConfigsRequest(
             resources=list(chunk),
             include_synonyms=request.include_synonyms,
             include_documentation=request.include_documentation,
         )
-        results += describe_configs_nowait(part, context, told).results
+        for result in describe_configs_nowait(part, context, told).results:
+            answer.add(result)
         await anyio.lowlevel.checkpoint()
-    return DescribeConfigsResponse(results=results)
+    return answer.body()
 
 
 def _list_config_resources(
@@ -310,22 +326,28 @@ def _asked_for(resource: DescribeConfigsResource, names: Iterable[str]) -> list[
 
 
 def _describe_topic(
-    resource: DescribeConfigsResource, request: DescribeConfigsRequest, context: RequestContext
+    resource: DescribeConfigsResource,
+    request: DescribeConfigsRequest,
+    context: RequestContext,
+    shared: SharedEntries,
 ) -> list[DescribeConfigsResourceResult]:
-    logs = context.api.logs
     topic = _topic(resource.resource_name, context)
-    entries: list[DescribeConfigsResourceResult] = []
-    known = logs.topic_configs.known
-    for name in _asked_for(resource, known):
-        config = known[name]
-        override = topic.configs.get(name)
-        entry = config_entry(
-            config, override, logs.config_value(topic.name, name), with_doc=request.include_documentation
-        )
-        if request.include_synonyms:
-            entry.synonyms = _synonyms(config, entry, logs.config_default(name))
-        entries.append(entry)
-    return entries
+    overrides = topic.configs
+    return [
+        _topic_entry(request, context, name, overrides[name]) if name in overrides else shared[name]
+        for name in _asked_for(resource, context.api.logs.topic_configs.known)
+    ]
+
+
+def _topic_entry(
+    request: DescribeConfigsRequest, context: RequestContext, name: str, override: str | None = None
+) -> DescribeConfigsResourceResult:
+    logs = context.api.logs
+    config, default = logs.topic_configs.known[name], logs.config_default(name)
+    entry = config_entry(config, override, default, with_doc=request.include_documentation)
+    if request.include_synonyms:
+        entry.synonyms = _synonyms(config, entry, default)
+    return entry
 
 
 def _synonyms(
@@ -377,6 +399,7 @@ async def handle_incremental_alter_configs(
     responses: list[AlterConfigsResourceResponse] = []
     denied = _denied(Operation.ALTER_CONFIGS, request.resources, context)
     deadline = Deadline()
+    table = context.api.logs.topic_configs.of_request()
     times = Counter(
         [(one.resource_type, one.resource_name) async for one in in_portions(request.resources, _NAMES)]
     )
@@ -390,7 +413,7 @@ async def handle_incremental_alter_configs(
         try:
             _check_permitted(resource, denied)
             _check_once(resource, times)
-            kind, table = resource.resource_type, context.api.logs.topic_configs
+            kind = resource.resource_type
             check_changes(kind, resource.configs, table)
             _check_resource(kind, resource.resource_name)
             if kind != TOPIC:
@@ -409,6 +432,7 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
     responses: list[AlteredResource] = []
     denied = _denied(Operation.ALTER_CONFIGS, request.resources, context)
     deadline = Deadline()
+    table = context.api.logs.topic_configs.of_request()
     times = Counter(
         [(one.resource_type, one.resource_name) async for one in in_portions(request.resources, _NAMES)]
     )
@@ -431,7 +455,7 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
                 changes = [AlterableConfig(name=one.name, value=one.value) for one in resource.configs]
                 check_unstored(kind, resource.resource_name, changes, context.api.logs.node_id)
                 continue
-            change = partial(replaced, resource.configs, context.api.logs.topic_configs)
+            change = partial(replaced, resource.configs, table)
             await deadline.of(_store(resource.resource_name, change, request.validate_only, context))
         except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)

@@ -28,6 +28,8 @@ _PIECE_PARTITIONS = 100
 _TOPIC_COST: Final = 5
 #: Versions (and options) whose encoded topics are kept.
 _KINDS_MAX: Final = 4
+#: From this version on a response begins with ``throttle_time_ms``.
+_THROTTLE_VERSION: Final = 3
 
 
 def describe_topic(
@@ -154,7 +156,8 @@ class MetadataFragments:
                 work = 0
                 await anyio.lowlevel.checkpoint()
         self._forget_deleted(kind, logs)
-        return EncodedBody([b"".join(kind.splice(response).join(len(elements), elements))])
+        body = b"".join(kind.splice(response).join(len(elements), elements))
+        return EncodedBody([body], starts_with_throttle=version >= _THROTTLE_VERSION)
 
     def _kind(self, version: int, operations: int) -> _Kind:
         kind = self._kinds.pop((version, operations), None) or _Kind(version, operations)

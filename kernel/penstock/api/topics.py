@@ -28,7 +28,7 @@ from penstock.api.names import RESERVED_TOPICS, by_metric_name, metric_name, top
 from penstock.errors import InvalidRequestError, again, kept
 from penstock.log.errors import KafkaError
 from penstock.log.topic import NewTopic, Topic
-from penstock.log.topic_config import TopicConfigTable
+from penstock.log.topic_config import TopicConfig, TopicConfigTable
 from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -71,7 +71,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     results: dict[str, CreatableTopicResult] = {}
     valid: list[NewTopic] = []
     logs, deadline = context.api.logs, Deadline(request.timeout_ms)
-    table = logs.topic_configs
+    table = logs.topic_configs.of_request()
     denied = NOBODY
     if not context.may(Operation.CREATE, ResourceType.CLUSTER, CLUSTER_NAME):
         denied = context.denied(Operation.CREATE, ResourceType.TOPIC, times)
@@ -100,10 +100,11 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
         try:
             _check_once(asked.name, times)
             check_topic_permitted(asked.name, denied)
-            valid.append(_new_topic(asked, taken, context))
+            valid.append(_new_topic(asked, taken, context, table))
         except KafkaError as error:
             result.error_code = error.error_code
             result.error_message = str(error)
+    unset = {name: _described(config, None) for name, config in table.known.items()} if valid else {}
     if request.validate_only:
         counted = 0
         async for new in in_portions(valid, _DESCRIPTIONS):
@@ -114,7 +115,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
                 _refuse(result, error)
                 continue
             counted += new.partition_count
-            _describe(result, new, _ZERO_ID, hidden, table)
+            _describe(result, new, _ZERO_ID, hidden, table, unset)
     elif valid:
         created: Sequence[Topic | Exception]
         try:
@@ -126,7 +127,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
             if isinstance(outcome, Exception):
                 _refuse(result, outcome)
             else:
-                _describe(result, new, outcome.id, hidden, table)
+                _describe(result, new, outcome.id, hidden, table, unset)
     return CreateTopicsResponse(topics=list(results.values()))
 
 
@@ -151,7 +152,9 @@ def _check_time(timeout_ms: int) -> None:
         raise KafkaError(ErrorCode.REQUEST_TIMED_OUT, TIMED_OUT)
 
 
-def _new_topic(asked: CreatableTopic, taken: Mapping[str, str], context: RequestContext) -> NewTopic:
+def _new_topic(
+    asked: CreatableTopic, taken: Mapping[str, str], context: RequestContext, table: TopicConfigTable
+) -> NewTopic:
     """``taken`` has the topics that are there by the names that their metrics have.
 
     Of several faults the one is told that Kafka finds first: the size of the topic, its name, its configs.
@@ -178,9 +181,7 @@ def _new_topic(asked: CreatableTopic, taken: Mapping[str, str], context: Request
             f"topic differs from another one only in '.' and '_', which metrics can't tell apart: "
             f"name={asked.name} other={other}",
         )
-    configs = context.api.logs.topic_configs.validate_all(
-        {config.name: config.value for config in asked.configs}
-    )
+    configs = table.validate_all({config.name: config.value for config in asked.configs})
     return NewTopic(name=asked.name, partition_count=_partition_count(asked, context), configs=configs)
 
 
@@ -229,22 +230,27 @@ def _describe(
     topic_id: bytes,
     hidden: Collection[str],
     table: TopicConfigTable,
+    unset: Mapping[str, CreatableTopicConfigs],
 ) -> None:
+    """``unset`` are the configs as topics have them that don't set them: the same objects for thousands of topics."""
     result.topic_id = topic_id
     if new.name in hidden:  # KIP-525
         result.topic_config_error_code = DENIED[ResourceType.TOPIC]
         return
     result.num_partitions = new.partition_count
     result.replication_factor = 1
-    configs: list[CreatableTopicConfigs] = []
-    for config in table.known.values():
-        entry = config_entry(config, new.configs.get(config.name))
-        configs.append(
-            CreatableTopicConfigs(
-                name=entry.name, value=entry.value, read_only=False, config_source=entry.config_source
-            )
-        )
-    result.configs = configs  # never null: Java's admin client dies of it
+    # never null: Java's admin client dies of it
+    result.configs = [
+        _described(config, new.configs[name]) if name in new.configs else unset[name]
+        for name, config in table.known.items()
+    ]
+
+
+def _described(config: TopicConfig, override: str | None) -> CreatableTopicConfigs:
+    entry = config_entry(config, override)
+    return CreatableTopicConfigs(
+        name=entry.name, value=entry.value, read_only=False, config_source=entry.config_source
+    )
 
 
 async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestContext) -> DeleteTopicsResponse:

@@ -25,8 +25,8 @@ __all__ = (
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
@@ -40,6 +40,8 @@ _LONG_MIN: Final = -(2**63)
 #: Kafka's limit for a string: appended to again and again, a list would grow beyond what DescribeConfigs can tell.
 _VALUE_CHARS_MAX: Final = 32_767
 _DAY_MS: Final = 24 * 60 * 60 * 1000
+#: Unknown names of a request that are compared with all that are known, which takes half a millisecond each.
+_SUGGESTIONS_MAX: Final = 10
 
 #: Topics that Kafka's coordinators keep for themselves, whoever made them (org.apache.kafka.common.internals.Topic).
 INTERNAL_TOPICS: Final = frozenset({"__consumer_offsets", "__transaction_state", "__share_group_state"})
@@ -264,11 +266,17 @@ class TopicConfigTable:
     fault_of: Callable[[Mapping[str, str]], str] = _no_fault
     #: Beginnings of names that are only known with a plugin, and what to say where there is none.
     reserved: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    #: One item for each unknown name that may still be compared with all that are known; None: any number.
+    suggestions: Iterator[int] | None = None
     #: All of them by name: Kafka's in the order of their names, then those that are added.
     known: Mapping[str, TopicConfig] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "known", {**TOPIC_CONFIGS, **self.added})
+
+    def of_request(self) -> TopicConfigTable:
+        """A table for one request, which is told what is near its unknown names some times only."""
+        return replace(self, suggestions=iter(range(_SUGGESTIONS_MAX)))
 
     def value(self, name: str, overrides: Mapping[str, str]) -> str:
         """The value of one config: the topic's, else the broker's default, else its own. KeyError if unknown."""
@@ -288,10 +296,16 @@ class TopicConfigTable:
             for beginning, why in self.reserved.items():
                 if name.startswith(beginning):
                     raise KafkaError(ErrorCode.INVALID_CONFIG, f"{why}: name={name[:100]!r}")
-            near = difflib.get_close_matches(name[:100], self.known, n=1)
-            hint = f", did you mean {near[0]}?" if near else ""
-            raise KafkaError(ErrorCode.INVALID_CONFIG, f"unknown topic config{hint} name={name[:100]!r}")
+            raise KafkaError(
+                ErrorCode.INVALID_CONFIG, f"unknown topic config{self._hint(name[:100])} name={name[:100]!r}"
+            )
         return _validated(config, value)
+
+    def _hint(self, name: str) -> str:
+        if self.suggestions is not None and next(self.suggestions, None) is None:
+            return ""
+        near = difflib.get_close_matches(name, self.known, n=1)
+        return f", did you mean {near[0]}?" if near else ""
 
     def validate_all(self, configs: Mapping[str, str | None]) -> dict[str, str]:
         """All overrides of a new topic, checked and normalised. Raises KafkaError INVALID_CONFIG for a bad one."""

@@ -10,6 +10,7 @@ from penstock.api.declaration import Api
 from penstock.server.channel import Channel
 from penstock.server.slots import Slot
 from penstock.wire.registry import Message
+from penstock.wire.splice import EncodedBody
 
 #: What a response has where it can tell a client that it is throttled (KIP-219).
 _THROTTLE_FIELD = "throttle_time_ms"
@@ -34,6 +35,8 @@ def rest(channel: Channel, slot: Slot, rest_s: float) -> None:
 
 def throttled(response: Message, throttle_ms: int) -> Message:
     """The response that also says for how long its client is throttled, where it has a place for that."""
+    if type(response) is EncodedBody:
+        return response.throttled(throttle_ms)
     if _THROTTLE_FIELD not in response.__struct_fields__:
         return response
     return msgspec.structs.replace(response, **{_THROTTLE_FIELD: throttle_ms})

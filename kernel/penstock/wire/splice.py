@@ -16,6 +16,15 @@ class EncodedBody(msgspec.Struct):
     """A response's body that is encoded already, as buffers that follow each other."""
 
     buffers: list[Any]
+    #: Whether the first buffer begins with ``throttle_time_ms``.
+    starts_with_throttle: bool = False
+
+    def throttled(self, throttle_ms: int) -> EncodedBody:
+        """A body that also says for how long its client is throttled, if it has a place for that."""
+        if not self.starts_with_throttle:
+            return self
+        first = throttle_ms.to_bytes(4, "big") + self.buffers[0][4:]
+        return EncodedBody([first, *self.buffers[1:]], self.starts_with_throttle)
 
 
 class ArraySplice:
@@ -44,6 +53,13 @@ class ArraySplice:
     def elements(self, encoded: bytes, count: int) -> bytes:
         """The bytes of the ``count`` elements in an encoding that differs only in the array."""
         return encoded[len(self._head) + len(self._count(count)) : len(encoded) - len(self._tail)]
+
+    def around(self, empty: bytes, count: int) -> tuple[bytes, bytes]:
+        """The bytes before and behind ``count`` elements that are to be added to ``empty``.
+
+        That is an encoding without elements, which may differ from those that this was made of in front of the array.
+        """
+        return empty[: len(empty) - len(self._tail) - len(self._count(0))] + self._count(count), self._tail
 
     def join(self, count: int, elements: Iterable[bytes]) -> list[bytes]:
         """An encoding with ``count`` elements; ``elements`` has them in as many pieces as you like."""

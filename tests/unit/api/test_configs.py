@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from itertools import islice
 
 import pytest
+from tests.patience import HANG_S
 from tests.unit.api.fakes import FakeLogs, make_context
 
-from penstock.api import config_changes, configs
+from penstock.api import config_changes, configs, topics
 from penstock.log.errors import KafkaError
 from penstock.log.partition_config import PartitionConfig
 from penstock.log.topic_config import (
@@ -18,19 +20,26 @@ from penstock.log.topic_config import (
     effective_values,
     validate_topic_config,
 )
+from penstock.server.admission import throttled
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.alter_configs import AlterableConfig as OldConfig
 from penstock.wire.messages.alter_configs import AlterConfigsRequest
 from penstock.wire.messages.alter_configs import AlterConfigsResource as OldResource
-from penstock.wire.messages.describe_configs import DescribeConfigsRequest, DescribeConfigsResource
+from penstock.wire.messages.create_topics import CreatableTopic, CreatableTopicConfig, CreateTopicsRequest
+from penstock.wire.messages.describe_configs import (
+    DescribeConfigsRequest,
+    DescribeConfigsResource,
+    DescribeConfigsResponse,
+)
 from penstock.wire.messages.incremental_alter_configs import (
     AlterableConfig,
     AlterConfigsResource,
     IncrementalAlterConfigsRequest,
 )
 from penstock.wire.messages.list_config_resources import ListConfigResourcesRequest
-from penstock.wire.registry import encode_response
+from penstock.wire.registry import decode_response, encode_response
+from penstock.wire.splice import EncodedBody
 
 pytestmark = pytest.mark.anyio
 
@@ -55,6 +64,70 @@ async def test_describe_configs_gives_all_with_their_sources(logs: FakeLogs) -> 
         assert found["retention.ms"] == ("1000", 1, 1), "log.retention.ms has no default in Kafka"
         assert found["max.message.bytes"] == ("500", 4, 2)
         assert found["cleanup.policy"] == ("delete", 5, 1)
+
+
+async def described(
+    request: DescribeConfigsRequest, logs: FakeLogs, version: int = 4
+) -> DescribeConfigsResponse:
+    """The answer to ``request``, as it is on the wire."""
+    response = await configs.handle_describe_configs(request, make_context(logs, version))
+    frame = b"".join(encode_response(ApiKey.DESCRIBE_CONFIGS, version, 1, response))
+    message = decode_response(ApiKey.DESCRIBE_CONFIGS, version, frame[4:])[1]
+    assert isinstance(message, DescribeConfigsResponse)
+    return message
+
+
+@pytest.mark.parametrize("version", [1, 4])
+@pytest.mark.parametrize("with_more", [False, True])
+async def test_configs_of_many_resources_are_told_as_those_of_few(
+    logs: FakeLogs, version: int, with_more: bool
+) -> None:
+    """Many are encoded in portions: of topics that set nothing, some, or all; others, and what isn't there."""
+    logs.broker_defaults = {"max.message.bytes": "500"}
+    names = [logs.add(f"many-{number}").name for number in range(40)]
+    for number, name in enumerate(names):
+        for key in islice(TOPIC_CONFIGS, number % 5, number, 1 + number % 3):
+            logs.topics()[name].configs[key] = str(number)
+    asked: list[list[str] | None] = [None, ["retention.ms", "max.message.bytes", "preallocate"]]
+    resources = [
+        DescribeConfigsResource(resource_type=kind, resource_name=name, configuration_keys=keys)
+        for keys in asked
+        for kind, name in [*((TOPIC, name) for name in (*names, "absent", "")), (BROKER, "7"), (32, "group")]
+    ]
+
+    def request(asked: list[DescribeConfigsResource]) -> DescribeConfigsRequest:
+        return DescribeConfigsRequest(
+            resources=asked, include_synonyms=with_more, include_documentation=with_more
+        )
+
+    few = [(await described(request([one]), logs, version)).results[0] for one in resources]
+    assert (await described(request(resources), logs, version)).results == few
+
+
+async def test_an_answer_about_many_topics_keeps_what_they_have_in_common_once(logs: FakeLogs) -> None:
+    """With documentation, the configs of 10,000 topics are 100 MB: as much memory as a small broker has."""
+    resources = [
+        DescribeConfigsResource(resource_type=TOPIC, resource_name=logs.add(f"many-{number}").name)
+        for number in range(200)
+    ]
+    logs.topics()["many-7"].configs["retention.ms"] = "1000"
+    request = DescribeConfigsRequest(resources=resources, include_synonyms=True, include_documentation=True)
+    response = await configs.handle_describe_configs(request, make_context(logs, 4))
+    assert isinstance(response, EncodedBody)
+    size, kept = sum(map(len, response.buffers)), {id(one): len(one) for one in response.buffers}
+    assert sum(kept.values()) < size / 20
+
+
+async def test_a_body_that_is_encoded_already_tells_for_how_long_its_client_is_throttled(
+    logs: FakeLogs,
+) -> None:
+    absent = [DescribeConfigsResource(resource_type=TOPIC, resource_name=f"{number}") for number in range(20)]
+    request = DescribeConfigsRequest(resources=absent)
+    response = throttled(await configs.handle_describe_configs(request, make_context(logs, 4)), 700)
+    frame = b"".join(encode_response(ApiKey.DESCRIBE_CONFIGS, 4, 1, response))
+    message = decode_response(ApiKey.DESCRIBE_CONFIGS, 4, frame[4:])[1]
+    assert isinstance(message, DescribeConfigsResponse)
+    assert (message.throttle_time_ms, len(message.results)) == (700, 20)
 
 
 class Compared(str):
@@ -99,7 +172,7 @@ async def test_all_configs_of_a_resource_are_told_once_however_often_it_is_named
     )
     resources = [DescribeConfigsResource(resource_type=TOPIC, resource_name="t"), named] * 100
     request = DescribeConfigsRequest(resources=resources)
-    response = await configs.handle_describe_configs(request, make_context(logs, 4))
+    response = await described(request, logs)
     assert Counter(len(result.configs) for result in response.results) == {len(TOPIC_CONFIGS): 1, 1: 100}
 
 
@@ -118,7 +191,7 @@ async def test_a_long_value_is_told_some_times_only(logs: FakeLogs) -> None:
     logs.topics()["t"].configs[name] = "1" * 32_000
     named = DescribeConfigsResource(resource_type=TOPIC, resource_name="t", configuration_keys=[name])
     request = DescribeConfigsRequest(resources=[named] * 500)
-    response = await configs.handle_describe_configs(request, make_context(logs, 4))
+    response = await described(request, logs)
     assert len(response.results) == 9
     assert {len(result.configs[0].value or "") for result in response.results} == {32_000}
 
@@ -130,7 +203,7 @@ async def test_configs_of_what_need_not_be_there_are_told_of_some_only(logs: Fak
         DescribeConfigsResource(resource_type=kind, resource_name=f"{number}") for number in range(4_000)
     ]
     request = DescribeConfigsRequest(resources=resources)
-    response = await configs.handle_describe_configs(request, make_context(logs, 4))
+    response = await described(request, logs)
     assert [result.resource_name for result in response.results] == [one.resource_name for one in resources]
     told = sum(len(result.configs) for result in response.results)
     assert configs._DEFAULTS_MAX - 20 < told <= configs._DEFAULTS_MAX
@@ -297,6 +370,60 @@ async def test_alter_configs_replaces_everything(logs: FakeLogs) -> None:
 def test_unknown_topic_config_names_the_nearest() -> None:
     with pytest.raises(KafkaError, match=r"did you mean retention\.ms"):
         validate_topic_config("retension.ms", "1")
+
+
+async def test_a_request_is_told_what_is_near_its_unknown_configs_some_times_only(logs: FakeLogs) -> None:
+    """A suggestion takes half a millisecond: 14,000 of them, in one request, took seven seconds."""
+    context, name, count = make_context(logs, 1), "retension.ms", 200
+    messages: dict[str, list[str | None]] = {}
+    altered = await configs.handle_incremental_alter_configs(
+        IncrementalAlterConfigsRequest(
+            resources=[
+                AlterConfigsResource(
+                    resource_type=TOPIC,
+                    resource_name=f"{number}",
+                    configs=[AlterableConfig(name=name, config_operation=SET, value="1")],
+                )
+                for number in range(count)
+            ]
+        ),
+        context,
+    )
+    messages["IncrementalAlterConfigs"] = [one.error_message for one in altered.responses]
+    replaced = await configs.handle_alter_configs(
+        AlterConfigsRequest(
+            resources=[
+                OldResource(
+                    resource_type=TOPIC,
+                    resource_name=f"{number}",
+                    configs=[OldConfig(name=name, value="1")],
+                )
+                for number in range(count)
+            ]
+        ),
+        context,
+    )
+    messages["AlterConfigs"] = [one.error_message for one in replaced.responses]
+    created = await topics.handle_create_topics(
+        CreateTopicsRequest(
+            topics=[
+                CreatableTopic(
+                    name=f"{number}",
+                    num_partitions=1,
+                    replication_factor=1,
+                    assignments=[],
+                    configs=[CreatableTopicConfig(name=name, value="1")],
+                )
+                for number in range(count)
+            ],
+            timeout_ms=int(HANG_S * 1000),
+        ),
+        context,
+    )
+    messages["CreateTopics"] = [one.error_message for one in created.topics]
+    for api, told in messages.items():
+        found = ["did you mean retention.ms?" in (message or "") for message in told]
+        assert (len(found), found[0], sum(found) <= 20) == (count, True, True), api
 
 
 def test_any_negative_retention_by_size_is_no_limit() -> None:

@@ -64,6 +64,14 @@ async def test_create_topic_answers_with_id_and_all_configs(logs: FakeLogs) -> N
     assert set(values) == set(TOPIC_CONFIGS)
 
 
+async def test_the_configs_of_many_new_topics_are_few_objects(logs: FakeLogs) -> None:
+    """The answer to a megabyte of names would take 8 KB for each of them."""
+    results = await create(logs, *(new(f"new-{number}", retention_ms="1000") for number in range(20)))
+    entries = [config for result in results for config in result.configs or ()]
+    assert len(entries) == 20 * len(TOPIC_CONFIGS)
+    assert len({id(config) for config in entries}) == 20 + len(TOPIC_CONFIGS) - 1
+
+
 async def test_validate_only_says_what_topics_partitions_max_leaves_no_room_for(logs: FakeLogs) -> None:
     """As the creation would: of several topics those that fit are counted, those that don't aren't."""
     logs.bound_partitions(8)  # there is one with three
