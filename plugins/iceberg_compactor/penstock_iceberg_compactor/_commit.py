@@ -90,8 +90,10 @@ class _Snapshot(_MergeAppendFiles):
     https://github.com/apache/iceberg-python/issues/270.
     """
 
-    #: Rows stay as they are, and all manifests are merged.
+    #: Rows stay as they are.
     rewrites = False
+    #: All manifests are merged.
+    merges = False
 
     def taking(self, files: Iterable[DataFile]) -> None:
         """Take these files out."""
@@ -164,7 +166,7 @@ class _Snapshot(_MergeAppendFiles):
         return self._gone
 
     def _process_manifests(self, manifests: list[ManifestFile]) -> list[ManifestFile]:
-        if not self.rewrites:
+        if not self.merges:
             return super()._process_manifests(manifests)
         data = [manifest for manifest in manifests if manifest.content == ManifestContent.DATA]
         others = [manifest for manifest in manifests if manifest.content != ManifestContent.DATA]
@@ -200,9 +202,10 @@ class Commit:
         added: Sequence[DataFile] = (),
         taken: Sequence[DataFile] = (),
         rewrites: bool = False,
+        merges: bool = False,
         number: int = 0,
     ) -> None:
-        """Plan it, and write its manifests. With ``rewrites`` rows stay as they are, and all manifests are merged."""
+        """Plan it, and write its manifests. With ``rewrites`` rows stay as they are; ``merges`` is of manifests."""
         self._table = table
         self._base = head_of(table)
         self._stamped_before = stamped_snapshot(table.properties)
@@ -215,6 +218,7 @@ class Commit:
             snapshot_properties=stamp.properties(),
         )
         self._snapshot.rewrites = rewrites
+        self._snapshot.merges = merges
         try:
             self._snapshot.taking(taken)
             self._snapshot.adding(added)

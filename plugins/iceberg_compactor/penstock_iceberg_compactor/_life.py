@@ -45,10 +45,14 @@ class Life:
 
     def take_back(self, kept: int) -> list[str]:
         """Let go of what waits but for the first ``kept`` files; where the others are."""
-        gone = [file.file_path for file in self.waiting[kept:]]
-        del self.waiting[kept:]
+        return self.let_go(*self.waiting[kept:])
+
+    def let_go(self, *files: DataFile) -> list[str]:
+        """Let go of these of the files that wait; where they are."""
+        gone = {file.file_path for file in files}
+        self.waiting = [file for file in self.waiting if file.file_path not in gone]
         self._begun = [location for location in self._begun if location not in gone]
-        return gone
+        return sorted(gone)
 
     def forget(self) -> list[str]:
         """Let go of what waits and was begun: the locations, for whoever removes them as nothing committed them."""

@@ -10,22 +10,23 @@ __all__ = ("Keeper",)
 
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import urlparse
 
+from pyiceberg.manifest import DataFile, ManifestFile
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Snapshot, ancestors_of
 from pyiceberg.table.update import RemoveSnapshotsUpdate
 
-from penstock.errors import ConflictError
 from penstock.spi.lake import LakeMaintenance
-from penstock_iceberg_compactor._commit import Landed, head_of, newest_ms, send_updates
+from penstock_iceberg_compactor._commit import LostError, head_of, newest_ms, send_updates
 from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._files import undivided_spec
 from penstock_iceberg_compactor._find import is_shared
 from penstock_iceberg_compactor._io import Listed, listed, remove
-from penstock_iceberg_compactor._owned import Change, OwnedTable
+from penstock_iceberg_compactor._owned import Change, OutrunError, OwnedTable
 from penstock_iceberg_compactor._scan import read_parts
 from penstock_iceberg_compactor._stamp import PREFIX
 
@@ -37,6 +38,12 @@ _SMALL = 0.75
 _CLOCK_MS = 60_000
 #: Manifests beyond this number are merged although no file is small.
 _MANIFESTS_MAX = 10
+#: What is rewritten in one commit, which is as much as one that doesn't happen costs.
+_GROUP_BYTES = 2**30
+_GROUP_FILES = 1000
+
+#: Files that become one, as they were found.
+_Bin = Sequence[FileScanTask]
 
 
 class Keeper:
@@ -46,6 +53,9 @@ class Keeper:
         self._owned = owned
         self._configs = configs
         self._grace_ms = grace_ms
+        self._reach = Reach(owned.table)
+        #: The head that files were found at.
+        self._found_at: int | None = None
 
     @property
     def _table(self) -> Table:
@@ -56,66 +66,94 @@ class Keeper:
         self._owned.refresh()
         tasks, bins = self._small()
         manifests = len(self._manifests())
-        written = 0
         rewrites = bool(bins) or manifests > _MANIFESTS_MAX
+        done = Rewritten(len(bins), sum(map(len, bins)), 0)
         if rewrites and not dry_run:
             self._owned.begin()  # which may be a commit, so what there is is looked at again
             tasks, bins = self._small()
-            written = self._rewrite(bins).size_bytes
+            done = self._rewrite(bins)
         expired, unneeded = self._expire(dry_run=dry_run)
         orphans = self._orphans(unneeded)
         removed = sum(unneeded.values()) + sum(file.size for file in orphans)
         if not dry_run:
             remove(self._table.io, [file.location for file in orphans])
-        small = sum(len(one) for one in bins)
         figures = {
             "data files before": len(tasks),
-            "data files after": len(tasks) - small + len(bins),
-            "data files rewritten": small,
+            "data files after": len(tasks) - done.taken + done.made,
+            "data files rewritten": done.taken,
+            "data files left to other writers": sum(map(len, bins)) - done.taken,
             "manifests merged": manifests if rewrites else 0,
             "snapshots expired": expired,
             "files removed": len(unneeded),
             "orphans removed": len(orphans),
         }
-        return LakeMaintenance(figures=figures, saved_bytes=removed - written, dry_run=dry_run)
+        return LakeMaintenance(figures=figures, saved_bytes=removed - done.written_bytes, dry_run=dry_run)
 
     def _small(self) -> tuple[list[FileScanTask], list[list[FileScanTask]]]:
         """All files, and the small ones of them that would become one each."""
         tasks = list(self._table.scan().plan_files())
+        self._found_at = head_of(self._table)
         specs = {self._table.metadata.default_spec_id, undivided_spec(self._table)}
         return tasks, packed(tasks, self._configs.target_file_bytes, specs)
 
-    def _rewrite(self, bins: Sequence[Sequence[FileScanTask]]) -> Landed:
-        """Put the rows of each bin into one file, and merge manifests.
+    def _rewrite(self, bins: Sequence[_Bin]) -> Rewritten:
+        """Put the rows of each bin into one file, some bins a commit, and merge manifests with the last one.
 
-        Raises ConflictError if somebody committed meanwhile: what was to be rewritten may be gone.
+        If other writers are faster each time, half as many bins are tried; if that is so with one, the rest is left.
         """
-        check_head = self._unchanged(head_of)
+        done = Rewritten(0, 0, 0)
+        groups = deque(grouped(bins) or [[]])
+        while groups:
+            group = groups.popleft()
+            try:
+                done = done.with_those(self._rewrite_group(group, merges=not groups))
+            except OutrunError as error:
+                if len(group) < 2:
+                    logger.warning("files aren't rewritten for now: %s", error)
+                    return done
+                half = len(group) // 2
+                groups.extendleft((group[half:], group[:half]))
+        return done
+
+    def _rewrite_group(self, bins: Sequence[_Bin], *, merges: bool) -> Rewritten:
+        """One commit, without bins of which another writer took a file, or deleted rows, meanwhile.
+
+        Raises OutrunError if others were faster each time.
+        """
+        made: list[tuple[_Bin, DataFile]] = []
+        tries = 0
 
         def plan() -> Change:
-            check_head()
+            nonlocal tries
+            tries += 1
+            if made and (tries > 1 or head_of(self._table) != head):
+                self._leave_changed(made)
+            taken = [task.file for tasks, _ in made for task in tasks]
+            # manifests are merged at the first try only: a commit that is made quickly wins
+            return Change(taken=taken, rewrites=True, merges=merges and (tries == 1 or not bins))
+
+        try:
             for tasks in bins:
                 file = tasks[0].file
                 divided = file.spec_id == self._table.metadata.default_spec_id
                 rows = (part for task in tasks for part in read_parts(self._table, task))
-                self._owned.write_file(file.partition if divided else None, rows)
-            return Change(taken=[task.file for tasks in bins for task in tasks], rewrites=True)
-
-        try:
-            return self._owned.commit(plan)
-        except ConflictError:
+                written = self._owned.write_file(file.partition if divided else None, rows)
+                made.append((tasks, written))
+            head = self._found_at
+            landed = self._owned.commit(plan)
+        except OutrunError:
             self._owned.drop()
             raise
+        return Rewritten(len(made), sum(len(tasks) for tasks, _ in made), landed.size_bytes)
 
-    def _unchanged(self, part: Callable[[Table], object]) -> Callable[[], None]:
-        """A function that raises ConflictError once this part of the table isn't what it is now."""
-        before = part(self._table)
-
-        def check() -> None:
-            if part(self._table) != before:
-                raise ConflictError(f"another writer committed during maintenance: table={self._owned.name}")
-
-        return check
+    def _leave_changed(self, made: list[tuple[_Bin, DataFile]]) -> None:
+        """Drop those that were made of files which aren't there any more, or which others deleted rows of."""
+        there = {task.file.file_path: task for task in self._table.scan().plan_files()}
+        for one in list(made):
+            tasks, file = one
+            if any(_deletes(there.get(task.file.file_path)) != _deletes(task) for task in tasks):
+                self._owned.drop_one(file)
+                made.remove(one)
 
     def _manifests(self) -> list[str]:
         snapshot = self._table.current_snapshot()
@@ -123,13 +161,41 @@ class Keeper:
 
     def _expire(self, *, dry_run: bool) -> tuple[int, dict[str, int]]:
         """Expire snapshots; how many, and the files that only they needed, with sizes."""
+        if dry_run:
+            gone, unneeded = self._expirable()
+            return len(gone), unneeded
+        found: tuple[set[int], dict[str, int]] = set(), {}
+
+        def change(table: Table) -> bool:
+            nonlocal found
+            found = self._expirable()
+            names = names_of(table)
+            if not found[0]:
+                return False
+            self._owned.refresh()  # a tag goes with the snapshot that it names, and nothing guards it but this look
+            if names_of(table) != names:
+                raise LostError("another writer committed, or named a snapshot")
+            update = RemoveSnapshotsUpdate.model_validate({"snapshot-ids": sorted(found[0])})
+            return send_updates(table, (update,))
+
+        try:
+            if len(list(unstamped(self._table))) > self._configs.snapshot_retention_count:
+                self._owned.commit(Change)  # a stamp that those of others needn't stay for
+            self._owned.change("snapshots expired", change)
+        except OutrunError as error:
+            logger.warning("snapshots don't expire for now: %s", error)
+            return 0, {}
+        gone, unneeded = found
+        # Not needed by any snapshot from here on; if this is cut off, they are orphans.
+        remove(self._table.io, unneeded)
+        return len(gone), unneeded
+
+    def _expirable(self) -> tuple[set[int], dict[str, int]]:
+        """The ids of snapshots that may go, and the files that only they need, with sizes."""
         metadata = self._table.metadata
         if newest_ms(self._table) > time.time() * 1000 + _CLOCK_MS:
-            return (
-                0,
-                {},
-            )  # the clock went back: what it says of ages is wrong, and so would be the time of the change
-        check_names = self._unchanged(names_of)
+            # the clock went back: what it says of ages is wrong, and so would be the time of the change
+            return set(), {}
         gone = expirable(
             metadata.snapshots,
             self._table.current_snapshot(),
@@ -139,33 +205,10 @@ class Keeper:
             before_ms=int(time.time() * 1000) - self._configs.snapshot_retention_ms,
         )
         if not gone:
-            return 0, {}
-        kept = [one for one in metadata.snapshots if one.snapshot_id not in gone]
-        reach = Reach(self._table)
-        needed = reach.of(kept)
-        unneeded = {
-            location: size
-            for location, size in reach.of(
-                one for one in metadata.snapshots if one.snapshot_id in gone
-            ).items()
-            if location not in needed
-        }
-        if not dry_run:
-            self._let_go(sorted(gone), check_names)
-            # Not needed by any snapshot from here on; if this is cut off, they are orphans.
-            remove(self._table.io, unneeded)
-        return len(gone), unneeded
-
-    def _let_go(self, snapshot_ids: Sequence[int], check_names: Callable[[], None]) -> None:
-        """Take snapshots out of the metadata. Raises ConflictError if somebody committed, or named one, meanwhile."""
-        update = RemoveSnapshotsUpdate.model_validate({"snapshot-ids": list(snapshot_ids)})
-
-        def change(table: Table) -> bool:
-            self._owned.refresh()  # a tag goes with the snapshot that it names, and nothing guards it but this look
-            check_names()
-            return send_updates(table, (update,))
-
-        self._owned.change("snapshots expired", change)
+            return set(), {}
+        needed = self._reach.of(one for one in metadata.snapshots if one.snapshot_id not in gone)
+        theirs = self._reach.of(one for one in metadata.snapshots if one.snapshot_id in gone)
+        return gone, {location: size for location, size in theirs.items() if location not in needed}
 
     def _orphans(self, unneeded: Iterable[str]) -> list[Listed]:
         """Files below the table's place that no snapshot knows and that are older than the grace time."""
@@ -173,7 +216,7 @@ class Keeper:
         there = list(listed(self._table.io, self._table.location()))
         self._owned.refresh()
         metadata = self._table.metadata
-        known = set(map(_path, Reach(self._table).of(metadata.snapshots)))
+        known = set(map(_path, self._reach.of(metadata.snapshots)))
         known.update(map(_path, unneeded))
         known.update(_path(entry.metadata_file) for entry in metadata.metadata_log)
         known.update(_path(one.statistics_path) for one in metadata.statistics)
@@ -200,11 +243,39 @@ def names_of(table: Table) -> dict[str, int]:
     return {name: ref.snapshot_id for name, ref in table.metadata.refs.items()}
 
 
+def unstamped(table: Table) -> Iterator[Snapshot]:
+    """The snapshots of others on top of Penstock's newest: what leads to its stamp."""
+    for one in ancestors_of(table.current_snapshot(), table.metadata):
+        if has_stamp(one):
+            return
+        yield one
+
+
+def has_stamp(snapshot: Snapshot) -> bool:
+    """Whether Penstock made it."""
+    return snapshot.summary is not None and snapshot.summary.get(PREFIX + "version") is not None
+
+
+class Rewritten(NamedTuple):
+    """Files that became fewer: how many were made, of how many that were taken out."""
+
+    made: int
+    taken: int
+    written_bytes: int
+
+    def with_those(self, others: Rewritten) -> Rewritten:
+        """The sums."""
+        return Rewritten(
+            self.made + others.made, self.taken + others.taken, self.written_bytes + others.written_bytes
+        )
+
+
 class Reach:
-    """Which files snapshots need; manifests are read once."""
+    """Which files snapshots need; lists of manifests, and manifests, are read once."""
 
     def __init__(self, table: Table) -> None:
         self._io = table.io
+        self._lists: dict[int, list[str]] = {}
         self._read: dict[str, dict[str, int]] = {}
 
     def of(self, snapshots: Iterable[Snapshot]) -> dict[str, int]:
@@ -212,16 +283,19 @@ class Reach:
         found: dict[str, int] = {}
         for snapshot in snapshots:
             found[snapshot.manifest_list] = 0
-            for manifest in snapshot.manifests(self._io):
-                path = manifest.manifest_path
-                if path not in self._read:
-                    entries = manifest.fetch_manifest_entry(self._io, discard_deleted=True)
-                    files = {
-                        entry.data_file.file_path: entry.data_file.file_size_in_bytes for entry in entries
-                    }
-                    self._read[path] = {path: manifest.manifest_length, **files}
+            if snapshot.snapshot_id not in self._lists:
+                self._lists[snapshot.snapshot_id] = [self._reads(one) for one in snapshot.manifests(self._io)]
+            for path in self._lists[snapshot.snapshot_id]:
                 found.update(self._read[path])
         return found
+
+    def _reads(self, manifest: ManifestFile) -> str:
+        path = manifest.manifest_path
+        if path not in self._read:
+            entries = manifest.fetch_manifest_entry(self._io, discard_deleted=True)
+            files = {entry.data_file.file_path: entry.data_file.file_size_in_bytes for entry in entries}
+            self._read[path] = {path: manifest.manifest_length, **files}
+        return path
 
 
 class _Group(NamedTuple):
@@ -254,6 +328,25 @@ def packed(
     return [one for one in bins if len(one) > 1 or one[0].delete_files]
 
 
+def grouped(bins: Iterable[_Bin]) -> list[list[_Bin]]:
+    """Bins for one commit each, in their order; none has no bin."""
+    groups: list[list[_Bin]] = []
+    size = files = 0
+    for tasks in bins:
+        more = sum(task.file.file_size_in_bytes for task in tasks)
+        if not groups or size + more > _GROUP_BYTES or files + len(tasks) > _GROUP_FILES:
+            groups.append([])
+            size = files = 0
+        groups[-1].append(tasks)
+        size, files = size + more, files + len(tasks)
+    return groups
+
+
+def _deletes(task: FileScanTask | None) -> set[str] | None:
+    """Which files delete rows of it; None if it isn't there."""
+    return None if task is None else {file.file_path for file in task.delete_files}
+
+
 def expirable(
     snapshots: Iterable[Snapshot],
     head: Snapshot | None,
@@ -263,14 +356,15 @@ def expirable(
     keep_count: int,
     before_ms: int,
 ) -> set[int]:
-    """Snapshots that are older, but for the newest ``keep_count``, those with names, and the newest stamped one."""
+    """Snapshots that are older, but for the newest ``keep_count``, those with names, and all from the head to the
+    newest stamped one, which is found by them.
+    """
     keep = set(referenced)
     stamped = False
     for index, snapshot in enumerate(ancestors(head) if head is not None else ()):
-        has_stamp = snapshot.summary is not None and snapshot.summary.get(PREFIX + "version") is not None
-        if index < keep_count or (has_stamp and not stamped):
+        if index < keep_count or not stamped:
             keep.add(snapshot.snapshot_id)
-        stamped = stamped or has_stamp
+        stamped = stamped or has_stamp(snapshot)
     return {one.snapshot_id for one in snapshots if one.timestamp_ms < before_ms} - keep
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Change", "OwnedTable")
+__all__ = ("Change", "OutrunError", "OwnedTable")
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +42,10 @@ _TRIES_MAX = 10
 _FORMAT_MAX = 2
 
 
+class OutrunError(ConflictError):
+    """Other writers were faster each time."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """What a commit does to a table beside adding the files that wait."""
@@ -50,8 +54,10 @@ class Change:
     positions: Mapping[int, int] = field(default_factory=dict)
     #: Files that are taken out.
     taken: Sequence[DataFile] = ()
-    #: Whether the files that are added hold the same rows as those that are taken, so that manifests merge, too.
+    #: Whether the files that are added hold the same rows as those that are taken.
     rewrites: bool = False
+    #: Whether all manifests are merged.
+    merges: bool = False
 
 
 class OwnedTable:
@@ -219,11 +225,18 @@ class OwnedTable:
         life.waiting += writer.write(parts)
         self._place.step("files written")
 
-    def write_file(self, partition: Record | None, parts: Iterator[pa.Table]) -> None:
+    def write_file(self, partition: Record | None, parts: Iterator[pa.Table]) -> DataFile:
         """Write one file for the next commit, of rows of one partition, or of any with None."""
         life = self.begin()
-        life.waiting.append(self._writer(life).write_one(partition, parts))
+        file = self._writer(life).write_one(partition, parts)
+        life.waiting.append(file)
         self._place.step("file rewritten")
+        return file
+
+    def drop_one(self, file: DataFile) -> None:
+        """Remove a file that waits."""
+        if self._life is not None:
+            remove_failed(self.table, self._life.let_go(file))
 
     def drop(self) -> None:
         """Remove the files that wait."""
@@ -265,6 +278,7 @@ class OwnedTable:
                 added=life.waiting,
                 taken=change.taken,
                 rewrites=change.rewrites,
+                merges=change.merges,
                 number=life.next_commit(),
             )
             # Files stay unless it is sure that the table doesn't refer to them, whatever is raised from here on.
@@ -357,7 +371,7 @@ class OwnedTable:
             f"somebody opened the table again with this epoch: table={self.name} epoch={self._epoch}"
         )
 
-    def _too_many(self) -> ConflictError:
-        return ConflictError(
+    def _too_many(self) -> OutrunError:
+        return OutrunError(
             f"other writers of the table were faster each time: table={self.name} tries={_TRIES_MAX}"
         )
