@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from penstock.coordinator import group_refusals as refusals
 from penstock.coordinator.group_member import GROUP_BYTES, Member, Replacement
 from penstock.coordinator.group_offsets import OffsetBook
-from penstock.coordinator.group_protocols import subscription_of
+from penstock.coordinator.group_protocols import Subscription, subscription_of
 from penstock.coordinator.group_refusals import CONSUMER_PROTOCOL_TYPE
 from penstock.coordinator.group_roster import PendingIds, Roster
 from penstock.coordinator.group_types import (
@@ -79,7 +79,8 @@ class Group:
         self._members = Roster()
         self._pending_joins = PendingIds()
         self._pending_syncs: set[str] = set()
-        self._topics: frozenset[str] | None = frozenset()
+        #: None: what members subscribe to can't be told.
+        self._topics: Subscription | None = Subscription()
         self._deadlines: dict[TimerKey, int] = {}
         self._outputs: list[Output] = []
         # The initial rebalance: the delay that runs, what is left of the rebalance timeout, news since it began.
@@ -119,9 +120,10 @@ class Group:
 
     @property
     def size_bytes(self) -> int:
-        """What the group takes in memory: members with metadata and assignments, ids given out, offsets."""
+        """What the group takes in memory: members with metadata and assignments, ids given out, topics, offsets."""
         members_bytes = self._members.size_bytes + self._pending_joins.size_bytes
-        return GROUP_BYTES + 2 * len(self.group_id) + members_bytes + self.offsets.size_bytes
+        topics_bytes = 0 if self._topics is None else self._topics.size_bytes
+        return GROUP_BYTES + 2 * len(self.group_id) + members_bytes + topics_bytes + self.offsets.size_bytes
 
     @property
     def parked_requests(self) -> int:
@@ -150,8 +152,9 @@ class Group:
 
     def is_subscribed_to(self, topic: str) -> bool:
         """Whether a member subscribes to `topic`; where that can't be told, of consumers True, as in Kafka."""
-        told = self._topics is not None or not self._members
-        return topic in (self._topics or ()) if told else self.protocol_type == CONSUMER_PROTOCOL_TYPE
+        if self._topics is not None:
+            return topic in self._topics
+        return bool(self._members) and self.protocol_type == CONSUMER_PROTOCOL_TYPE
 
     # -- events -------------------------------------------------------------------------------------------
 
@@ -581,7 +584,7 @@ class Group:
             self._pending_syncs.add(member.member_id)
         self._set_timer(_SYNC_TIMER, now_ms + self._members.rebalance_timeout_ms)
 
-    def _subscribed(self) -> frozenset[str] | None:
+    def _subscribed(self) -> Subscription | None:
         if self._members and self.protocol_type != CONSUMER_PROTOCOL_TYPE:
             return None
         return subscription_of(self._members.values(), self.protocol_name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 __all__ = ("OffsetBook", "committed_offset", "metadata_fit")
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from itertools import chain
 from operator import attrgetter, itemgetter
 
@@ -165,7 +165,7 @@ class OffsetBook:
         retention_ms: int,
         *,
         empty_since_ms: int | None,
-        keep_topics: Collection[str],
+        keep_topics: Container[str],
         among: Iterable[TopicPartition] | None = None,
     ) -> list[TopicPartition]:
         """The partitions (of ``among``, else of all) whose offset has outlived its retention.
