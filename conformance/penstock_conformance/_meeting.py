@@ -31,6 +31,11 @@ class Meeting:
             self._thread.start()
             self._thread.join(self._patience_s)
 
+    @property
+    def was_met(self) -> bool:
+        """Whether the last step was the one at which the other came."""
+        return self._left == 0
+
     async def has_ended(self) -> bool:
         """Whether it came, once it is done."""
         self._left = 0

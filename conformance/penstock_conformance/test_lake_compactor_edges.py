@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from penstock.errors import ConflictError, FencedError, InvalidRequestError, NotFoundError, PenstockError
-from penstock.spi.lake import LakeRecord
+from penstock.lake.configs import LAKE_PREFIX, topic_config_table
+from penstock.log.errors import KafkaError
+from penstock.log.topic_config import TopicConfigTable
+from penstock.spi.lake import LakeRecord, LakeTopicConfig
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
 from penstock_conformance._lake import check_table, columns, made, spec_of, topic_of
@@ -18,6 +24,28 @@ from penstock_conformance._leaks import looks_leave_nothing
 KIND = "lake_compactor"
 
 _OTHER_ID = "5a1c9d20-0000-4000-8000-000000000501"
+_NAME = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)*")
+#: What a topic may be given where no values are listed: texts, numbers and lists, and the longest one.
+_VALUES = (
+    *(
+        "",
+        "x",
+        "true",
+        "false",
+        "0",
+        "1",
+        "-1",
+        str(2**31 - 1),
+        str(2**63 - 1),
+        "a,b,,a",
+        "a=b",
+        "a:b",
+        "(",
+        "%s{0}",
+    ),
+    *("\0", "a\nb", "\u202e\u00e4\U0001f600", "https://user:word@host/path?a=b", "9" * 5000, "x" * 32_767),
+)
+_FAULT_CHARS_MAX = 2000
 
 
 async def _commit(table: Any, start: int, stop: int) -> Any:
@@ -156,6 +184,66 @@ async def test_positions_pass_what_was_rejected(env: Env) -> None:
                 await table.commit({0: start + 3})
                 told = dict(await table.positions())
                 assert told == {0: start + 3}, f"{policy}: committed up to {start + 3}, positions are {told}"
+
+
+async def test_topic_configs_are_those_that_a_topic_can_have(env: Env) -> None:
+    """Lowercase words joined by dots, none twice and none of the kernel's, of which a sentence says what they are;
+    a default is one of the values, and of the defaults, the raw configs and those of policies nothing is wrong."""
+    spec = spec_of(env)
+    try:
+        table = topic_config_table(spec, {}, {})
+    except PenstockError as error:
+        raise AssertionError(f"no broker takes these topic configs: {error}") from error
+    for config in spec.topic_configs:
+        assert _NAME.fullmatch(config.name), f"a name of other than lowercase words: {config.name!r}"
+        assert config.doc.strip(), f"nothing says what it is: {config.name}"
+        assert len(config.doc.splitlines()) == 1, f"it takes more than a sentence to say: {config.name}"
+        if config.type in ("boolean", "int", "long"):
+            assert not config.choices, f"a {config.type} has other values than those listed: {config.name}"
+    chosen = {"raw_configs": spec.raw_configs}
+    if spec.policies is not None:
+        chosen |= {f"the policy {policy}": configs for policy, configs in spec.policies.configs.items()}
+    chosen |= {"the defaults": {config.name: config.default for config in spec.topic_configs}}
+    for what, configs in chosen.items():
+        for name, value in configs.items():
+            try:
+                kept = table.validate(LAKE_PREFIX + name, value)
+            except KafkaError as error:
+                raise AssertionError(f"no topic can have what {what} says: {error}") from error
+            assert kept == value, f"{what}: a topic has it as {kept!r} instead of {value!r}: {name}"
+        fault = spec.fault_of(topic_of(env, configs).configs)
+        assert fault == "", f"{what} can't be used: {fault}"
+
+
+async def test_what_is_wrong_with_configs_is_told(env: Env) -> None:
+    """One sentence, empty if nothing is wrong, the same each time, for whatever values a topic can have: it never
+    raises, and tells no more of a long value than a person can read."""
+    spec = spec_of(env)
+    table = topic_config_table(spec, {}, {})
+    values = {config.name: list(_values(table, config)) for config in spec.topic_configs}
+    told: list[tuple[Mapping[str, str], str]] = []
+    defaults = {config.name: config.default for config in spec.topic_configs}
+    each = [{**defaults, name: value} for name, some in values.items() for value in some]
+    several = [{name: env.random.choice(some) for name, some in values.items()} for _ in range(len(each))]
+    for values_of_all in each + several:
+        configs = MappingProxyType(values_of_all)
+        try:
+            fault = spec.fault_of(configs)
+        except Exception as error:
+            raise AssertionError(f"it must not raise: {type(error).__name__}: {str(error)[:200]}") from error
+        assert isinstance(fault, str), f"what is wrong is a text, empty if nothing is: {fault!r}"
+        assert fault.isprintable(), f"no sentence for people: {fault[:200]!r}"
+        assert len(fault) <= _FAULT_CHARS_MAX, f"no sentence has {len(fault)} characters: {fault[:200]}..."
+        told.append((configs, fault))
+    for before, fault in reversed(told):
+        assert spec.fault_of(before) == fault, f"of the same values something else is said: {fault}"
+
+
+def _values(table: TopicConfigTable, config: LakeTopicConfig) -> Iterator[str]:
+    """Some that a topic can have, as the kernel hands them over."""
+    for value in config.choices or _VALUES:
+        with suppress(KafkaError):
+            yield table.validate(LAKE_PREFIX + config.name, value)
 
 
 @clause(level=4, claims="maintains")

@@ -15,6 +15,9 @@ from penstock_conformance._meeting import Meeting, patience_for
 
 KIND = "lake_compactor"
 
+#: More than a table has until its first commit is done: made, claimed, written, sent.
+_STEPS_MAX = 6
+
 
 @clause(level=2, claims="maintains")
 async def test_a_newer_owner_may_come_during_maintenance(env: Env) -> None:
@@ -46,6 +49,49 @@ async def test_a_newer_owner_may_come_during_maintenance(env: Env) -> None:
                 meet = _ignore
             await newer.has_ended()
             await check_table(compactor, topic, {0: max(position, *told)})
+
+
+@clause(level=4)
+async def test_who_is_fenced_while_a_reply_is_lost_goes_on_behind_nobody(env: Env) -> None:
+    """Whoever claims the table and commits at a step of another's opening or commits, of which the reply is then
+    lost, finds all, and loses nothing: the owner of before may learn that it was done, and changes nothing more."""
+    watch = spec_of(env).watch
+    if watch is None:
+        not_applicable("the plugin doesn't tell its steps")
+    topic = topic_of(env)
+    told = [0]
+    patience_s = await patience_for(partial(_go_on, env, topic, 1, told))
+    async with env.open() as compactor:
+        meet: Callable[[str], None] = _ignore
+
+        def stepped(name: str) -> None:
+            meet(name)
+
+        watch(compactor, stepped)
+        for step in range(1, _STEPS_MAX + 1):
+            newer = Meeting(partial(_go_on, env, topic, 2 * step + 1, told), step, patience_s)
+
+            def lose(name: str, newer: Meeting = newer) -> None:
+                newer.meet()
+                if newer.was_met:
+                    raise UnavailableError(f"the reply is lost: step={name}")
+
+            meet = lose
+            acknowledged = told[-1]
+            with suppress(FencedError, ConflictError, UnavailableError):
+                async with compactor.open_table(topic, 2 * step) as table:
+                    position = (await table.positions()).get(0, 0)
+                    for count in (3, 2, 1):  # the reply to the first is lost, if it wasn't that to the claim
+                        await table.write(made(0, position, position + count))
+                        position += count
+                        await table.commit({0: position})
+                        acknowledged = position
+            meet = _ignore
+            came = await newer.has_ended()
+            found = await check_table(compactor, topic)
+            assert found.get(0, 0) >= max(acknowledged, *told), "a commit is lost"
+            if not came:
+                break
 
 
 def _ignore(_: str) -> None:

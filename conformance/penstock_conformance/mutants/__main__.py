@@ -44,7 +44,7 @@ def try_mutant(mutant: Mutant, all_clauses: bool = False, alone: bool = False) -
     for seed in range(_LIVES if mutant.kind == STRATEGY else _TRIES[mutant.level]):
         target = Target(
             kind=mutant.kind,
-            plugin="mutant",
+            plugin=mutant.plugin,
             settings=mutant.all_settings(),
             modules=("penstock_conformance.mutants",),
             levels=(mutant.level,),

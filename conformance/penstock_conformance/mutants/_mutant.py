@@ -33,8 +33,8 @@ class Mutant:
     """``caught_by`` are clauses, all of which must fail; they are of ``level``.
 
     One that ``hangs`` is caught by their deadlines instead. One that is caught by how files are written needs a
-    medium that is ``on_disk``. What is wrong with a strategy is its plugin of the kind ``part``; ``settings`` are
-    those of the other parts.
+    medium that is ``on_disk``. One whose registration is wrong has a ``plugin`` of its own. What is wrong with a
+    strategy is its plugin of the kind ``part``; ``settings`` are those of the other parts.
     """
 
     kind: str
@@ -46,9 +46,12 @@ class Mutant:
     on_disk: bool = False
     part: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
+    plugin: str = NAME
 
     def all_settings(self) -> Mapping[str, str]:
         """What selects it: settings of the plugin, or of a strategy."""
+        if self.plugin != NAME:
+            return {}
         if not self.part:
             return {"defect": self.defect}
         return {f"{self.part}.plugin": NAME, f"{self.part}.defect": self.defect, **self.settings}
@@ -67,6 +70,7 @@ def mutant(
     on_disk: bool = False,
     part: str = "",
     settings: Mapping[str, str] | None = None,
+    plugin: str = NAME,
 ) -> Callable[[C], C]:
     """Register a class as the mutant ``defect`` of ``kind``."""
     assert caught_by, "a mutant names the clauses that must catch it"
@@ -74,7 +78,7 @@ def mutant(
     def register(made: C) -> C:
         assert (kind, defect) not in MUTANTS, f"two mutants of one name: {kind} {defect}"
         MUTANTS[kind, defect] = Mutant(
-            kind, defect, caught_by, level, made, hangs, on_disk, part, settings or {}
+            kind, defect, caught_by, level, made, hangs, on_disk, part, settings or {}, plugin
         )
         return made
 

@@ -304,7 +304,9 @@ class LakeCompactor(Protocol):
 
         ``epoch`` fences: it grows with each claim of the topic. Once a table was opened with an epoch, commits and
         maintenance of whoever has it open with a lower one fail with FencedError, in any process, and change nothing;
-        opening it with a lower one fails likewise. An opening that is refused fences nobody.
+        opening it with a lower one fails likewise. An opening that is refused fences nobody. It holds for an owner,
+        too, that was fenced while the reply to its own commit was lost: it may find that its commit was done, and
+        goes on behind nobody else's.
 
         After an error its owner opens it again with the same epoch, which should leave no trace in the table: it may
         find over and over that it can't go on. What an earlier opening sent and didn't hear of is then in
@@ -345,5 +347,6 @@ class LakeCompactorSpec(PluginSpec[S, LakeCompactor]):
     policies: LakePolicies | None = None
     #: For checks: ``watch(compactor, step)`` has ``step(name)`` called after each thing that a commit or an opening
     #: does on a medium: a data file is written, the catalog has swapped. It may raise UnavailableError, as if the
-    #: reply to that were lost, or end the process; any thread may call it. None: the plugin can't.
+    #: reply to that were lost, and where the plugin looks up what became of it, it does so then; or end the process.
+    #: Any thread may call it. None: the plugin can't.
     watch: Callable[[LakeCompactor, Callable[[str], None]], None] | None = None

@@ -21,7 +21,7 @@ __all__ = (
 
 import contextlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
@@ -235,14 +235,16 @@ class Commit:
         )
         self._requirements = (*requirements, columns, AssertTableUUID(uuid=table.metadata.table_uuid))
 
-    def send(self) -> Landed:
+    def send(self, sent: Callable[[str], None]) -> Landed:
         """Send it; the table's metadata are then the new ones.
 
+        ``sent`` is called with the name of the step once the catalog has answered; what it raises is a lost reply.
         Raises LostError, after which nothing is left of it, UnknownError, after which everything is, and
         NoSuchTableError if there is no table any more.
         """
         try:
             self._table._do_commit(self._updates, self._requirements)
+            sent("sent")
         except CommitFailedException as error:
             # A proxy, or the catalog, may have tried twice: then the second try lost to the first.
             if self._landed():

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from penstock.errors import ConfigError
-from penstock.spi.lake import LakeTopicConfig
+from penstock.spi.lake import LakeTopicConfig, one_line
 from penstock.units import parse_duration_ms, parse_size
 
 _FORMATS = ("raw", "string", "json", "avro", "protobuf")
@@ -211,7 +211,9 @@ class TableConfigs:
         """The configs of a topic, some of which may be missing. Raises ConfigError with one sentence."""
         unknown = sorted(set(configs) - set(_DEFAULTS))
         if unknown:
-            raise ConfigError(f"there is no such topic config: name=penstock.lake.{unknown[0]}")
+            raise ConfigError(
+                f"there is no such topic config: name=penstock.lake.{one_line(unknown[0], 200)}"
+            )
         values = {**_DEFAULTS, **configs}
         for config in TOPIC_CONFIGS:
             if config.choices and values[config.name] not in config.choices:
@@ -325,7 +327,9 @@ def _fields(values: Mapping[str, str]) -> tuple[Field, ...]:
             )
         field = Field((match["of"] or match["column"]).strip(), transform, width)
         if any((field.column, field.transform) == (one.column, one.transform) for one in found):
-            raise _wrong("partition.by", values, f"a part stands there twice, column={field.column}")
+            raise _wrong(
+                "partition.by", values, f"a part stands there twice, column={one_line(field.column, 200)}"
+            )
         found.append(field)
         at = text.find(",", end) + 1 or len(text)
         at += text[at : at + 1] == " "
@@ -363,4 +367,4 @@ def _number(name: str, values: Mapping[str, str], least: int, most: int) -> int:
 
 
 def _wrong(name: str, values: Mapping[str, str], why: str) -> ConfigError:
-    return ConfigError(f"penstock.lake.{name} can't be that, {why}: value={values[name][:200]}")
+    return ConfigError(f"penstock.lake.{name} can't be that, {why}: value={one_line(values[name], 200)}")

@@ -189,7 +189,7 @@ class OwnedTable:
             before, life = self.stamp, Life(self._epoch)
             stamp = replace(before, epoch=self._epoch, life=life.name, files=0)
             try:
-                landed = Commit(self.table, stamp, number=life.next_commit()).send()
+                landed = Commit(self.table, stamp, number=life.next_commit()).send(self._place.step)
             except LostError:
                 reload(self.table)
                 self.stamp = self._stamp_now()
@@ -314,7 +314,7 @@ class OwnedTable:
     def _send(self, commit: Commit) -> Landed:
         self._place.step("manifests written")
         self._place.catalogs.check()
-        landed = commit.send()
+        landed = commit.send(self._place.step)
         self._place.step("committed")
         return landed
 
