@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ("STRATEGIES", "Cost", "Outcome", "measure_cost", "simulate")
 
+import gc
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
@@ -62,6 +63,8 @@ def simulate(
     bug: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Outcome:
     """The history of ``seed`` with the WAL ``strategy``; ``bug``, a defect to be found, is entered around it."""
+    # The history before, whose garbage is as young as that; what was there before it isn't looked at.
+    gc.collect(1)
     registry = _registry()
     kind, plugin, own = _MEDIA[strategy]
     medium = kind(registry, plugin, {**own, **(settings or {})})

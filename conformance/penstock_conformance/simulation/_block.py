@@ -290,7 +290,7 @@ class BlockMedium(Medium):
         super().begin(loop, random, bucket)
         checked: Any = validate_settings(self.spec, self.settings)
         self.disk = _Disk(loop, random, checked.capacity)
-        SimulatedWriter.turns = Turns(loop, random)
+        self._turns = Turns(loop, random)
 
     def _new_device(self) -> SimulatedDevice:
         return SimulatedDevice(self.disk, self._find_header, shared=bool(self.settings.get("shared")))
@@ -308,11 +308,12 @@ class BlockMedium(Medium):
             mock.patch.object(inspect, "_ReadOnlyFile", lambda _: _ReadOnlyDisk(self.disk)),
             mock.patch.object(inspect, "check_place", lambda _: any(self.disk.seen)),
             mock.patch.object(inspect, "run_in_thread", SimulatedWriter.run_in_turn),
+            mock.patch.object(SimulatedWriter, "turns", self._turns, create=True),
         ):
             try:
                 yield
             finally:
-                SimulatedWriter.turns.close()
+                self._turns.close()
 
     def set_pace(self, fault_rate: float, typical_s: float) -> None:
         self.disk.fault_rate = fault_rate

@@ -257,9 +257,6 @@ def _patched(loop: SimulatedLoop, seed: int) -> Iterator[None]:
         random.setstate(state)
         if collecting:
             gc.enable()
-            gc.collect(
-                0
-            )  # all that came since: it is as young as that, and what was there before isn't looked at
 
 
 def run_simulated(main: Callable[[SimulatedLoop], Coroutine[Any, Any, T]], seed: int) -> T:
