@@ -75,15 +75,20 @@ async def test_snapshot_that_was_given_up_holds_nothing_up(env: Env) -> None:
         await _fill(log, 1, 7)
         await log.write_snapshot(MetadataSnapshot(2, b"first"))
         end, known = 7, 2
+        given: dict[int, bytes] = {}  # one that was given up may still land, also after others
         for number, turns in enumerate(_TURNS):
             body = make_body(number, 0, 3000)
+            given[end - 1] = body
             await given_up(turns, partial(log.write_snapshot, MetadataSnapshot(end - 1, body)))
             await log.append(end, _entry(end))
             end += 1
             found = await log.read_snapshot()
             assert found is not None, "the snapshot before one that was given up is gone"
-            assert found.index in (known, end - 2), f"a snapshot of {found.index} was never written"
-            assert found.index == known or found.data == body, "half of a snapshot came back"
+            assert found.index >= known, f"a snapshot of {found.index} came back, one of {known} was written"
+            assert found.index == known or found.index in given, (
+                f"a snapshot of {found.index} was never written"
+            )
+            assert found.data == given.get(found.index, found.data), "half of a snapshot came back"
             known = found.index
             wanted = [(index, _entry(index)) for index in range(known + 1, end)]
             assert await _read(log, known + 1) == wanted, "entries behind the newest snapshot are lost"
@@ -144,7 +149,7 @@ async def test_read_beside_appends_and_snapshots_is_whole(env: Env) -> None:
     """Entries up to the newest, each of them or an error: also as more are appended, and a snapshot is written."""
     async with env.open() as log:
         await _fill(log, 1, 21)
-        for place in (1, 9, 20):
+        for place in (1, 20, 9):  # what is below a snapshot may be gone for who begins there later
             end = log.statistics().last_index + 1
             seen: list[int] = []
             async for entry in log.read(1):

@@ -16,14 +16,11 @@ from penstock_conformance._body import check_body, make_body
 from penstock_conformance._child import MOMENTS, Child, killed
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, raises, together
+from penstock_conformance._listings import keys_listed
 
 KIND = "object_store"
 
 _PROCESSES = 4
-
-
-async def _listed(store: Any, prefix: str = "", start_after: str = "") -> list[str]:
-    return [info.key async for info in store.list(prefix, start_after)]
 
 
 def _shared(store: Any) -> None:
@@ -145,7 +142,7 @@ async def test_deleted_objects_are_gone(env: Env) -> None:
         for key in keys:
             await store.put(key, [b"x"])
         await store.delete([*keys[:20], "never/was"])
-        assert await _listed(store, "many/") == keys[20:]
+        assert await keys_listed(store, "many/") == keys[20:]
         with raises(NotFoundError):
             await store.get(keys[0])
         await store.delete(keys[:20])
@@ -167,7 +164,7 @@ async def test_listing_is_ordered(env: Env) -> None:
         for prefix in ("", "a", "a/", "ab/", "ab/1", "b/x", "c/", "nothing"):
             for start_after in ("", "a/", "a/b", "ab/1", "b", "c/a b", "zz"):
                 wanted = sorted(key for key in keys if key.startswith(prefix) and key > start_after)
-                got = await _listed(store, prefix, start_after)
+                got = await keys_listed(store, prefix, start_after)
                 assert got == wanted, (
                     f"prefix={prefix!r} start_after={start_after!r}: {got} instead of {wanted}"
                 )
@@ -181,14 +178,16 @@ async def test_listing_sees_completed_puts_at_once(env: Env) -> None:
     async with env.open() as store, env.open() as second:
         for number in range(10):
             await store.put(f"dir/{number}", [b"x"])
-            assert await _listed(store, "dir/") == [f"dir/{n}" for n in range(number + 1)], "a stale listing"
+            assert await keys_listed(store, "dir/") == [f"dir/{n}" for n in range(number + 1)], (
+                "a stale listing"
+            )
         await store.delete(["dir/3"])
-        assert "dir/3" not in await _listed(store, "dir/"), "a deleted object is listed"
+        assert "dir/3" not in await keys_listed(store, "dir/"), "a deleted object is listed"
         if store.capabilities.put_if_absent:
             await store.put_if_absent("dir/new", [b"x"])
-            assert "dir/new" in await _listed(store), "a created object isn't listed"
+            assert "dir/new" in await keys_listed(store), "a created object isn't listed"
         if store.location == second.location and store.capabilities.durable:
-            assert await _listed(second) == await _listed(store), "another opener's listing is stale"
+            assert await keys_listed(second) == await keys_listed(store), "another opener's listing is stale"
 
 
 @clause(claims="durable")
@@ -198,7 +197,7 @@ async def test_objects_outlive_the_opener(env: Env) -> None:
         await child.finish()
     async with env.open() as store:
         assert check_body(await store.get("a/b")).sequence == 1
-        assert await _listed(store) == ["a/b"]
+        assert await keys_listed(store) == ["a/b"]
 
 
 @clause(claims="put_if_absent")
@@ -304,12 +303,14 @@ async def test_multipart_appears_whole(env: Env) -> None:
                 halves = [memoryview(buffer)[:middle], memoryview(buffer)[middle:]]
                 await upload.write_part(halves if key == "new" else (buffer,))
                 buffer[:] = bytes(len(buffer))  # may be reused once this returns
-            assert await _listed(store) == (["old"] if key == "new" else ["new", "old"]), "visible too early"
+            assert await keys_listed(store) == (["old"] if key == "new" else ["new", "old"]), (
+                "visible too early"
+            )
             if key == "old":
                 assert bytes(await store.get("old")) == b"old", "replaced too early"
             await upload.complete()
             assert bytes(await store.get(key)) == b"".join(parts), "other bytes than were written"
-        assert await _listed(store) == ["new", "old"]
+        assert await keys_listed(store) == ["new", "old"]
 
 
 @clause(claims="multipart")
@@ -322,7 +323,7 @@ async def test_aborted_multipart_leaves_nothing(env: Env) -> None:
             await upload.write_part([b"x" * 100_000])
             await upload.abort()
             await upload.abort()
-        assert await _listed(store) == ["old"], "an aborted upload is listed"
+        assert await keys_listed(store) == ["old"], "an aborted upload is listed"
         assert bytes(await store.get("old")) == b"old"
         finished = await store.create_multipart("new")
         await finished.write_part([b"kept"])
@@ -337,7 +338,7 @@ async def test_unclaimed_put_if_absent_is_refused(env: Env) -> None:
     async with env.open() as store:
         with raises(InvalidRequestError):
             await store.put_if_absent("key", [b"x"])
-        assert await _listed(store) == []
+        assert await keys_listed(store) == []
 
 
 @clause(refuses="ordered_listing")
@@ -347,8 +348,8 @@ async def test_unclaimed_start_of_a_listing_is_refused(env: Env) -> None:
         for key in ("b", "a", "c"):
             await store.put(key, [b"x"])
         with raises(InvalidRequestError):
-            await _listed(store, start_after="a")
-        assert sorted(await _listed(store)) == ["a", "b", "c"]
+            await keys_listed(store, start_after="a")
+        assert sorted(await keys_listed(store)) == ["a", "b", "c"]
 
 
 @clause(refuses="compare_and_swap")
@@ -409,7 +410,7 @@ async def test_cancelled_put_is_whole_or_nothing(env: Env) -> None:
                 for _ in range(turns):
                     await checkpoint()
                 tasks.cancel_scope.cancel()
-            for listed in await _listed(store):
+            for listed in await keys_listed(store):
                 assert listed.startswith("cancelled/"), f"debris of a cancelled put is listed: key={listed}"
                 check_body(await store.get(listed))
         await store.put("cancelled/0", [make_body(0, 99, 50)])
@@ -425,7 +426,7 @@ async def test_statistics_count(env: Env) -> None:
             await store.get("b")
         await store.put("b", [b"y" * 50])
         await store.get("a")
-        await _listed(store)
+        await keys_listed(store)
         await store.delete(["a"])
         counters = store.statistics()
         assert counters.puts >= 2
@@ -548,7 +549,7 @@ async def test_acknowledged_objects_survive_a_kill(env: Env) -> None:
         for key, sequence in await killed(env, "put_until_killed", moment, 25, **order):
             acked[key] = owner * 1_000_000 + sequence
         async with env.open() as store:
-            listed = await _listed(store)
+            listed = await keys_listed(store)
             assert set(listed) <= set(keys), f"debris of a crash is listed: {sorted(set(listed) - set(keys))}"
             for key, last in acked.items():
                 label = check_body(await store.get(key))

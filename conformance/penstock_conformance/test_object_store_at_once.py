@@ -15,16 +15,13 @@ from penstock_conformance._body import make_body
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises, together
 from penstock_conformance._jobs import WRITES, write
+from penstock_conformance._listings import keys_listed
 
 KIND = "object_store"
 
 _TURNS = 4
 #: More listings at once than a client has connections, or workers.
 _LISTINGS = 70
-
-
-async def _listed(store: Any, prefix: str = "", start_after: str = "") -> list[str]:
-    return [info.key async for info in store.list(prefix, start_after)]
 
 
 def _ways(store: Any) -> Sequence[str]:
@@ -119,7 +116,7 @@ async def test_upload_under_way_is_nothing_yet(env: Env) -> None:
             await upload.write_part([b"part"])
             with raises(NotFoundError):
                 await store.head(key)
-            assert await _listed(store, key) == [], "an upload that isn't complete is listed"
+            assert await keys_listed(store, key) == [], "an upload that isn't complete is listed"
             if store.capabilities.put_if_absent:
                 await store.put_if_absent(key, [b"created meanwhile"])
                 with raises(AlreadyExistsError):
@@ -162,9 +159,9 @@ async def test_listing_begins_with_what_another_opener_has_put_by_then(env: Env)
             key = f"seen/{number}"
             with raises(NotFoundError):
                 await second.head(key)
-            assert key not in await _listed(second, "seen/")
+            assert key not in await keys_listed(second, "seen/")
             await store.put(key, [b"x" * number])
-            assert key in await _listed(second, "seen/"), "another opener's object isn't listed"
+            assert key in await keys_listed(second, "seen/"), "another opener's object isn't listed"
             assert (await second.head(key)).size == number
             await store.put(key, [b"larger" * 3])
             infos = [info.size async for info in second.list(key)]
@@ -197,7 +194,7 @@ async def test_listings_that_are_left_half_way_keep_nobody_out(env: Env) -> None
             await anext(listing)
         await store.put("half/new", [b"y"])
         await store.delete([keys[2]])
-        assert await _listed(store, "half/") == [*keys[:2], "half/new"]
+        assert await keys_listed(store, "half/") == [*keys[:2], "half/new"]
         for listing in listings:
             await listing.aclose()
 
@@ -221,7 +218,7 @@ async def test_folder_that_others_empty_takes_what_is_put(env: Env) -> None:
                 gone = [f"{folder}/old", f"{folder}/absent"]
                 await together([put, partial(_later, turns, partial(store.delete, gone))])
                 assert bytes(await store.get(f"{folder}/new")) == b"new"
-                assert await _listed(store, f"{folder}/") == [f"{folder}/new"]
+                assert await keys_listed(store, f"{folder}/") == [f"{folder}/new"]
 
 
 async def test_places_know_nothing_of_each_other(env: Env) -> None:
@@ -238,7 +235,7 @@ async def test_places_know_nothing_of_each_other(env: Env) -> None:
                 await place.put(f"only/{body[:4].decode()}", [body])
             for place, body in zip((store, another), bodies, strict=True):
                 assert bytes(await place.get("key")) == body, "the bytes of another place"
-                assert await _listed(place, "only/") == [f"only/{body[:4].decode()}"]
+                assert await keys_listed(place, "only/") == [f"only/{body[:4].decode()}"]
         await store.delete(["key"])
         assert bytes(await another.get("key")) == b"else-2"
         with raises(NotFoundError):
@@ -260,7 +257,7 @@ async def test_who_only_looks_makes_nothing(env: Env) -> None:
     async with empty.open(read_only=True) as store:
         with raises(NotFoundError):
             await store.get("missing")
-        assert await _listed(store) == []
+        assert await keys_listed(store) == []
     assert tree(empty.data_dir) == {}, f"who only looks has made {sorted(tree(empty.data_dir))[:3]}"
     async with env.open() as store:
         await store.put("folder/key", [b"body"])
@@ -270,5 +267,5 @@ async def test_who_only_looks_makes_nothing(env: Env) -> None:
         if durable:
             assert bytes(await store.get("folder/key")) == b"body"
             assert (await store.head("folder/key")).size == 4
-            assert await _listed(store) == ["folder/key"]
+            assert await keys_listed(store) == ["folder/key"]
     assert tree(env.data_dir) == before, "who only looks has changed what is there"

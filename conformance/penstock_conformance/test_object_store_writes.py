@@ -18,7 +18,7 @@ from penstock_conformance._child import Child, Moment, killed
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises, together
 from penstock_conformance._jobs import WRITES, write
-from penstock_conformance._listings import check_listings_beside_each_other
+from penstock_conformance._listings import check_listings_beside_each_other, in_order, keys_listed
 
 KIND = "object_store"
 
@@ -51,10 +51,6 @@ def _shared(store: Any) -> None:
 
 def _pieces(body: bytes, size: int = 256 * 1024) -> list[Buffer]:
     return [body[at : at + size] for at in range(0, len(body), size)]
-
-
-async def _listed(store: Any, prefix: str = "") -> list[str]:
-    return [info.key async for info in store.list(prefix)]
 
 
 # --- 1: semantics
@@ -228,7 +224,9 @@ async def test_listings_are_each_for_itself(env: Env) -> None:
         async for info in store.list("each/"):
             told.append(info.key)
             await store.delete([info.key])
-        assert told == keys, f"a listing whose objects are deleted tells {len(told)} of {len(keys)}"
+        assert in_order(store, told) == keys, (
+            f"a listing whose objects are deleted tells {len(told)} of {len(keys)}"
+        )
         for key in keys:
             await store.put(key, [b"x"])
         told = []
@@ -247,7 +245,7 @@ async def test_openers_end_each_for_itself(env: Env) -> None:
         key = f"opener/{number}"
         await store.put(key, [key.encode()])
         assert bytes(await store.get(key)) == key.encode()
-        assert key in await _listed(store)
+        assert key in await keys_listed(store)
 
     async with AsyncExitStack() as last:
         for number in range(3):
@@ -333,7 +331,7 @@ async def test_created_and_completed_objects_survive_a_kill(env: Env) -> None:
                 except NotFoundError:
                     raise AssertionError(f"{way} was acknowledged and is lost: key={key}") from None
                 assert label == (owner, sequence), f"another object than {way} wrote: key={key}"
-            listed = await _listed(store)
+            listed = await keys_listed(store)
             for key in listed:
                 try:
                     check_body(await store.get(key))

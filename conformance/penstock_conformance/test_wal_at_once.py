@@ -23,6 +23,8 @@ KIND = "wal"
 
 #: Turns of the event loop after which somebody gives up, or another comes.
 _TURNS = (0, 1, 2, 3, 5)
+#: Appends that follow each other without a pause; of a slow log there would be millions.
+_AT_FULL_SPEED = 20_000
 
 
 # --- trims
@@ -135,15 +137,14 @@ async def test_what_is_under_way_when_the_log_is_left_is_answered(env: Env) -> N
             if wal.capabilities.durability_domain == "process":
                 continue
             found = [bytes(entry.data) for entry in await recovered(wal)]
-            wanted = [
-                body
-                for append, body in zip(pending, make_bodies(2, owner=1), strict=True)
-                if not append.error
-            ]
-            wanted = [*make_bodies(6)[4:], *wanted]
-            assert found[-len(wanted) :] == wanted or found[-len(wanted) - 2 :][: len(wanted)] == wanted, (
-                "entries are lost that weren't trimmed"
-            )
+            # what is trimmed may come again, and what wasn't acknowledged may be there
+            every = [*make_bodies(6), *make_bodies(2, owner=1)]
+            begin = every.index(found[0]) if found and found[0] in every else len(every)
+            end = begin + len(found)
+            assert found == every[begin:end], "other entries than were appended, or in another order"
+            acked = 6 + sum(append.error is None for append in pending)
+            assert begin <= 4, "entries are lost that weren't trimmed"
+            assert end >= acked, f"of {acked} acknowledged entries the last {acked - end} are lost"
             if "seal" in returned:
                 with raises(PenstockError):
                     await wal.append([b"later"]).wait_durable()
@@ -157,7 +158,8 @@ async def test_entries_that_keep_coming_hold_no_other_up(env: Env) -> None:
     async with env.open() as wal:
         await recovered(wal)
         old = (await append_all(wal, make_bodies(2)))[-1]
-        until = time.monotonic() + env.target.deadline_s / 8
+        until = time.monotonic() + env.target.deadline_s / 4
+        count = 0
         first = last = wal.append([b"first"])
         trimmed: list[bool] = []
 
@@ -165,25 +167,25 @@ async def test_entries_that_keep_coming_hold_no_other_up(env: Env) -> None:
             await wal.trim(old.next_position)
             trimmed.append(True)
 
-        is_full = False
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(trim)
             while not (first.done and trimmed) and time.monotonic() < until:
                 try:
                     last = wal.append([b"another"])
                 except FullError:
-                    is_full = True
                     break
-                await checkpoint()
-            had_to_wait = not first.done, not trimmed
+                count += 1
+                await (checkpoint() if count < _AT_FULL_SPEED else anyio.sleep(0.001))
+            had_to_wait = not first.done
+            trim_had_to_wait = not trimmed and time.monotonic() >= until
             together_with: list[bool] = []
             first.set_callback(lambda _: together_with.append(wal.statistics().pending_entries == 0))
             await last.wait_durable()
-        if is_full:  # a medium may be slower than that, and takes the first group alone all the same
-            assert not (had_to_wait[0] and together_with[0]), "nothing became durable until nothing more came"
-        else:
-            assert not had_to_wait[0], "nothing became durable as long as more was appended"
-            assert not had_to_wait[1], "a trim didn't return as long as something was appended"
+        # a medium may be slower than that, and takes the first group alone all the same
+        assert not (had_to_wait and together_with[0]), "nothing became durable until nothing more came"
+        assert had_to_wait or not trim_had_to_wait, (
+            "a trim didn't return as long as something was appended, and entries became durable meanwhile"
+        )
 
 
 async def test_statistics_know_what_a_callback_is_told(env: Env) -> None:
@@ -298,6 +300,8 @@ async def test_formatting_asks_before_anything_is_lost(env: Env) -> None:
     identity = await env.identify() if claims_identity else None
     asked: list[str] = []
     for words in ("", "yes", "force", "erase", "-"):
+        if words in asked:
+            continue
         try:
             await env.format(words)
         except ConfigError as error:
@@ -308,7 +312,10 @@ async def test_formatting_asks_before_anything_is_lost(env: Env) -> None:
             "who was refused has changed the log"
         )
     check_same(await read(env, 2), bodies, "of a log whose formatting was refused")
-    assert asked, "the error doesn't quote the words that it asks for"
+    if not asked:
+        not_applicable(
+            "the error doesn't quote the words that it asks for: nobody can tell them from the others"
+        )
     for words in asked:  # the error may quote other things, too
         try:
             await env.format(words)

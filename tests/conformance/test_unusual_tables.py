@@ -16,9 +16,9 @@ from tests.patience import HANG_S
 #: The ways of each kind's unusual plugin, those that differ most first, the levels, and the clauses.
 _WAYS: dict[str, tuple[Sequence[str], Sequence[int], str]] = {
     "object_store": (
-        ["no_conditions", "tiny_pages", "loses_replies", "gives_views", "compresses"],
+        ["lists_in_any_order", "no_conditions", "tiny_pages", "loses_replies", "gives_views", "compresses"],
         (1,),
-        "operations_agree or told_alike or minds_empty or listings_are_each",
+        "operations_agree or told_alike or minds_empty or listings_are_each or deleted_objects or half_way",
     ),
     "wal": (
         [
@@ -26,7 +26,10 @@ _WAYS: dict[str, tuple[Sequence[str], Sequence[int], str]] = {
             *("completes_one_by_one", "compresses", "gives_copies", "in_memory"),
         ],
         (1, 4),
-        "trim_past or trim_below or part_permits or end_of_an_empty or a_callback or failed_writes or power_cut",
+        (
+            "trim_past or trim_below or part_permits or end_of_an_empty or a_callback or failed_writes or power_cut"
+            " or formatting"
+        ),
     ),
     "log_cache": (
         ["entry_by_entry", "evicts_blocks", "flat", "copies", "compacts_frozen_blocks", "drops_with_blocks"],

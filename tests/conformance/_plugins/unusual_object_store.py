@@ -65,6 +65,8 @@ class Way:
     #: Conditions are told by looking first, under a lock.
     looks_first: bool = False
     one_at_a_time: bool = False
+    #: Listings come in any order.
+    ordered: bool = True
 
 
 WAYS = {
@@ -83,6 +85,7 @@ WAYS = {
     "loses_replies": Way(loses_replies=True),
     "looks_first": Way(looks_first=True),
     "one_at_a_time": Way(one_at_a_time=True),
+    "lists_in_any_order": Way(ordered=False),
 }
 
 
@@ -119,6 +122,7 @@ class UnusualStore:
             put_if_absent=way.put_if_absent,
             compare_and_swap=way.compare_and_swap,
             multipart=way.multipart,
+            ordered_listing=way.ordered,
             requests_max=1 if way.one_at_a_time else 8,
         )
 
@@ -243,10 +247,15 @@ class UnusualStore:
         await self._ask("deletes", work)
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        if start_after:
+            await self._refuse("ordered_listing")
+        beyond, order = (">", "asc") if self._way.ordered else ("<", "desc")
+        start_after = start_after if self._way.ordered else "~~"
+
         def work(after: str) -> list[Any]:
             return self._database.execute(
-                "select key, body, modified, token from objects where key > ? and substr(key, 1, ?) = ?"
-                " order by key limit ?",
+                f"select key, body, modified, token from objects where key {beyond} ? and substr(key, 1, ?) = ?"
+                f" order by key {order} limit ?",
                 (after, len(prefix), prefix, self._way.page),
             ).fetchall()
 

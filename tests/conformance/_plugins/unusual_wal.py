@@ -20,7 +20,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +33,7 @@ from anyio.lowlevel import checkpoint
 
 from penstock.errors import (
     ClosedError,
+    ConfigError,
     CorruptError,
     FencedError,
     FullError,
@@ -627,6 +628,17 @@ async def _identify(settings: Settings, services: Services) -> str | None:
     return None if owner is None else owner.log_id
 
 
+async def _format(settings: Settings, services: Services, consent: str) -> Mapping[str, object]:
+    if consent != "force" and await _identify(settings, services) is not None:
+        raise ConfigError("there is a log; it goes for who says 'force'")
+    medium = _medium(settings, services)
+    try:
+        medium.replace("owner", b"")
+    finally:
+        medium.close()
+    return {}
+
+
 @hookimpl
 def penstock_register_wal() -> WalSpec[Settings]:
     return WalSpec(
@@ -636,4 +648,5 @@ def penstock_register_wal() -> WalSpec[Settings]:
         capabilities=_capabilities(WAYS["plain"]),
         open=_open,
         identify=_identify,
+        format=_format,
     )
