@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -91,6 +91,14 @@ class LogStatistics:
     partitions: Annotated[int, gauge("partitions", "Their partitions that this broker leads.")]
     pending_changes: Annotated[int, gauge("changes", "Changes of topics that are under way.")]
     jobs: JobsStatistics
+
+
+class _Start(NamedTuple):
+    """Where a partition is to start, by the configs that it had then."""
+
+    partition: Partition
+    offset: int
+    config: PartitionConfig
 
 
 class LogManager:
@@ -582,13 +590,13 @@ class LogManager:
         """
         now_ms = self._now_ms()
         partitions = [p for topic in self._topics.values() for p in topic.partitions.values()]
-        starts: list[tuple[int, int]] = []
+        starts: list[_Start] = []
         moved = 0
         errors: list[PenstockError] = []
         for chunk in pieces(partitions, SLICE_PARTITIONS):
             starts += await self._expire(chunk, now_ms, errors)
             if len(starts) >= STREAMS_PER_COMMAND or chunk[-1] is partitions[-1]:
-                moved += await self._trim(starts, errors)
+                moved += await self._trim(starts, now_ms, errors)
                 starts = []
             await anyio.lowlevel.checkpoint()
         if moved:
@@ -599,28 +607,37 @@ class LogManager:
 
     async def _expire(
         self, partitions: Sequence[Partition], now_ms: int, errors: list[PenstockError]
-    ) -> list[tuple[int, int]]:
-        """Make these partitions ready for the starts that retention asks for; returns (stream id, start)."""
-        starts: list[tuple[int, int]] = []
+    ) -> list[_Start]:
+        """Make these partitions ready for the starts that retention asks for."""
+        starts: list[_Start] = []
 
-        async def prepare(partition: Partition, start: int) -> None:
+        async def prepare(asked: _Start) -> None:
+            partition, offset, _ = asked
             try:
-                await partition.save_producers(start)
+                await partition.save_producers(offset)
             except PenstockError as error:
                 errors.append(kept(error))
             else:
-                starts.append((partition.stream.stream_id, start))
-                logger.debug("retention moves %s-%d to offset %d", partition.topic, partition.index, start)
+                starts.append(asked)
+                logger.debug("retention moves %s-%d to offset %d", partition.topic, partition.index, offset)
 
         async with anyio.create_task_group() as tasks:
             for partition in partitions:
                 partition.producers.expire(now_ms)
-                start = partition.expired_offset(now_ms)
-                if start > partition.log_start_offset:
-                    tasks.start_soon(prepare, partition, start)
+                offset = partition.expired_offset(now_ms)
+                if offset > partition.log_start_offset:
+                    tasks.start_soon(prepare, _Start(partition, offset, partition.config))
         return starts
 
-    async def _trim(self, starts: list[tuple[int, int]], errors: list[PenstockError]) -> int:
+    async def _trim(self, asked: list[_Start], now_ms: int, errors: list[PenstockError]) -> int:
+        # who was told meanwhile that other configs are in force finds what these keep; what is being changed is left
+        # to the next run
+        starts = [
+            (one.partition.stream.stream_id, one.offset)
+            for one in asked
+            if one.partition.topic not in self._changes
+            and (one.config is one.partition.config or one.offset <= one.partition.expired_offset(now_ms))
+        ]
         try:
             if starts:
                 await self._engine.trim_streams(starts)

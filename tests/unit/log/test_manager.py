@@ -410,6 +410,37 @@ async def test_producers_go_on_after_a_crash_though_what_they_wrote_was_deleted(
         assert codes(append(partition, batch(b"c", producer=(7, 0, 2)))) == [0]
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["told", "under way"])
+async def test_retention_spares_what_other_configs_keep_that_came_while_it_ran(
+    world: World, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I1: whoever was told that they are in force finds the records, however long the producers' state took."""
+    ready = anyio.Event()
+
+    async def save(self: Partition, start: int) -> None:
+        await ready.wait()
+
+    monkeypatch.setattr(Partition, "save_producers", save)
+    async with open_logs(world) as logs:
+        partition = await logs.create(retention_bytes="0")
+        append(partition, batch(b"a"))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(logs.manager.clean)
+            await anyio.wait_all_tasks_blocked()
+            world.wal.automatic = told
+            tasks.start_soon(logs.manager.alter_configs, "events", {"retention.bytes": "1000"})
+            await anyio.wait_all_tasks_blocked()
+            assert logs.manager.is_changing("events") is not told
+            ready.set()
+            await anyio.wait_all_tasks_blocked()
+            world.wal.automatic = True
+            world.wal.complete()
+        assert partition.log_start_offset == 0
+        await logs.manager.alter_configs("events", {"retention.bytes": "0"})
+        assert await logs.manager.clean() == 1
+        assert partition.log_start_offset == 1
+
+
 async def test_an_upload_that_is_committed_while_the_broker_stops_is_no_error(world: World) -> None:
     async with open_logs(world) as logs:
         partition = await logs.create()
