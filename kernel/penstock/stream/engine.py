@@ -432,7 +432,6 @@ class StreamEngine:
                 return None
         # The WAL works: whoever waits tries again, and if it is full still, what came since is uploaded.
         self._wal_full = False
-        self._stored_end = run[-1][1].wal_position
         self._uncharged_entries += len(run)
         cache, is_closing = self._log_cache, self._closing
         put = cache.put
@@ -452,6 +451,8 @@ class StreamEngine:
                 on_done(None)
             except Exception as raised:  # noqa: BLE001 - the others are told before it is raised
                 first_error = first_error or kept(raised)
+        # not before: who is told may append, find the WAL full, and have all up to here trimmed
+        self._stored_end = run[-1][1].wal_position
         if newest is not None and self._uncharged_entries >= OVERHEAD_ENTRIES:
             self._charge_overhead(newest)
         if cache.active_bytes >= self._upload_bytes:

@@ -35,7 +35,7 @@ from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore
 from penstock.spi.plugin import Buffer, Services
 from penstock.spi.traffic import Traffic
-from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
+from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics, complete_all
 from penstock.stream.engine import EngineSettings, StreamEngine
 from penstock.stream.entry import decode_header
 from penstock.stream.events import BlockUploaded
@@ -101,15 +101,18 @@ class FakeWal:
             self.complete()
         return append
 
-    def complete(self, count: int | None = None) -> None:
-        """Make the oldest ``count`` pending appends durable."""
+    def complete(self, count: int | None = None, *, together: bool = False) -> None:
+        """Make the oldest ``count`` pending appends durable, one after the other or as one group."""
         due, self.pending = (
             self.pending[:count],
             self.pending[len(self.pending) if count is None else count :],
         )
         for append, data in due:
             self.durable.append(WalEntry(append.position, append.next_position, memoryview(data)))
-            append.complete()
+            if not together:
+                append.complete()
+        if together:
+            complete_all([append for append, _ in due])
 
     def fail(self) -> None:
         """Fail everything that is pending."""

@@ -39,6 +39,29 @@ async def test_a_trim_of_dead_data_spares_what_became_durable_before_it_ran(worl
         assert await e.read_all(1) == [(0, b"live")]
 
 
+async def test_a_trim_of_dead_data_spares_what_becomes_durable_with_it(world: World) -> None:
+    """I4: one group has the end of a deleted stream, whose writer appends again at once, and what must stay."""
+    async with world.open() as e:
+        world.wal.automatic = False
+
+        def append_again(_: Exception | None) -> None:
+            world.wal.full = True
+            with pytest.raises(FullError):
+                e.append(b"z", stream=1)
+            world.wal.full = False
+
+        e.engine.append(e.stream, 1, 0, memoryview(b"dead"), None, append_again)
+        outcome = e.append(b"live", stream=1)
+        e.engine.forget_streams([e.stream.stream_id])
+        world.wal.complete(together=True)
+        assert outcome == [None]
+        world.wal.automatic = True
+        await anyio.wait_all_tasks_blocked()
+    world.wal.crash()
+    async with world.open() as e:
+        assert await e.read_all(1) == [(0, b"live")]
+
+
 async def test_a_drain_ends_when_the_last_appends_fail_while_the_wal_is_full(world: World) -> None:
     async with world.open() as e:
         world.wal.automatic = False
