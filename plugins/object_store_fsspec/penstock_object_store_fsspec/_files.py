@@ -103,6 +103,8 @@ class FileTree:
         self._read_buffers = read_buffers()
         #: Directories whose own names are known to be durable.
         self._anchored: set[str] = set()
+        #: Directories whose sync failed, each with a number: what is seen in them needn't be durable.
+        self._unsynced: dict[str, int] = {}
 
     # --- life ------------------------------------------------------------------------------------------
 
@@ -271,6 +273,7 @@ class FileTree:
                     raise self._absent(key) from None
                 raise
             try:
+                self._sync_seen(key)
                 status = os.fstat(fd)
                 end = check_range(key, status.st_size, start, end)
                 if end - start >= DIRECT_READ_BYTES_MIN:
@@ -295,8 +298,9 @@ class FileTree:
     def head(self, key: str) -> ObjectInfo:
         with self._translated("stat", key):
             status = os.lstat(self._path(key))
-        if not stat.S_ISREG(status.st_mode):
-            raise self._absent(key)
+            if not stat.S_ISREG(status.st_mode):
+                raise self._absent(key)
+            self._sync_seen(key)
         return _info(key, status)
 
     def list(self, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
@@ -313,6 +317,7 @@ class FileTree:
                 # sorted are only those that are asked for: sorting all of a great many holds the GIL for long
                 paths = ((name, base + name) for name in _names(entries))
                 found = sorted(n for n, path in paths if path.startswith(prefix) or prefix.startswith(path))
+            self._sync_seen(base)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
@@ -386,7 +391,7 @@ class FileTree:
             except FileExistsError:
                 _refuse_foreign(target)
                 # The loser acts on what it finds there, so the winner's name must be durable too.
-                sync_directory(os.path.dirname(target))
+                self._sync(os.path.dirname(target))
                 raise AlreadyExistsError(f"the object exists: path={target!r}") from None
 
     def discard(self, partial: PartialFile) -> None:
@@ -413,7 +418,7 @@ class FileTree:
             directories.add(os.path.dirname(path))
         for directory in directories:
             with self._translated("delete", directory):
-                sync_directory(directory)
+                self._sync(directory)
 
     # --- helpers ---------------------------------------------------------------------------------------
 
@@ -436,12 +441,30 @@ class FileTree:
             self._check_root()
             make_directories(directory, self._access)
             step()
-        sync_directory(directory)
+        self._sync(directory)
         # A directory, whoever made it, is only there for good once its parents are synced, up to the root.
         fresh = [path for path in self._up_to_root(directory) if path not in self._anchored]
         for path in fresh:
-            sync_directory(os.path.dirname(path))
+            self._sync(os.path.dirname(path))
         self._anchored.update(fresh)
+
+    def _sync(self, directory: str) -> None:
+        before = self._unsynced.get(directory)
+        try:
+            sync_directory(directory)
+        except OSError:
+            self._unsynced[directory] = next(self._numbers)
+            raise
+        if before is not None and self._unsynced.get(directory) == before:  # none failed since this one began
+            self._unsynced.pop(directory, None)
+
+    def _sync_seen(self, key: str) -> None:
+        """Whoever acts on a name that is seen must find it after a power failure, also where its writer didn't."""
+        if self._unsynced:
+            directory = os.path.dirname(os.path.join(self.root, key))
+            for path in (*self._up_to_root(directory), self.root):
+                if path in self._unsynced:
+                    self._sync(path)
 
     def _up_to_root(self, directory: str) -> Iterator[str]:
         while directory != self.root:

@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from penstock_object_store_fsspec import _files
 from penstock_object_store_fsspec._files import FileTree
 from tests.patience import HANG_S
 
@@ -216,6 +217,39 @@ def test_a_failed_sync_is_unavailable_and_leaves_the_old_object(
             tree.put("k", [b"new"])
     assert bytes(tree.get("k", 0, None)) == b"old"
     assert len(_temporary(tree.root)) == 1
+
+
+@pytest.mark.parametrize("failing", ["a/b", "a"])
+@pytest.mark.parametrize("look", ["get", "head", "list"])
+def test_an_object_whose_name_could_not_be_synced_is_seen_once_it_is(
+    tree: FileTree, monkeypatch: pytest.MonkeyPatch, failing: str, look: str
+) -> None:
+    """Who finds it takes it for durable: an entry of metadata whose append was in doubt, or somebody else's."""
+    looks: dict[str, Callable[[], object]] = {
+        "get": lambda: bytes(tree.get("a/b/k", 0, None)),
+        "head": lambda: tree.head("a/b/k"),
+        "list": lambda: list(tree.list("a/b/", "")),
+    }
+    synced: list[str] = []
+    broken = True
+
+    def sync(directory: str) -> None:
+        name = os.path.relpath(directory, tree.root)
+        if broken and name == failing:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        synced.append(name)
+
+    monkeypatch.setattr(_files, "sync_directory", sync)
+    with pytest.raises(UnavailableError):
+        tree.put_if_absent("a/b/k", [b"x"])
+    with pytest.raises(UnavailableError):
+        looks[look]()
+    broken = False
+    assert looks[look]()
+    assert failing in synced
+    synced.clear()
+    looks[look]()
+    assert synced == []
 
 
 def test_short_writes_are_continued(tree: FileTree, monkeypatch: pytest.MonkeyPatch) -> None:
