@@ -18,16 +18,18 @@ from urllib.parse import urlparse
 from pyiceberg.manifest import DataFile, ManifestFile
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Snapshot, ancestors_of
-from pyiceberg.table.update import RemoveSnapshotsUpdate
+from pyiceberg.table.update import RemoveSchemasUpdate, RemoveSnapshotsUpdate
 
 from penstock.spi.lake import LakeMaintenance
 from penstock_iceberg_compactor._commit import LostError, head_of, newest_ms, send_updates
 from penstock_iceberg_compactor._configs import TableConfigs
+from penstock_iceberg_compactor._errors import passed_over
 from penstock_iceberg_compactor._files import undivided_spec
 from penstock_iceberg_compactor._find import is_shared
 from penstock_iceberg_compactor._io import Listed, listed, remove
 from penstock_iceberg_compactor._owned import Change, OutrunError, OwnedTable
 from penstock_iceberg_compactor._scan import read_parts
+from penstock_iceberg_compactor._schema import SCHEMAS_COLUMNS_MAX
 from penstock_iceberg_compactor._stamp import PREFIX
 
 logger = logging.getLogger("penstock.lake.iceberg")
@@ -41,6 +43,8 @@ _MANIFESTS_MAX = 10
 #: What is rewritten in one commit, which is as much as one that doesn't happen costs.
 _GROUP_BYTES = 2**30
 _GROUP_FILES = 1000
+#: So many of the newest schemas stay.
+_SCHEMAS_KEPT = 10
 
 #: Files that become one, as they were found.
 _Bin = Sequence[FileScanTask]
@@ -73,6 +77,8 @@ class Keeper:
             tasks, bins = self._small()
             done = self._rewrite(bins)
         expired, unneeded = self._expire(dry_run=dry_run)
+        if not dry_run:
+            self._drop_schemas()
         orphans = self._orphans(unneeded)
         removed = sum(unneeded.values()) + sum(file.size for file in orphans)
         if not dry_run:
@@ -209,6 +215,26 @@ class Keeper:
         needed = self._reach.of(one for one in metadata.snapshots if one.snapshot_id not in gone)
         theirs = self._reach.of(one for one in metadata.snapshots if one.snapshot_id in gone)
         return gone, {location: size for location, size in theirs.items() if location not in needed}
+
+    def _drop_schemas(self) -> None:
+        """Take schemas out of the metadata that no snapshot needs, if they are much of these.
+
+        A catalog that doesn't know how keeps them.
+        """
+
+        def change(table: Table) -> bool:
+            metadata = table.metadata
+            needed = {one.schema_id for one in metadata.snapshots} | {metadata.current_schema_id}
+            # another writer may be about to commit with one that was current a moment ago
+            old = sorted(one.schema_id for one in metadata.schemas)[:-_SCHEMAS_KEPT]
+            gone = [schema_id for schema_id in old if schema_id not in needed]
+            if metadata.last_column_id * len(gone) < SCHEMAS_COLUMNS_MAX // 10:
+                return False
+            update = RemoveSchemasUpdate.model_validate({"schema-ids": gone})
+            return send_updates(table, (update,))
+
+        with passed_over("removing schemas that no snapshot needs"):
+            self._owned.change("schemas removed", change)
 
     def _orphans(self, unneeded: Iterable[str]) -> list[Listed]:
         """Files below the table's place that no snapshot knows and that are older than the grace time."""

@@ -188,16 +188,24 @@ class DecodingReader:
             found.reject(failure.index, policy, why)
 
     def _without_reserved(self, rows: pa.Array, indices: pa.Array, found: _Findings) -> pa.Array:
-        """Rows without columns that the table has for other things; what held a value there follows the policy."""
-        taken = [column.name for column in rows.type if column.name in RESERVED]
-        for name in taken:
-            self._misfit(
-                rows.flatten()[rows.type.get_field_index(name)].is_valid(),
-                indices,
-                f'column "{name}" has a name that the table needs itself',
-                found,
-            )
-        return _without_columns(rows, taken)
+        """Rows without columns that the table has for other things, and keys that rows can't be told apart by.
+
+        What held a value there follows the policy.
+        """
+        taken = {
+            column.name: f'column "{column.name}" has a name that the table needs itself'
+            for column in rows.type
+            if column.name in RESERVED
+        }
+        if self._configs.mode != "append":
+            there = {column.name for column in self._type()}
+            for column in rows.type:
+                is_key = column.name in self._configs.key_columns and column.name not in there
+                if is_key and pa.types.is_nested(column.type):
+                    taken[column.name] = _parts_as_key(column.name)
+        for name, why in taken.items():
+            self._misfit(rows.flatten()[rows.type.get_field_index(name)].is_valid(), indices, why, found)
+        return _without_columns(rows, list(taken))
 
     def _fit(self, rows: pa.Array, indices: pa.Array, found: _Findings) -> pa.Array:
         from penstock_iceberg_compactor.decode import compare, conform
@@ -259,12 +267,13 @@ class DecodingReader:
         for name in self._configs.key_columns:
             column = name if name in table.schema.names else name.partition(".")[0]
             if column in table.schema.names and pa.types.is_nested(table.schema.field(column).type):
-                what = f"rows can't be told apart by a column with parts, set key.columns: column={name}"
-                found.reject(indices[0].as_py() if len(indices) else 0, "stop", what)
+                found.reject(indices[0].as_py() if len(indices) else 0, "stop", _parts_as_key(name))
             if name not in table.schema.names:  # no record had it so far
                 table = table.append_column(name, pa.nulls(table.num_rows))
             for at in pc.indices_nonzero(table.column(name).is_null()).to_pylist():
                 index = indices[at].as_py()
+                if found.is_gone(index):
+                    continue
                 if without[at].as_py() and records.keys[index] is None:
                     found.drop(index)  # it says neither what nor for whom
                 else:
@@ -308,11 +317,11 @@ class _Findings:
         reason = self._sentence(at, why)
         if policy == "stop":
             raise InvalidRequestError(reason)
-        if at not in self._by:
-            self._by[at] = (policy, reason)
-            self.reason = reason
-        if fits:
-            self._fits.add(at)
+        if at in self._by and (fits or self.is_gone(at)):
+            return
+        self._by[at] = (policy, reason)
+        self.reason = reason
+        (self._fits.add if fits else self._fits.discard)(at)
 
     def tell(self, at: int, why: str) -> None:
         """A value of record ``at`` is null for this reason."""
@@ -321,6 +330,10 @@ class _Findings:
     def _sentence(self, at: int, why: str) -> str:
         where = f"partition={self._records.partition} offset={self._records.offsets[at]}"
         return f"{one_line(why, _REASON_MAX)}: table={self._name} {where}"
+
+    def is_gone(self, at: int) -> bool:
+        """Whether record ``at`` is no row for a reason that is known."""
+        return at in self._by and at not in self._fits
 
     def drop(self, at: int) -> None:
         """Record ``at`` says nothing."""
@@ -378,6 +391,10 @@ def _without_columns(rows: pa.Array, names: Sequence[str]) -> pa.Array:
     return (
         conform(rows, pa.struct([one for one in rows.type if one.name not in names])).rows if names else rows
     )
+
+
+def _parts_as_key(name: str) -> str:
+    return f"rows can't be told apart by a column with parts, set key.columns: column={name}"
 
 
 def _storable(kind: pa.DataType) -> pa.DataType:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from anyio import to_thread
 from google.protobuf import descriptor_pb2
-from penstock_iceberg_compactor import _life, _owned
+from penstock_iceberg_compactor import _life, _maintain, _owned, _schema
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._configs import Field, TableConfigs, fault_of
 from penstock_iceberg_compactor._scan import read_parts
@@ -21,6 +21,8 @@ from penstock_iceberg_compactor._settings import Settings
 from penstock_iceberg_compactor.decode import Fitter, JsonDecoder
 from penstock_iceberg_compactor.decode._avro import AvroCodec
 from penstock_iceberg_compactor.decode._protobuf import ProtobufCodec, descriptor_pool
+from pyiceberg.schema import Schema
+from pyiceberg.types import StructType
 from tests.iceberg_place import load, opened, services, topic
 from tests.iceberg_readers import duckdb_with_iceberg
 from tests.lake_records import lake_records
@@ -182,6 +184,58 @@ async def test_columns_that_a_table_cant_have_dont_keep_others_from_it(tmp_path:
         assert [row["offset"] for row in content(compactor, "orders__dead_letter")] == [2]
 
 
+async def test_a_new_column_takes_no_time_for_each_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyiceberg makes a struct of all columns for each of them: minutes with 10,000."""
+    structs = 0
+    as_struct = Schema.as_struct
+
+    def counted(schema: Schema) -> StructType:
+        nonlocal structs
+        structs += 1
+        return as_struct(schema)
+
+    async with opened(tmp_path) as compactor:
+        configs: dict[str, Any] = {"value_format": "json"}
+        await put(compactor, objects({f"c{number}": 1 for number in range(200)}), **configs)
+        monkeypatch.setattr(Schema, "as_struct", counted)
+        await put(compactor, objects({f"c{number}": 1 for number in range(220)}), start=1, **configs)
+        assert structs < 100
+        assert len(load(compactor).schema().fields) == 221
+
+
+async def test_columns_that_change_too_often_follow_the_policy_until_old_schemas_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metadata of a table have all schemas that it had, and are read and written whole with each commit."""
+    for module in (_schema, _maintain):
+        monkeypatch.setattr(module, "SCHEMAS_COLUMNS_MAX", 20)
+    monkeypatch.setattr(_maintain, "_SCHEMAS_KEPT", 1)
+    configs: dict[str, Any] = {
+        "value_format": "json",
+        "on_schema_change": "dead_letter",
+        "snapshot_retention_ms": "0",
+        "snapshot_retention_count": "1",
+    }
+    async with opened(tmp_path) as compactor:
+        refused = None
+        start = 0
+        while refused is None:
+            written = await put(compactor, objects({f"c{start}": 1}), start=start, **configs)
+            refused = written.reason if written.rejected else None
+            start += 1
+        assert "its columns changed too often" in refused
+        before = len(load(compactor).metadata.schemas)
+        async with compactor.open_table(topic(**configs), 1) as table:
+            await table.maintain()
+        assert len(load(compactor).metadata.schemas) < before
+        written = await put(compactor, objects({f"c{start}": 1}), start=start, **configs)
+        assert not written.rejected
+        assert len(content(compactor)) == start
+        assert [row["offset"] for row in content(compactor, "orders__dead_letter")] == [start - 1]
+
+
 async def test_keys_that_change_their_type_follow_the_policy(tmp_path: Path) -> None:
     configs: dict[str, Any] = {
         "value_format": "json",
@@ -211,6 +265,23 @@ async def test_a_record_without_key_columns_follows_the_policy_also_as_the_first
         written = await put(compactor, objects({"v": 1}), **configs)
         assert written.rejected == {"dead_letter": 1}
         await put(compactor, objects({"id": 1, "v": 2}), start=1, **configs)
+        assert [(row["id"], row["v"]) for row in content(compactor)] == [(1, 2)]
+
+
+@pytest.mark.parametrize("policy", ["dead_letter", "null"])
+async def test_a_record_without_key_columns_is_no_row_although_a_null_would_make_it_fit(
+    tmp_path: Path, policy: str
+) -> None:
+    configs: dict[str, Any] = {
+        "value_format": "json",
+        "mode": "upsert",
+        "key_columns": "id",
+        "on_schema_change": "null",
+        "on_bad_record": policy,
+    }
+    async with opened(tmp_path) as compactor:
+        for start, values in enumerate(objects({"_key": 1, "v": 1}, {"id": 1, "v": 2}, {"_key": 1, "v": 3})):
+            await put(compactor, [values], start=start, **configs)
         assert [(row["id"], row["v"]) for row in content(compactor)] == [(1, 2)]
 
 
@@ -261,6 +332,21 @@ async def test_keys_with_parts_and_parts_as_keys_are_refused_in_words(tmp_path: 
     async with opened(tmp_path) as compactor:
         with pytest.raises(InvalidRequestError, match=r"can't be told apart by a column with parts"):
             await put(compactor, objects({"id": {"a": 1}}), **configs)
+
+
+async def test_one_key_with_parts_follows_the_policy_also_as_the_first_of_a_table(tmp_path: Path) -> None:
+    """It makes no column by which no other row could be told apart."""
+    configs: dict[str, Any] = {
+        "value_format": "json",
+        "mode": "upsert",
+        "key_columns": "id",
+        "on_schema_change": "dead_letter",
+    }
+    async with opened(tmp_path) as compactor:
+        written = await put(compactor, objects({"id": {"a": 1}}), **configs)
+        assert written.rejected == {"dead_letter": 1}
+        await put(compactor, objects({"id": 1}), start=1, **configs)
+        assert [row["id"] for row in content(compactor)] == [1]
 
 
 async def test_a_format_that_was_changed_loses_no_rows(tmp_path: Path) -> None:
