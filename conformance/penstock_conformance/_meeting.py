@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ("Meeting", "patience_for")
+__all__ = ("Guest", "Meeting", "patience_for")
 
+import queue
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Generic, TypeVar
 
 import anyio
 import anyio.to_thread
+
+T = TypeVar("T")
 
 
 class Meeting:
@@ -31,11 +36,6 @@ class Meeting:
             self._thread.start()
             self._thread.join(self._patience_s)
 
-    @property
-    def was_met(self) -> bool:
-        """Whether the last step was the one at which the other came."""
-        return self._left == 0
-
     async def has_ended(self) -> bool:
         """Whether it came, once it is done."""
         self._left = 0
@@ -52,3 +52,67 @@ async def patience_for(work: Callable[[], Awaitable[None]]) -> float:
     meeting.meet()
     await meeting.has_ended()
     return 0.05 + 3 * (time.monotonic() - began)
+
+
+class Guest(Generic[T]):
+    """Another owner who comes again and again: what it needs for that is opened once."""
+
+    def __init__(self, work: Callable[[T, int], Awaitable[None]]) -> None:
+        self._work = work
+        self._asked: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._is_away = False
+        self._patience_s = 0.0
+
+    @asynccontextmanager
+    async def invited(self, opened: Callable[[], AbstractAsyncContextManager[T]]) -> AsyncIterator[None]:
+        """Open it, and have it come for the first time, as number 1, with nobody in the way."""
+        # daemon: one that never ends must not keep the suite from telling so
+        threading.Thread(target=anyio.run, args=(self._live, opened), daemon=True).start()
+        try:
+            await self.has_left()
+            began = time.monotonic()
+            self._begin(1)
+            await self.has_left()
+            self._patience_s = 0.05 + 3 * (time.monotonic() - began)
+            yield
+        finally:
+            self._asked.put(None)
+        self._is_away = False
+        await self.has_left()
+
+    async def _live(self, opened: Callable[[], AbstractAsyncContextManager[T]]) -> None:
+        try:
+            async with opened() as found:
+                self._answers.put(None)
+                while (number := await anyio.to_thread.run_sync(self._asked.get)) is not None:
+                    await self._work(found, number)
+                    self._answers.put(None)
+        except BaseException as error:
+            self._answers.put(error)
+            raise
+        self._answers.put(None)
+
+    def _begin(self, number: int) -> None:
+        self._is_away = False
+        self._asked.put(number)
+
+    def come(self, number: int) -> None:
+        """Return when it has done its work, or waits for a lock that goes with what is under way; on any thread."""
+        self._begin(number)
+        self._is_away = self._heard(self._patience_s)
+
+    def _heard(self, timeout_s: float | None) -> bool:
+        try:
+            error = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            return False
+        if error is not None:
+            raise AssertionError(f"another owner failed: {error}") from error
+        return True
+
+    async def has_left(self) -> None:
+        """Wait until its work is done."""
+        if not self._is_away:
+            await anyio.to_thread.run_sync(self._heard, None, abandon_on_cancel=True)
+            self._is_away = True

@@ -7,11 +7,11 @@ from contextlib import suppress
 from functools import partial
 
 from penstock.errors import ConflictError, FencedError, UnavailableError
-from penstock.spi.lake import LakeTopic
+from penstock.spi.lake import LakeCompactor, LakeTopic
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env
 from penstock_conformance._lake import check_table, made, spec_of, topic_of
-from penstock_conformance._meeting import Meeting, patience_for
+from penstock_conformance._meeting import Guest, Meeting, patience_for
 
 KIND = "lake_compactor"
 
@@ -60,24 +60,20 @@ async def test_who_is_fenced_while_a_reply_is_lost_goes_on_behind_nobody(env: En
         not_applicable("the plugin doesn't tell its steps")
     topic = topic_of(env)
     told = [0]
-    patience_s = await patience_for(partial(_go_on, env, topic, 1, told))
-    async with env.open() as compactor:
-        meet: Callable[[str], None] = _ignore
+    step = left = 0
+    newer: Guest[LakeCompactor] = Guest(partial(_claim_and_commit, topic, told))
 
-        def stepped(name: str) -> None:
-            meet(name)
+    def lose(name: str) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            newer.come(2 * step + 1)
+            raise UnavailableError(f"the reply is lost: step={name}")
 
-        watch(compactor, stepped)
+    async with env.open() as compactor, newer.invited(lambda: env.open(node_id=2, epoch=2)):
+        watch(compactor, lose)
         for step in range(1, _STEPS_MAX + 1):
-            newer = Meeting(partial(_go_on, env, topic, 2 * step + 1, told), step, patience_s)
-
-            def lose(name: str, newer: Meeting = newer) -> None:
-                newer.meet()
-                if newer.was_met:
-                    raise UnavailableError(f"the reply is lost: step={name}")
-
-            meet = lose
-            acknowledged = told[-1]
+            left, acknowledged = step, told[-1]
             with suppress(FencedError, ConflictError, UnavailableError):
                 async with compactor.open_table(topic, 2 * step) as table:
                     position = (await table.positions()).get(0, 0)
@@ -86,8 +82,8 @@ async def test_who_is_fenced_while_a_reply_is_lost_goes_on_behind_nobody(env: En
                         position += count
                         await table.commit({0: position})
                         acknowledged = position
-            meet = _ignore
-            came = await newer.has_ended()
+            came, left = left <= 0, 0
+            await newer.has_left()
             found = await check_table(compactor, topic)
             assert found.get(0, 0) >= max(acknowledged, *told), "a commit is lost"
             if not came:
@@ -102,8 +98,13 @@ async def _go_on(env: Env, topic: LakeTopic, epoch: int, told: list[int]) -> Non
     """Claim the table, and commit once."""
     with suppress(FencedError, ConflictError, UnavailableError):
         async with env.open(node_id=2, epoch=epoch) as compactor:
-            async with compactor.open_table(topic, epoch) as table:
-                position = (await table.positions()).get(0, 0)
-                await table.write(made(0, position, position + 3))
-                await table.commit({0: position + 3})
-                told.append(position + 3)
+            await _claim_and_commit(topic, told, compactor, epoch)
+
+
+async def _claim_and_commit(topic: LakeTopic, told: list[int], compactor: LakeCompactor, epoch: int) -> None:
+    with suppress(FencedError, ConflictError, UnavailableError):
+        async with compactor.open_table(topic, epoch) as table:
+            position = (await table.positions()).get(0, 0)
+            await table.write(made(0, position, position + 3))
+            await table.commit({0: position + 3})
+            told.append(position + 3)
