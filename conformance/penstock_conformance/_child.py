@@ -121,19 +121,23 @@ class Child:
             lines.append(line)
         return lines
 
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """SIGKILL: nothing of the child runs any more when its output ends."""
         self._process.kill()
 
     def stop(self) -> None:
         """SIGSTOP: it sleeps until :meth:`wake`, and doesn't know."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGSTOP)
 
     def wake(self) -> None:
         """SIGCONT."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGCONT)
+        os.kill(self.pid, signal.SIGCONT)
 
     async def ending(self) -> str:
         """Wait for the end, and say which it was."""

@@ -7,12 +7,13 @@ store away, or lose its replies.
 
 from __future__ import annotations
 
-__all__ = ("BrokerProcess", "Medium", "StrategyEnv", "restart", "serve")
+__all__ = ("Asking", "BrokerProcess", "Medium", "StrategyEnv", "restart", "serve")
 
 import asyncio
 import dataclasses
 import os
 import random
+import re
 import signal
 import socket
 import time
@@ -34,6 +35,7 @@ from penstock.spi.kinds import OBJECT_STORE, WAL
 from penstock.spi.object_store import RESERVED_PREFIXES, MultipartUpload, ObjectInfo, ObjectStore
 from penstock.spi.plugin import Buffer, PluginSpec, Services
 from penstock.wire import ApiKey
+from penstock.wire.messages.create_topics import CreatableTopic, CreateTopicsRequest, CreateTopicsResponse
 from penstock.wire.messages.produce import (
     PartitionProduceData,
     ProduceRequest,
@@ -52,6 +54,7 @@ from penstock_conformance._strategy_client import Client
 from penstock_conformance._strategy_kafka import Acked, Records, Writer
 from penstock_conformance._strategy_session import Session
 from penstock_conformance._target import STRATEGY, Target
+from penstock_tools.client.connection import Connection, Pending
 from penstock_tools.inspection.places import open_places, open_store
 from penstock_tools.inspection.verify import verify
 
@@ -190,10 +193,11 @@ class StrategyEnv:
         """Where the cluster's broker listens."""
         return f"127.0.0.1:{self.port}"
 
-    def config(self, *, host: str = "broker", port: int = 0) -> Config:
-        """The configuration of a broker whose data directory is ``host``, which is made. Raises ConfigError."""
+    def config(self, *, host: str = "broker", port: int = 0, with_defaults: bool = False) -> Config:
+        """The configuration of a broker whose data directory is ``host``, which is made; with what this clause has
+        set where the user has nothing, or without. Raises ConfigError."""
         (self.data_dir / host).mkdir(mode=0o700, exist_ok=True)  # as a broker does before it opens plugins
-        return _config(self.target, self.data_dir / host, port)
+        return _config(self.target, self.data_dir / host, port, self.defaults if with_defaults else None)
 
     def registry(self, medium: Medium | None = None) -> PluginRegistry:
         """The plugins that a broker of this cluster selects from."""
@@ -207,9 +211,17 @@ class StrategyEnv:
         """A client of the cluster's broker, or of another one, in a process of its own."""
         return Client(self, self.steps, Records, servers or self.bootstrap_servers)
 
-    def writer(self, topic: str, owner: int) -> Client[Writer]:
-        """A producer in a process of its own."""
-        return Client(self, self.steps, Writer, self.bootstrap_servers, topic, owner)
+    def writer(self, topic: str, owner: int, servers: str = "") -> Client[Writer]:
+        """A producer of the cluster's broker, or of another one, in a process of its own."""
+        return Client(self, self.steps, Writer, servers or self.bootstrap_servers, topic, owner)
+
+    @asynccontextmanager
+    async def asking(self, servers: str = "") -> AsyncIterator[Asking]:
+        """A connection to the cluster's broker, or to another one."""
+        async with Cluster.open(
+            ClientSettings(bootstrap_servers=servers or self.bootstrap_servers)
+        ) as cluster:
+            yield Asking(await cluster.any_node())
 
     def session(self) -> Client[Session]:
         """A client that compares, in a process of its own."""
@@ -276,6 +288,31 @@ def _free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+class Asking:
+    """A request for a topic that is on its way to a broker, whether that sleeps or not."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._pending: Pending | None = None
+
+    async def begin_to_create(self, topic: str) -> None:
+        """Send the request; nobody waits for the answer."""
+        wanted = [CreatableTopic(name=topic, num_partitions=1, replication_factor=1)]
+        request = CreateTopicsRequest(topics=wanted, timeout_ms=60_000)
+        self._pending = await self._connection.begin(ApiKey.CREATE_TOPICS, request)
+
+    async def was_created(self) -> bool:
+        """Whether the broker, which has ended, had said so."""
+        assert self._pending is not None
+        try:
+            await self._pending.wait(60)
+            answer = self._pending.result()
+        except UnavailableError:  # nobody answered
+            return False
+        assert isinstance(answer, CreateTopicsResponse)
+        return not answer.topics[0].error_code
 
 
 class BrokerProcess:
@@ -379,10 +416,27 @@ class BrokerProcess:
         assert self._child is not None
         self._child.wake()
 
+    async def resume_with(self, **medium: Any) -> None:
+        """SIGCONT, with fields of its :class:`Medium` that are set as soon as it runs; for one that then ends."""
+        assert self._child is not None
+        await self._child.tell({"medium": medium})
+        self.resume()
+
+    def resident_bytes(self) -> int:
+        """The memory that it holds, without files that it has mapped; 0 where the system doesn't say."""
+        assert self._child is not None
+        try:
+            status = Path(f"/proc/{self._child.pid}/status").read_text()
+        except OSError:
+            return 0
+        return 1024 * sum(map(int, re.findall(r"^Rss(?:Anon|Shmem):\s*(\d+) kB$", status, re.MULTILINE)))
+
     async def ending(self) -> str:
         """Wait until it ends by itself; with which error."""
         assert self._child is not None
         answer = await self._child.next()
+        if answer is not None and answer[0] == "changed":  # see resume_with
+            answer = await self._child.next()
         assert answer is not None, "the broker died without a word"
         assert answer[0] == "ended", f"the broker answered instead of ending: {answer}"
         self._child = None

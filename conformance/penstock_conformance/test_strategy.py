@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 
 from penstock_conformance._clause import clause, not_applicable
-from penstock_conformance._strategy import StrategyEnv
+from penstock_conformance._strategy import BrokerProcess, StrategyEnv
 from penstock_conformance._strategy_client import Client
 from penstock_conformance._strategy_kafka import Acked, Fetched, Records, Writer, compare, in_order
 
@@ -13,6 +13,9 @@ KIND = "strategy"
 
 #: From the smallest body that can be checked to nearly the largest that a broker takes by default.
 _SIZES = [28, 100, 1000, 65_536, 900_000]
+
+#: For so long an owner whose object store is away is written to before it falls asleep.
+_UNHEARD_S = 0.2
 
 
 async def test_what_is_produced_is_fetched(env: StrategyEnv) -> None:
@@ -195,7 +198,8 @@ async def test_topics_created_before_a_kill_are_there_after_it(env: StrategyEnv)
 @clause(level=4)
 async def test_a_second_owner_fences_the_first(env: StrategyEnv) -> None:
     """A broker that was stopped (SIGSTOP) and wakes up after another took its place acknowledges nothing any more,
-    and nothing that it acknowledged before is lost. Where two can't be at one log, the second is refused."""
+    neither records nor topics, and nothing that it acknowledged before is lost; also if its object store was away
+    while it fell asleep. Where two can't be at one log, the second is refused."""
     env.need_durable()
     shareable = (await env.look())[0]["shareable"]
     if shareable and not await env.shares("another"):
@@ -203,11 +207,12 @@ async def test_a_second_owner_fences_the_first(env: StrategyEnv) -> None:
             "another data directory has another object store: try object_store.url=file://{dir}/objects"
         )
     port = env.another_port()
+    servers = f"127.0.0.1:{port}"
     async with (
         env.broker() as first,
         env.broker(host="another" if shareable else "broker", port=port) as second,
         env.client() as client,
-        env.client(f"127.0.0.1:{port}") as client_of_second,
+        env.client(servers) as client_of_second,
     ):
         await first.start()
         await client.ask(Records.create_topic, "topic", 1)
@@ -221,17 +226,51 @@ async def test_a_second_owner_fences_the_first(env: StrategyEnv) -> None:
                 await writer.ask(Writer.wait_for_acks, 100)
                 assert not shareable, f"the log claims to be shareable, and can't be taken over: {refusal}"
                 not_applicable(f"the log can't be opened beside its owner: {refusal}")
-            taken = await client_of_second.ask(Records.fetch_all, "topic")
-            acked = await writer.ask(Writer.acked)
-            compare(taken, acked)
-            first.resume()
-            ending = await first.ending()
-            assert "FencedError" in ending, f"the first owner ended otherwise: {ending}"
-            late = set(await writer.ask(Writer.acked)) - {record.sequence for record in taken}
-            assert not late, f"the first owner acknowledged after it was fenced: sequences={sorted(late)[:5]}"
+            acked = await _wake(first, client_of_second, writer)
         await client_of_second.ask(Records.produce, "topic", 2, [300] * 50)
-        after = await client_of_second.ask(Records.fetch_all, "topic")
-        compare(after, acked)
+        compare(await client_of_second.ask(Records.fetch_all, "topic"), acked)
+        async with env.writer("topic", 3, servers) as writer:
+            await writer.ask(Writer.keep_writing, [300])
+            await writer.ask(Writer.wait_for_acks, 100)
+            await second.change_medium(down=True)
+            await anyio.sleep(_UNHEARD_S)
+            second.pause()
+            await first.start()
+            again = await _wake(second, client, writer, owner=3)
+        async with env.asking() as asking:
+            first.pause()
+            await second.start()
+            await client_of_second.ask(Records.produce, "topic", 4, [300] * 50)
+            await asking.begin_to_create("late")
+            await _has_ended(first)
+            assert not await asking.was_created(), "the owner before made a topic after it was fenced"
+        fetched = await client_of_second.ask(Records.fetch_all, "topic")
+        for owner, known in ((1, acked), (3, again)):
+            compare(fetched, known, owner)
+        await second.stop()
+    await env.verify(host="another")
+
+
+async def _wake(
+    sleeper: BrokerProcess, client: Client[Records], writer: Client[Writer], owner: int = 1
+) -> dict[int, Acked]:
+    """Another broker, which ``client`` asks, has taken the place of one that sleeps, which then wakes up; what that
+    had acknowledged to ``writer``."""
+    taken = await client.ask(Records.fetch_all, "topic")
+    acked = await writer.ask(Writer.acked)
+    compare(taken, acked, owner)
+    await _has_ended(sleeper)
+    known = {record.sequence for record in taken if record.owner == owner}
+    late = set(await writer.ask(Writer.acked)) - known
+    assert not late, f"the owner before acknowledged after it was fenced: sequences={sorted(late)[:5]}"
+    return acked
+
+
+async def _has_ended(sleeper: BrokerProcess) -> None:
+    """Who was fenced wakes up, with a store that works, and ends."""
+    await sleeper.resume_with(down=False)
+    ending = await sleeper.ending()
+    assert "FencedError" in ending, f"the owner before ended otherwise: {ending}"
 
 
 @clause(level=4)

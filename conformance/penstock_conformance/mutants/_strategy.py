@@ -1,4 +1,4 @@
-"""Stores, caches and metadata logs with which a whole broker is wrong, though little of what they do is."""
+"""Stores, caches, allocators and metadata logs with which a whole broker is wrong, though little of them is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from penstock.errors import UnavailableError
+from penstock.errors import ConflictError, UnavailableError
 from penstock.spi.allocator import Allocator
 from penstock.spi.block_cache import BlockLoader, BlockRef
 from penstock.spi.metadata_log import MetadataEntry, MetadataSnapshot
@@ -17,9 +17,10 @@ from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Buffer
 from penstock_conformance._target import STRATEGY
 from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._allocator import PlainAllocator
 from penstock_conformance.reference._block_cache import PlainBlockCache, _Slot
 from penstock_conformance.reference._log_cache import Block, PlainLogCache
-from penstock_conformance.reference._metadata_log import PlainMetadataLog
+from penstock_conformance.reference._metadata_log import PlainMetadataLog, _pack
 from penstock_conformance.reference._object_store import DirectoryStore
 
 _RESTARTS = "random_lives_with_restarts_agree_with_a_model"
@@ -270,3 +271,66 @@ class UploadsADozenStreamsOfABlock(PlainLogCache):
             for stream_id in list(block.streams)[12:]:
                 self._release(block.streams.pop(stream_id))
         return block
+
+
+_FENCED = "a_second_owner_fences_the_first"
+#: A log that another host can take over.
+_TAKEN_OVER = {"wal.plugin": "wal_s3", "object_store.url": "file://{dir}/objects"}
+
+
+@mutant(
+    STRATEGY, "writes_over_what_came_meanwhile", _FENCED, level=4, part="metadata_log", settings=_TAKEN_OVER
+)
+class WritesOverWhatCameMeanwhile(PlainMetadataLog):
+    """Takes who has written before for the only one who does."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        try:
+            await super().append(index, data)
+        except ConflictError:
+            if not self._appends:
+                raise
+            await self._store.put(self._key(index), [_pack(index, data)])
+
+
+@mutant(
+    STRATEGY,
+    "takes_an_entry_of_others_for_its_own",
+    _FENCED,
+    level=4,
+    part="metadata_log",
+    settings=_TAKEN_OVER,
+)
+class TakesAnEntryOfOthersForItsOwn(PlainMetadataLog):
+    """An index that is taken was taken by itself, and the reply was lost."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        try:
+            await super().append(index, data)
+        except ConflictError:
+            if not self._appends:
+                raise
+
+
+_MEMORY = "more_than_fits_into_memory_is_kept"
+
+
+@mutant(STRATEGY, "gives_memory_that_there_is_not", _MEMORY, part="allocator")
+class GivesMemoryThatThereIsNot(PlainAllocator):
+    """Always has room."""
+
+    def _fits(self, size: int, own: int) -> bool:
+        return True
+
+
+@mutant(STRATEGY, "keeps_copies_of_what_it_drops", _MEMORY, part="block_cache")
+class KeepsCopiesOfWhatItDrops(PlainBlockCache):
+    """Gives all memory back, and has a copy that is on no account."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._copies: list[bytes] = []
+
+    def _drop(self, block: BlockRef) -> int:
+        self._copies.append(bytes(self._slots[block].data or b""))
+        return super()._drop(block)

@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from penstock.errors import FencedError, UnavailableError
 from penstock.hookspecs import hookimpl
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Buffer, Services
 from penstock.spi.wal import WalAppend, WalEntry, WalSpec
 from penstock_conformance._target import STRATEGY
 from penstock_conformance.mutants._mutant import SUMMARY, Defective, make, mutant
-from penstock_conformance.mutants._wal_in_store import StoreWal, open_store_wal
+from penstock_conformance.mutants._wal_in_store import _HEAD, StoreWal, open_store_wal
 from penstock_conformance.reference._wal import FileWal
 
 _KILLS = "random_lives_with_kills_agree_with_a_model"
@@ -133,6 +134,33 @@ class AcknowledgesWhatTheStoreRefused(_Shared):
             await asyncio.wait_for(super()._put(slot, parts), 0.05)
         except TimeoutError:
             return
+
+
+@mutant(
+    STRATEGY,
+    "takes_what_is_there_after_an_outage_for_its_own",
+    "a_second_owner_fences_the_first",
+    level=4,
+    part="wal",
+    settings=_SEEN_BY_ALL,
+)
+class TakesWhatIsThereAfterAnOutageForItsOwn(_Shared):
+    """A number that is taken when the store is back was taken by a put whose reply was lost."""
+
+    async def _put(self, slot: int, parts: list[Buffer]) -> None:
+        failed = False
+        while True:
+            try:
+                await self._put_once(slot, [_HEAD.pack(self._epoch, self._nonce), *parts])
+            except UnavailableError:
+                failed = True
+                await asyncio.sleep(0.005)
+            except FencedError:
+                if failed:
+                    return
+                raise
+            else:
+                return
 
 
 @mutant(
