@@ -98,6 +98,21 @@ async def test_s3_put_if_absent(store: ObjectStore) -> None:
     assert bytes(await store.get("k")) == b"first"
 
 
+async def test_times_of_a_listing_are_read_without_guessing_their_format(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By guessing, a page of a thousand keys held the broker's loop for a tenth of a second."""
+    before = int(time.time() * 1000)
+    await store.put("a", [b"x"])
+
+    def guess(*_: object, **__: object) -> None:
+        raise AssertionError("the format of a time was guessed")
+
+    monkeypatch.setattr("dateutil.parser.parse", guess)
+    (info,) = [info async for info in store.list()]
+    assert before - 1000 <= info.modified_ms <= time.time() * 1000 + 1000
+
+
 async def test_s3_listing_and_deletion(store: ObjectStore) -> None:
     names = ["a-b", "a.b", "a/b", "a/c/d", "a0"]
     for name in names:
