@@ -159,10 +159,11 @@ class _Fetch:
         ):
             entry.error = ErrorCode.UNKNOWN_SERVER_ERROR  # as Kafka says it, where there is something to read
             return entry
+        limit = self.limit(cached, found.size_bytes)
         try:
             result = partition.read_nowait(
                 cached.fetch_offset,
-                self.limit(cached, found.size_bytes),
+                limit,
                 read_committed=self.request.isolation_level == _READ_COMMITTED,
                 at_least_one=found.size_bytes == 0,
             )
@@ -173,6 +174,8 @@ class _Fetch:
             return entry
         entry.cold = result is None
         entry.result = result
+        if result is not None and result.is_cut:
+            entry.passed_over_bytes = max(0, limit - result.size_bytes)
         return entry
 
     def _is_below_zero(self, cached: CachedPartition, found: _Collected) -> bool:
@@ -227,7 +230,7 @@ class _Fetch:
     def is_due(self, found: _Collected) -> bool:
         """Whether to answer now rather than wait for more."""
         return (
-            found.size_bytes >= self._enough
+            found.size_bytes + found.passed_over_bytes >= self._enough
             or found.must_answer
             or not len(self.plan)
             or self.request.max_wait_ms <= 0
@@ -292,7 +295,7 @@ class _Fetch:
 class _Entry:
     """The outcome of a fetch for one partition."""
 
-    __slots__ = ("cached", "cold", "diverging", "error", "partition", "result")
+    __slots__ = ("cached", "cold", "diverging", "error", "partition", "passed_over_bytes", "result")
 
     def __init__(self, cached: CachedPartition, partition: Partition | None, error: int) -> None:
         self.cached = cached
@@ -301,6 +304,8 @@ class _Entry:
         self.cold = False
         self.result: ReadResult | None = None
         self.diverging: EpochEndOffset | None = None
+        #: What is left of the limit, which the next batch is too large for: no wait would fill it.
+        self.passed_over_bytes = 0
 
     @property
     def size_bytes(self) -> int:
@@ -341,7 +346,7 @@ class _Entry:
 class _Collected:
     """The outcomes for partitions, in order, and their sum in bytes. Quiet partitions aren't in it."""
 
-    __slots__ = ("_cold", "_lost", "entries", "is_begun", "must_answer", "size_bytes")
+    __slots__ = ("_cold", "_lost", "entries", "is_begun", "must_answer", "passed_over_bytes", "size_bytes")
 
     def __init__(self) -> None:
         self.entries: dict[CachedPartition, _Entry] = {}
@@ -349,6 +354,7 @@ class _Collected:
         #: Those without a partition.
         self._lost: dict[CachedPartition, _Entry] = {}
         self.size_bytes = 0
+        self.passed_over_bytes = 0
         self.must_answer = False
         #: A partition was looked at.
         self.is_begun = False
@@ -360,6 +366,7 @@ class _Collected:
         elif entry.partition is None:
             self._lost[entry.cached] = entry
         self.size_bytes += entry.size_bytes
+        self.passed_over_bytes += entry.passed_over_bytes
         if entry.error or entry.diverging is not None:
             self.must_answer = True
 
@@ -369,6 +376,7 @@ class _Collected:
             self._cold.pop(cached, None)
             self._lost.pop(cached, None)
             self.size_bytes -= entry.size_bytes
+            self.passed_over_bytes -= entry.passed_over_bytes
 
     def in_order(self) -> Iterable[_Entry]:
         """The outcomes as Kafka answers them: what isn't there, or may not be read, comes last."""

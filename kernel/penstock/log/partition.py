@@ -73,13 +73,15 @@ logger = logging.getLogger("penstock.log")
 class ReadResult:
     """Whole batches, as stored: what leaves for the socket unchanged."""
 
-    __slots__ = ("aborted", "records", "size_bytes")
+    __slots__ = ("aborted", "is_cut", "records", "size_bytes")
 
     def __init__(
         self,
         records: Sequence[memoryview],
         size_bytes: int,
         aborted: Sequence[AbortedTransaction] = (),
+        *,
+        is_cut: bool = False,
     ) -> None:
         #: Pieces that follow each other; nobody writes to their memory while they are referenced.
         self.records = records
@@ -87,9 +89,12 @@ class ReadResult:
         self.size_bytes = size_bytes
         #: Which of the records a reader of committed data leaves out (KIP-98).
         self.aborted = aborted
+        #: The limit left out batches that are there.
+        self.is_cut = is_cut
 
 
 _NOTHING = ReadResult((), 0)
+_NOTHING_FITS = ReadResult((), 0, is_cut=True)
 _data_of = attrgetter("data")
 _base_offset_of = attrgetter("base_offset")
 #: "No epoch" in OffsetForLeaderEpoch (KIP-320).
@@ -564,8 +569,10 @@ class Partition:
         at_least_one: bool,
     ) -> ReadResult:
         """What a reader gets of ``entries``: those below ``end_offset``, in whole batches."""
-        if not entries or (not at_least_one and len(entries[0].data) > bytes_max):
+        if not entries:
             return _NOTHING
+        if not at_least_one and len(entries[0].data) > bytes_max:
+            return _NOTHING_FITS
         if entries[-1].base_offset >= end_offset:
             entries = entries[: bisect_left(entries, end_offset, key=_base_offset_of)]
             if not entries:
@@ -575,7 +582,8 @@ class Partition:
         aborted: Sequence[AbortedTransaction] = ()
         if read_committed:
             aborted = self.producers.aborted(entries[0].base_offset, entries[-1].next_offset)
-        return ReadResult(records, sum(map(len, records)), aborted)
+        is_cut = entries[-1].next_offset < end_offset
+        return ReadResult(records, sum(map(len, records)), aborted, is_cut=is_cut)
 
     def _report_damage(self, error: PenstockError) -> None:
         """Readers come back for it again and again: each damage is told once."""

@@ -265,14 +265,16 @@ class FakePartition(Partition):
     def _read(self, offset: int, bytes_max: int, at_least_one: bool) -> ReadResult:
         pieces: list[memoryview] = []
         size = 0
+        is_cut = False
         for _, end, batch in self.batches:
             if end <= offset or end > self.high_watermark:
                 continue
             if size + len(batch) > bytes_max and (pieces or not at_least_one):
+                is_cut = True
                 break
             pieces.append(memoryview(batch))
             size += len(batch)
-        return ReadResult(pieces, size)
+        return ReadResult(pieces, size, is_cut=is_cut)
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         self.listeners.add(listener)

@@ -249,6 +249,18 @@ async def test_waits_until_min_bytes_are_there(logs: FakeLogs) -> None:
     assert logs.fetch_memory.used == context.charges[0].size == sum(sizes(responses[0]))
 
 
+async def test_waits_for_no_more_than_fits(logs: FakeLogs) -> None:
+    """``fetch.min.bytes`` as large as ``max.partition.fetch.bytes``: whole batches hardly ever add up to it."""
+    for index in (0, 0, 1, 1):
+        logs.at("t", index).write(1)
+    one = len(logs.at("t").batches[0][2])
+    limit = one + one // 2
+    asked = request(0, 0, partition_max_bytes=limit, min_bytes=2 * limit, max_wait_ms=60_000)
+    assert sizes(await call(asked, make_context(logs, 11))) == [one, one]
+    asked = request(1, 1, partition_max_bytes=limit, min_bytes=2 * limit, max_wait_ms=60_000)
+    assert fetch_nowait(asked, make_context(logs, 11)) is None, "there is room for more"
+
+
 async def test_waits_no_longer_than_max_wait(logs: FakeLogs) -> None:
     response = await call(request(0, min_bytes=150, max_wait_ms=10), make_context(logs, 11))
     assert sizes(response) == [0]
