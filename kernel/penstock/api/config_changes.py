@@ -17,6 +17,7 @@ __all__ = (
 )
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -145,14 +146,22 @@ def _apply(
         )
     items = split_list(table.value(name, current))
     given = _given_items(change.value or "")
-    # sets, since both may have a hundred thousand
+    # no lists, since both may have a hundred thousand
     if change.config_operation == _APPEND:
         present = set(items)
-        items += [item for item in given if item not in present]
+        items += [item for item in dict.fromkeys(given) if item not in present]
     else:
-        gone = set(given)
-        items = [item for item in items if item not in gone]
+        gone = Counter(given)
+        items = [item for item in items if not _taken(item, gone)]
     configs[name] = table.validate(name, ",".join(items))
+
+
+def _taken(item: str, gone: Counter[str]) -> bool:
+    """Whether it goes: what is there twice goes as often as it is named."""
+    if not gone[item]:
+        return False
+    gone[item] -= 1
+    return True
 
 
 def _given_items(value: str) -> list[str]:

@@ -27,6 +27,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
@@ -250,6 +251,10 @@ TOPIC_CONFIGS: Final[Mapping[str, TopicConfig]] = {
 }
 
 
+#: Bounds of one lag: the lower first.
+_LAGS: Final = ("min.compaction.lag.ms", "max.compaction.lag.ms")
+
+
 def _no_fault(values: Mapping[str, str]) -> str:
     return ""
 
@@ -314,7 +319,14 @@ class TopicConfigTable:
         return valid
 
     def check_together(self, overrides: Mapping[str, str], before: Mapping[str, str]) -> None:
-        """Raise KafkaError INVALID_CONFIG if added configs differ from ``before`` and contradict each other."""
+        """Raise KafkaError INVALID_CONFIG if configs differ from ``before`` and contradict each other."""
+        if any(overrides.get(name) != before.get(name) for name in _LAGS):
+            low, high = (int(self.value(name, overrides)) for name in _LAGS)
+            if low > high:
+                raise KafkaError(
+                    ErrorCode.INVALID_CONFIG,
+                    f"{_LAGS[0]} must not be above {_LAGS[1]}: min={low} max={high}",
+                )
         if any(overrides.get(name) != before.get(name) for name in self.added):
             fault = self.fault_of(self.added_values(overrides))
             if fault:
@@ -378,14 +390,27 @@ def _validated_number(config: TopicConfig, value: str) -> str:
     return str(number)
 
 
+#: As Java reads them: float() also takes underscores, digits of other scripts, and what isn't a number.
+_DECIMAL: Final = re.compile(
+    r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)[fd]?", re.ASCII | re.IGNORECASE
+)
+
+
 def _validated_ratio(config: TopicConfig, value: str) -> str:
-    try:
-        ratio = float(value)
-    except ValueError:
-        ratio = -1.0
+    found = _DECIMAL.fullmatch(value)
+    ratio = float(found[1]) if found else -1.0
     if not 0 <= ratio <= 1:
         raise _invalid(config, value, "it must be a number between 0 and 1")
-    return value
+    return _ratio_as_java(ratio)
+
+
+def _ratio_as_java(ratio: float) -> str:
+    """The ratio as DescribeConfigs of Kafka shows it."""
+    if not 0 < ratio < 0.001:
+        return str(ratio)
+    _, digits, _ = Decimal(str(ratio)).as_tuple()
+    shown = "".join(map(str, digits))
+    return f"{shown[0]}.{shown[1:] or '0'}E{Decimal(str(ratio)).adjusted()}"
 
 
 def _validated_choice(config: TopicConfig, value: str) -> str:
@@ -400,6 +425,8 @@ def _validated_choice(config: TopicConfig, value: str) -> str:
                 raise _invalid(
                     config, value, config.refusal or f"it must be one of {', '.join(config.choices)}"
                 )
+    if config.is_list and config.choices:
+        items = list(dict.fromkeys(items))
     return ",".join(items)
 
 

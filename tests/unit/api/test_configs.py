@@ -314,10 +314,13 @@ async def test_deleting_a_config_that_is_not_set_or_not_known_succeeds(logs: Fak
 async def test_incremental_alter_of_lists_keeps_their_order(logs: FakeLogs) -> None:
     name = "leader.replication.throttled.replicas"
     assert await alter(logs, (name, SET, "0:7,1:7")) == 0
-    assert await alter(logs, (name, APPEND, "2:7,0:7")) == 0
+    assert await alter(logs, (name, APPEND, "2:7,0:7,2:7")) == 0
     assert logs.topics()["t"].configs[name] == "0:7,1:7,2:7"
     assert await alter(logs, (name, SUBTRACT, "1:7")) == 0
     assert logs.topics()["t"].configs[name] == "0:7,2:7"
+    assert await alter(logs, (name, SET, "0:7,1:7,0:7")) == 0
+    assert await alter(logs, (name, SUBTRACT, "0:7")) == 0
+    assert logs.topics()["t"].configs[name] == "1:7,0:7"
 
 
 @pytest.mark.parametrize(
@@ -335,6 +338,12 @@ async def test_incremental_alter_of_lists_keeps_their_order(logs: FakeLogs) -> N
         ([("cleanup.policy", SET, "delete,")], TOPIC, ErrorCode.INVALID_CONFIG),
         ([("retention.ms", SET, "1_000")], TOPIC, ErrorCode.INVALID_CONFIG),
         ([("retention.ms", SET, "\u0661")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("min.cleanable.dirty.ratio", SET, "0_1")], TOPIC, ErrorCode.INVALID_CONFIG),
+        (
+            [("min.compaction.lag.ms", SET, "10"), ("max.compaction.lag.ms", SET, "9")],
+            TOPIC,
+            ErrorCode.INVALID_CONFIG,
+        ),
         ([("log.retention.ms", SET, "1")], BROKER, ErrorCode.INVALID_CONFIG),
         ([("x", SET, "1")], 16, ErrorCode.INVALID_REQUEST),
     ],
@@ -428,6 +437,21 @@ async def test_a_request_is_told_what_is_near_its_unknown_configs_some_times_onl
 
 def test_any_negative_retention_by_size_is_no_limit() -> None:
     assert validate_topic_config("retention.bytes", "-2") == "-2"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stored"),
+    [
+        ("cleanup.policy", "delete,delete", "delete"),
+        ("leader.replication.throttled.replicas", "3:1,3:1", "3:1,3:1"),
+        ("min.cleanable.dirty.ratio", "1", "1.0"),
+        ("min.cleanable.dirty.ratio", "+.250d", "0.25"),
+        ("min.cleanable.dirty.ratio", "0.00012", "1.2E-4"),
+        ("min.cleanable.dirty.ratio", "1e-5", "1.0E-5"),
+    ],
+)
+def test_values_are_told_as_kafka_tells_them(name: str, value: str, stored: str) -> None:
+    assert validate_topic_config(name, value) == stored
 
 
 @pytest.mark.parametrize("config", TOPIC_CONFIGS.values(), ids=TOPIC_CONFIGS)
