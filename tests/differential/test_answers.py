@@ -15,6 +15,7 @@ from tests.differential.first_faults import FIRST_FAULTS
 from tests.differential.further_cases import FURTHER_CASES
 from tests.differential.group_cases import GROUP_CASES
 from tests.differential.kafka import ApacheKafka, kafka_jars
+from tests.differential.lasting_cases import LASTING_CASES
 from tests.differential.meant import MEANT
 from tests.differential.odd_requests import odd_requests
 from tests.differential.scenarios import SCENARIOS
@@ -37,6 +38,7 @@ SCRIPTS = {
     **GROUP_CASES,
     **CODEC_CASES,
     **TWICE_CASES,
+    **LASTING_CASES,
 }
 SETTINGS = ("broker.node_id=1", "groups.initial_rebalance_delay=0ms", "groups.offsets_partitions=1")
 

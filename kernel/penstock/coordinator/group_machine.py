@@ -238,6 +238,8 @@ class Group:
                 error = self._members.error_of(member_id, one.group_instance_id)
                 if error is ErrorCode.NONE:
                     leaving[member_id] = self._members[member_id]
+                elif self._members.static.get(one.group_instance_id or "") in leaving:
+                    error = ErrorCode.UNKNOWN_MEMBER_ID  # who held the instance is gone already
             results.append(LeaveResult(one.member_id, one.group_instance_id, error))
         # Members first: a pending one that goes may complete the join phase, which must not count them.
         self._remove_and_update(leaving.values(), now_ms)

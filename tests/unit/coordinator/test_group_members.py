@@ -95,7 +95,11 @@ def test_an_instance_that_is_named_twice_leaves_once() -> None:
     driver = Driver()
     driver.stable(1, group_instance_id="i")
     named = LeaveMember("", "i")
-    assert driver.leave(named, named) == [ErrorCode.NONE, ErrorCode.UNKNOWN_MEMBER_ID]
+    assert driver.leave(named, LeaveMember("wrong", "i"), named) == [
+        ErrorCode.NONE,
+        ErrorCode.UNKNOWN_MEMBER_ID,
+        ErrorCode.UNKNOWN_MEMBER_ID,
+    ]
 
 
 def test_leaving_with_another_members_instance_is_fenced() -> None:
