@@ -28,7 +28,7 @@ from penstock_iceberg_compactor._files import undivided_spec
 from penstock_iceberg_compactor._find import is_shared
 from penstock_iceberg_compactor._io import Listed, listed, remove
 from penstock_iceberg_compactor._owned import Change, OutrunError, OwnedTable
-from penstock_iceberg_compactor._scan import read_parts
+from penstock_iceberg_compactor._scan import EqualityDeletesError, files_of, read_parts
 from penstock_iceberg_compactor._schema import SCHEMAS_COLUMNS_MAX
 from penstock_iceberg_compactor._stamp import PREFIX
 
@@ -76,6 +76,7 @@ class Keeper:
             self._owned.begin()  # which may be a commit, so what there is is looked at again
             tasks, bins = self._small()
             done = self._rewrite(bins)
+        before = len(tasks) or self._count()
         expired, unneeded = self._expire(dry_run=dry_run)
         if not dry_run:
             self._drop_schemas()
@@ -84,8 +85,8 @@ class Keeper:
         if not dry_run:
             remove(self._table.io, [file.location for file in orphans])
         figures = {
-            "data files before": len(tasks),
-            "data files after": len(tasks) - done.taken + done.made,
+            "data files before": before,
+            "data files after": before - done.taken + done.made,
             "data files rewritten": done.taken,
             "data files left to other writers": sum(map(len, bins)) - done.taken,
             "manifests merged": manifests if rewrites else 0,
@@ -97,7 +98,11 @@ class Keeper:
 
     def _small(self) -> tuple[list[FileScanTask], list[list[FileScanTask]]]:
         """All files, and the small ones of them that would become one each."""
-        tasks = list(self._table.scan().plan_files())
+        try:
+            tasks = files_of(self._table)
+        except EqualityDeletesError as error:  # snapshots expire all the same
+            logger.warning("files aren't rewritten: %s", error)
+            tasks = []
         self._found_at = head_of(self._table)
         specs = {self._table.metadata.default_spec_id, undivided_spec(self._table)}
         return tasks, packed(tasks, self._configs.target_file_bytes, specs)
@@ -154,12 +159,18 @@ class Keeper:
 
     def _leave_changed(self, made: list[tuple[_Bin, DataFile]]) -> None:
         """Drop those that were made of files which aren't there any more, or which others deleted rows of."""
-        there = {task.file.file_path: task for task in self._table.scan().plan_files()}
+        there = {task.file.file_path: task for task in files_of(self._table)}
         for one in list(made):
             tasks, file = one
             if any(_deletes(there.get(task.file.file_path)) != _deletes(task) for task in tasks):
                 self._owned.drop_one(file)
                 made.remove(one)
+
+    def _count(self) -> int:
+        """How many data files there are, as the newest snapshot tells."""
+        head = self._table.current_snapshot()
+        summary = None if head is None else head.summary
+        return int((summary and summary.get("total-data-files")) or 0)
 
     def _manifests(self) -> list[str]:
         snapshot = self._table.current_snapshot()

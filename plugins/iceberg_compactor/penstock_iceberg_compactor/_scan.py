@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("read_files", "read_parts", "records_of")
+__all__ = ("EqualityDeletesError", "files_of", "read_files", "read_parts", "records_of")
 
 from collections.abc import Iterator, Sequence
 
@@ -21,11 +21,32 @@ from pyiceberg.manifest import FileFormat
 from pyiceberg.schema import prune_columns
 from pyiceberg.table import FileScanTask, Table
 
+from penstock.errors import ConflictError
 from penstock.spi.lake import LakeRecord
 
 #: Rows that are read at a time, and about how many bytes they are before they are fitted.
 _ROWS = 64 * 1024
 _BATCH_BYTES = 4 * 2**20
+
+
+class EqualityDeletesError(ConflictError):
+    """The table has deletes that can't be read here."""
+
+
+def files_of(table: Table) -> list[FileScanTask]:
+    """The files of the table's newest snapshot, with what deletes rows of them.
+
+    Raises EqualityDeletesError: pyiceberg waits for https://github.com/apache/iceberg/issues/6568.
+    """
+    try:
+        return list(table.scan().plan_files())
+    except ValueError as error:
+        if "equality deletes" not in str(error):
+            raise
+        raise EqualityDeletesError(
+            f"another writer deletes rows by equality, as Flink does, which can't be read here: have it write the "
+            f"files again (rewrite_data_files) or delete by position: table={table.name()[-1]}"
+        ) from None
 
 
 def read_files(table: Table, tasks: Sequence[FileScanTask], columns: Sequence[str] = ()) -> pa.Table:

@@ -35,7 +35,7 @@ from penstock_iceberg_compactor._maintain import Keeper
 from penstock_iceberg_compactor._owned import Change, OwnedTable
 from penstock_iceberg_compactor._place import Place
 from penstock_iceberg_compactor._reading import RawReader, Read, Reader
-from penstock_iceberg_compactor._scan import read_files, records_of
+from penstock_iceberg_compactor._scan import files_of, read_files, records_of
 from penstock_iceberg_compactor._upsert import collapsed, upsert
 
 _R = TypeVar("_R")
@@ -308,7 +308,7 @@ class IcebergTable:
 
     def _tasks(self) -> list[FileScanTask]:
         self._owned.refresh()
-        return list(self._owned.table.scan().plan_files())
+        return files_of(self._owned.table)
 
     def _records_of(self, task: FileScanTask) -> list[LakeRecord]:
         return records_of(read_files(self._owned.table, [task]))

@@ -23,7 +23,7 @@ from penstock_iceberg_compactor._columns import OPERATION
 from penstock_iceberg_compactor._commit import Landed
 from penstock_iceberg_compactor._files import fitted, without_extension
 from penstock_iceberg_compactor._owned import Change, OwnedTable
-from penstock_iceberg_compactor._scan import read_parts
+from penstock_iceberg_compactor._scan import files_of, read_parts
 
 _ROW = "_kafka_row"
 
@@ -57,7 +57,7 @@ def _write(owned: OwnedTable, batch: pa.Table, keys: Sequence[str], together_byt
     table = owned.table
     taken = []
     waiting = [batch.filter(pc.invert(batch.column(OPERATION)))]
-    for task in table.scan().plan_files() if batch.num_rows else ():
+    for task in files_of(table) if batch.num_rows else ():
         if not _may_hold(task.file, table.schema(), batch, keys):
             continue
         if all(_without(part, batch, keys) is None for part in read_parts(table, task, keys)):

@@ -5,11 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from penstock_iceberg_compactor._columns import SYSTEM_SCHEMA
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._stamp import Stamp
+from pyiceberg.manifest import (
+    DataFile,
+    DataFileContent,
+    FileFormat,
+    ManifestContent,
+    ManifestEntry,
+    ManifestEntryStatus,
+    ManifestFile,
+    ManifestWriterV2,
+)
 from pyiceberg.schema import Schema
+from pyiceberg.table.snapshots import Operation
+from pyiceberg.table.update.snapshot import _FastAppendFiles
+from pyiceberg.typedef import Record
 from pyiceberg.types import IntegerType, LongType, NestedField, StructType
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
@@ -44,6 +58,71 @@ async def test_rows_of_others_need_nothing_of_kafka_and_stay_when_their_files_ar
             done = await table.maintain()
             assert done.figures["data files rewritten"] > 1
             assert rows(compactor) == expected
+
+
+class DeletingByEquality(_FastAppendFiles):
+    """A commit of a writer that deletes the row with the id 1, as Flink does."""
+
+    def _existing_manifests(self) -> list[ManifestFile]:
+        schema, spec = self._transaction.table_metadata.schema(), self._transaction.table_metadata.spec()
+        column = schema.find_field("id")
+        location = self._transaction._table.location() + "/data/deletes.parquet"
+        kind = pa.schema([pa.field("id", pa.int64(), metadata={"PARQUET:field_id": str(column.field_id)})])
+        with self._io.new_output(location).create() as stream:
+            pq.write_table(pa.table([[1]], schema=kind), stream)
+        deletes = DataFile.from_args(
+            content=DataFileContent.EQUALITY_DELETES,
+            file_path=location,
+            file_format=FileFormat.PARQUET,
+            partition=Record(),
+            record_count=1,
+            file_size_in_bytes=len(self._io.new_input(location)),
+            equality_ids=[column.field_id],
+        )
+        deletes.spec_id = spec.spec_id
+        made = self.new_manifest_output()
+        with DeleteManifest(spec, schema, made, self._snapshot_id, "deflate") as writer:
+            writer.add(
+                ManifestEntry.from_args(
+                    status=ManifestEntryStatus.ADDED, snapshot_id=self._snapshot_id, data_file=deletes
+                )
+            )
+        return [*super()._existing_manifests(), writer.to_manifest_file()]
+
+
+class DeleteManifest(ManifestWriterV2):
+    def content(self) -> ManifestContent:
+        return ManifestContent.DELETES
+
+    @property
+    def _meta(self) -> dict[str, str]:
+        return {**super()._meta, "content": "deletes"}
+
+
+async def test_deletes_by_equality_stop_what_has_to_read_them_in_words_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """pyiceberg can't read them: rows are added, snapshots expire, but no file is written again."""
+    configs = {"value_format": "json", "snapshot_retention_ms": "0", "snapshot_retention_count": "1"}
+    async with opened(tmp_path) as compactor:
+        async with compactor.open_table(topic(**configs), 1) as table:
+            await table.write(lake_records([b'{"id": 1}']))
+            await table.commit({0: 1})
+            transaction = load(compactor).transaction()
+            DeletingByEquality(Operation.DELETE, transaction, transaction._table.io).commit()
+            transaction.commit_transaction()
+            await table.write(lake_records([b'{"id": 2}'], start=1))
+            await table.commit({0: 2})
+            done = await table.maintain()
+            assert (done.figures["data files before"], done.figures["data files rewritten"]) == (2, 0)
+            assert done.figures["snapshots expired"] > 0
+        upserts = configs | {"mode": "upsert", "key_columns": "id"}
+        async with compactor.open_table(topic(**upserts), 1) as table:
+            await table.write(lake_records([b'{"id": 2}'], start=2))
+            with pytest.raises(ConflictError, match="deletes rows by equality"):
+                await table.commit({0: 3})
+        async with compactor.open_table(topic(**configs), 1) as table:
+            assert await table.positions() == {0: 2}
 
 
 @pytest.mark.parametrize("how", ["dropped", "renamed"])
