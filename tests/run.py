@@ -42,8 +42,14 @@ _ON_DISK = (
 )
 #: Files of many tests that take no time.
 _SMALL = ("tests/unit/", "plugins/")
-#: Where some files take half a minute all the same: a worker that begins with one at the end would be the last.
-_SOME_LONG = ("plugins/", "tests/unit/wire/test_native.py")
+#: Where some files take seconds all the same: a worker that begins with one at the end would be the last.
+_SOME_LONG = (
+    "plugins/",
+    "tests/unit/log/test_careless_producers.py",
+    *(f"tests/unit/server/test_{name}.py" for name in ("portions", "sender", "server")),
+    *(f"tests/unit/test_{name}.py" for name in ("distribution", "tidy")),
+    *(f"tests/unit/wire/test_{name}.py" for name in ("codec_kio", "native")),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -194,12 +200,15 @@ def _unit(item: pytest.Item) -> str:
 def unit_of(root: Path, nodeid: str) -> str:
     """What one worker gets: the file, where tests are small or share something for the module; else the test."""
     file = nodeid.partition("::")[0]
-    return file if file.startswith(_SMALL) or _shares(root / file) else nodeid
+    return file if _is_one(root, file) else nodeid
 
 
 @functools.cache
-def _shares(path: Path) -> bool:
-    return path.is_file() and 'scope="module"' in path.read_text(encoding="utf-8")
+def _is_one(root: Path, file: str) -> bool:
+    path = root / file
+    return file.startswith(_SMALL) or (
+        path.is_file() and 'scope="module"' in path.read_text(encoding="utf-8")
+    )
 
 
 class _Scheduler:

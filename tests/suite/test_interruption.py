@@ -200,6 +200,8 @@ def test_a_run_that_leaves_a_process_fails_and_names_it(temporary: Path) -> None
     part = temporary / "test_leaves.py"
     part.write_text(
         "import subprocess\n"
+        "from tests import run\n"
+        "run._LEFT_S = 0.1\n"  # for nothing that is about to end is there
         "def test_leaves():\n"
         "    subprocess.Popen(['sleep', '1234.5'], start_new_session=True)\n"
     )

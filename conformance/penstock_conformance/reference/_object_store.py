@@ -57,6 +57,12 @@ class _Counts:
     last_error: str = ""
 
 
+@lru_cache(maxsize=4096)
+def _name_of(key: str) -> str:
+    """Of its file. A dot is escaped, too: "." and ".." are no names of files."""
+    return quote(key, safe="").replace(".", "%2E")
+
+
 class DirectoryStore:
     """Every method is one checkpoint, then blocking file I/O: simple, and whole or not at all."""
 
@@ -193,8 +199,7 @@ class DirectoryStore:
         self._counts.consecutive_failures = 0
 
     def _path(self, key: str) -> Path:
-        # a dot is escaped, too: "." and ".." are no names of files
-        return self._objects / quote(key, safe="").replace(".", "%2E")
+        return self._objects / _name_of(key)
 
     def _read(self, key: str) -> bytes:
         try:
