@@ -32,6 +32,7 @@ ASYNCIO_RIM = (
     "kernel/penstock/server/",
     "tools/penstock_tools/testing/",
     "kernel/penstock/log/listeners.py",  # a crowd is told in several iterations of the loop
+    "kernel/penstock/work/timer.py",  # waits that end by being woken
     "kernel/penstock/wal/group_writer.py",  # writes that outlive the cancellation of their scope
     "kernel/penstock/wal/writer_thread.py",
     "plugins/allocator_sequential/",  # memory is given back from finalizers, on any thread

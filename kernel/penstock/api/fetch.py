@@ -38,6 +38,7 @@ from penstock.wire.messages.fetch import (
     PartitionData,
 )
 from penstock.work.pieces import PORTION
+from penstock.work.timer import Timer, call_after
 
 _SESSIONS_VERSION: Final = 7
 _TOPIC_IDS_VERSION: Final = 13
@@ -500,14 +501,16 @@ async def _wait(fetch: _Fetch, context: RequestContext) -> None:
                 context.rest_s = min(REST_S_MAX, left_s)
                 return
             parked = _park(fetch, context, watch)
-        with anyio.move_on_after(max(0.0, left_s)):
-            while not found.cold and not fetch.is_due(found) and not (parked and parked.gave_way):
-                changed = await watch.wait()
-                if any(watched.partition.watchers > _WOKEN_AT_ONCE for watched in changed):
-                    await anyio.lowlevel.checkpoint()  # many go on at a time: whoever has to waits for a turn
-                for watched in changed:
-                    watched.again()
-                fetch.collect_again([watched.cached for watched in changed], found)
+        watch.end_after(left_s)
+        while not found.cold and not fetch.is_due(found) and not (parked and parked.gave_way):
+            changed = await watch.wait()
+            if watch.is_over:
+                break
+            if any(watched.partition.watchers > _WOKEN_AT_ONCE for watched in changed):
+                await anyio.lowlevel.checkpoint()  # many go on at a time: whoever has to waits for a turn
+            for watched in changed:
+                watched.again()
+            fetch.collect_again([watched.cached for watched in changed], found)
         if parked is not None and parked.gave_way:
             context.rest_s = min(REST_S_MAX, max(0.0, fetch.left_s()))
     finally:
@@ -546,10 +549,15 @@ class _Watched:
 class _Watch:
     """Listens to partitions, and collects those that have changed, until ``end``."""
 
-    __slots__ = ("_all", "_event", "_notified", "wake")
+    __slots__ = ("_all", "_event", "_notified", "_timer", "is_over", "wake")
 
     def __init__(self) -> None:
         self._event = anyio.Event()
+        #: No scope: it would cancel what waits, which costs as much as the rest of a fetch that finds nothing, and
+        #: what is cancelled can't let others go first.
+        self._timer: Timer | None = None
+        #: The time is up.
+        self.is_over = False
         self._notified: list[_Watched] = []
         self._all: list[_Watched] = []
         self.wake: Callable[[], None] = self._wake  # one object, to be found again by remove_listener
@@ -560,12 +568,25 @@ class _Watch:
         self._all.append(watched)
         watched.again()
 
+    def end_after(self, delay_s: float) -> None:
+        """Have the time up after so long; now, if that is no time."""
+        if delay_s > 0.0:
+            self._timer = call_after(delay_s, self._time_is_up)
+        else:
+            self._time_is_up()
+
+    def _time_is_up(self) -> None:
+        self._timer, self.is_over = None, True
+        self._event.set()
+
     def end(self) -> None:
         """Stop listening; what only the collector would free, hundreds of kilobytes a fetch, is let go."""
         for watched in self._all:
             watched.partition.remove_listener(watched)
         self._all.clear()
         self._notified.clear()
+        if self._timer is not None:
+            self._timer.cancel()
         del self.wake
 
     def _wake(self) -> None:
@@ -577,7 +598,10 @@ class _Watch:
         self._event.set()
 
     async def wait(self) -> Sequence[_Watched]:
-        """Return the partitions that changed, as soon as there are any (none: the broker drains)."""
+        """Return the partitions that changed, as soon as there are any.
+
+        There are none if the time is up, or the broker drains.
+        """
         await self._event.wait()
         self._event = anyio.Event()
         changed, self._notified = self._notified, []

@@ -44,6 +44,9 @@ _WRITE_S_PER_BYTE: Final = 1e-9
 #: Bytes that are received into fresh memory in one turn of the loop: each of its pages is a fault, together some
 #: tenths of a millisecond. Connections by the hundred that announce much have megabytes there at a time.
 _FRESH_BYTES_MAX: Final = 256 * 1024
+#: uvloop's timers go by milliseconds, and one of less than half is called at once: who looked at the clock then set
+#: it again and again, some ten times, when the loop should be idle for others' sake.
+_TIMER_S_MIN: Final = 0.001
 #: At most so many lines about bad input per this many seconds.
 _FAULT_LINES_MAX: Final = 5
 _FAULT_WINDOW_S: Final = 10.0
@@ -200,7 +203,7 @@ class ServerCore:
         return self._loop.call_later(delay_s, function)
 
     def _call_at(self, when: float, function: Callable[[], None]) -> None:
-        self.call_later(max(0.0, when - self.time()), function)
+        self.call_later(max(_TIMER_S_MIN, when - self.time()), function)
 
     def received_fresh(self, size: int) -> bool:
         """Whether so many bytes came into fresh memory in this turn of the loop that others are to go first."""

@@ -141,6 +141,11 @@ class Turns:
         self._is_scheduled = False
         #: When the first of those that may have to wait went on in this iteration of the loop.
         self._iteration_began: float | None = None
+        #: Handlers whose waits are over, and that let others go first; since when the first of them waits for that.
+        self._resumed: deque[_Portion] = deque()
+        self._resumed_since = 0.0
+        #: Whether the next slice is one of theirs: each second one is.
+        self._resumed_first = True
         #: When ``_wake`` is called next.
         self._wakes_at: float | None = None
         #: How long a connection may take in its turn.
@@ -159,14 +164,17 @@ class Turns:
             if member.is_limited:
                 goes_behind = self._threads > 0 if is_greedy else bool(self._singles)
                 return goes_behind or self._others_first(now) or self._is_used_up(now)
+            if member.among.is_limited and (self._singles or self._others_first(now)):
+                return True  # each of a crowd may have used nothing lately
             if self._is_used_up(now):
                 return True
         elif is_greedy and self._size > 0:
             return True
         elif now > self._contended_until:
             return False
-        self._others[connection] = now
-        self._others.move_to_end(connection)
+        if not member.among.is_limited:
+            self._others[connection] = now
+            self._others.move_to_end(connection)
         return False
 
     def forget(self, connection: _Waits) -> None:
@@ -194,6 +202,16 @@ class Turns:
         if member in self._at_work:
             return False
         return self._size > 0 or member.may_wait
+
+    def resumes_later(self, member: TimeMember) -> bool:
+        """Whether a handler whose wait is over, for data or for time, has to let others go first, or is behind such.
+
+        Its pace doesn't matter: it may have what others wait for.
+        """
+        if not (member.is_limited or member.among.is_limited) or member in self._at_work:
+            return False
+        now = self.clock()
+        return bool(self._resumed) or self._others_first(now) or self._is_used_up(now)
 
     def used(self, member: TimeMember, began: float, begin: float | None) -> None:
         """The loop computed for ``member`` until now, from ``began`` on the clock and ``begin`` of processor time.
@@ -253,6 +271,15 @@ class Turns:
         self.add(portion)
         return portion
 
+    def _resume(self, member: TimeMember) -> _Portion:
+        portion = _Portion(member, self)
+        if not self._resumed:
+            self._resumed_since = self.clock()
+        self._resumed.append(portion)
+        self._size += 1
+        self._run_soon()
+        return portion
+
     def add(self, connection: _Waits) -> None:
         """Give ``connection`` a turn after those that wait already."""
         self._size += 1
@@ -287,7 +314,7 @@ class Turns:
 
     def answered(self) -> None:
         """Some requests were, or a thread's work is done: see whether who let them go first can go on."""
-        is_deferred = self._deferred or self._single_deferred_since is not None
+        is_deferred = self._deferred or self._resumed or self._single_deferred_since is not None
         if is_deferred and not self._is_scheduled:
             self._is_scheduled = True
             self._call_soon(self._run)
@@ -299,6 +326,7 @@ class Turns:
             "single": self._singles,
             "limited": _each(group for _, _, group in self._limited),
             "deferred": _each(self._deferred),
+            "resumed": self._resumed,
         }
         found = "+".join(name for name, place in places.items() if any(one.time is member for one in place))
         return f"turn={found or 'none'} threads={self._threads} {self._shares.describe(member)}"
@@ -310,6 +338,8 @@ class Turns:
 
     def _schedule(self, now: float) -> None:
         at, _ = self._next_single(now, defers=self._others_first(now))
+        if self._resumed:
+            at = min(at, self._last_slice + DEFER_S if self._others_first(now) else now)
         if self._waiting or at <= now:
             self._run_soon()
             return
@@ -373,9 +403,16 @@ class Turns:
             self._singles_look_at = now + WINDOW_S
             for single in self._singles:
                 shares.ready_at(single.time, now)
+        may_resume = bool(self._resumed) and (
+            not waits_for_others or now - self._resumed_since >= DEFER_S_MAX
+        )
+        self._resumed_first = not self._resumed_first
         looks, single_first = len(waiting), self._single_first
         self._single_first = not single_first
-        while True:
+        if may_resume and self._resumed_first:
+            self._resume_next(now)
+            looks, single_first = 0, False
+        while not self._slice_ended:
             single_at, place = math.inf, _NOWHERE
             if single_first or not looks:
                 single_at, place = self._next_single(now, defers=waits_for_others)
@@ -390,18 +427,28 @@ class Turns:
                     continue
                 connection = found
             else:
+                if may_resume:
+                    self._resume_next(now)
                 break
             single_first = False
+            may_resume = False
             self._size -= 1
             connection.turn()
             began, now = now, self.clock()
             begin, used = used, self.processor_time()
             shares.used(connection.time, used - begin, now - began, now)
             self._last_slice = now
-            if used >= end or self._slice_ended:
+            if used >= end:
                 break
         self._contended_until = now + _OTHERS_S
         self._schedule(now)
+
+    def _resume_next(self, now: float) -> None:
+        """Let the first of those whose waits are over go on: its next step is this slice."""
+        self._size -= 1
+        self._resumed.popleft().turn()
+        self._resumed_since = self._last_slice = now
+        self._slice_ended = True  # also if it is gone
 
     def _look_at_next(self, now: float, *, defers: bool) -> _Waits | None:
         """The next of those that wait, if it may go on; else it's put where it waits for that."""
@@ -510,8 +557,11 @@ def metered(work: Coroutine[Any, Any, T], member: TimeMember, turns: Turns) -> G
         while True:
             try:
                 yield waits
-                if waits is None and turns.makes_wait(member):  # a checkpoint: it could go on at once
-                    yield from turns._wait(member).__await__()
+                if waits is None:  # a checkpoint: it could go on at once
+                    if turns.makes_wait(member):
+                        yield from turns._wait(member).__await__()
+                elif turns.resumes_later(member):
+                    yield from turns._resume(member).__await__()
             except BaseException as raised:  # noqa: BLE001 - it is raised where work waits
                 waits = step(work.throw, raised)
             else:

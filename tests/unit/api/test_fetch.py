@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import types
+from collections.abc import Coroutine, Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -265,6 +267,32 @@ async def test_waits_no_longer_than_max_wait(logs: FakeLogs) -> None:
     response = await call(request(0, min_bytes=150, max_wait_ms=10), make_context(logs, 11))
     assert sizes(response) == [0]
     assert not logs.at("t").listeners
+
+
+async def test_a_fetch_whose_time_is_up_is_woken_and_not_cancelled(logs: FakeLogs) -> None:
+    """What is cancelled goes on at once, whoever waits: it can't let others go first."""
+    thrown: list[BaseException] = []
+
+    @types.coroutine
+    def watched(work: Coroutine[Any, Any, FetchResponse]) -> Generator[Any, Any, FetchResponse]:
+        waits = work.send(None)
+        try:
+            while True:
+                try:
+                    value = yield waits
+                except BaseException as error:  # noqa: BLE001 - it is raised where work waits
+                    thrown.append(error)
+                    waits = work.throw(error)
+                else:
+                    waits = work.send(value)
+        except StopIteration as end:
+            response: FetchResponse = end.value
+            return response
+
+    asked, context = request(0, min_bytes=150, max_wait_ms=3), make_context(logs, 11)
+    assert fetch_nowait(asked, context) is None
+    assert sizes(await watched(handle_fetch(asked, context))) == [0]
+    assert thrown == []
 
 
 async def test_a_wait_that_ended_leaves_no_listeners_for_the_collector(logs: FakeLogs) -> None:

@@ -6,12 +6,14 @@ import math
 import threading
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import anyio
 import anyio.lowlevel
 import pytest
 from tests.patience import HANG_S
 
+from penstock.server.core import ServerCore
 from penstock.server.singles import LOOK_MAX, LOOK_NAMES_MAX, Singles
 from penstock.server.turns import (
     DEFER_S,
@@ -366,6 +368,86 @@ def test_a_crowd_that_comes_in_one_iteration_goes_on_by_turns_though_each_asks_f
     late = one_of("late")
     late.ask()
     assert loop.history[-1] == "late", "in an iteration of its own it goes on at once"
+
+
+def test_one_of_a_limited_crowd_lets_others_go_first_whatever_it_used_itself() -> None:
+    """Each of 500 used nothing for a while: they went on in each iteration in which somebody waited for the log."""
+    loop = Loop()
+    greedy, modest = limited(loop, 2)
+    one = Single(loop, SLICE_S)
+    one.time = loop.shares.join(greedy.time.address)
+    one.ask()
+    assert one.time.among.is_limited
+    assert not one.time.is_limited
+    loop.iterate(4)
+    assert loop.history == []
+    one.awaits_log = True
+    assert not any(other is one for other in loop.turns._others), "nobody lets it go first"
+    modest.awaits_log = False
+    loop.turns.answered()
+    loop.iterate()
+    assert loop.history == ["crowd"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("is_answered", [True, False])
+async def test_handlers_of_a_limited_crowd_whose_waits_are_over_go_on_behind_others_one_in_a_slice(
+    is_answered: bool,
+) -> None:
+    """The times of many fetches are up at a time, and each of them takes as long as a request."""
+    loop = Loop()
+    greedy, modest = limited(loop, 2)
+    event = anyio.Event()
+
+    async def wait(number: int) -> None:
+        await event.wait()
+        loop.history.append(f"{number}")
+
+    async def run(number: int) -> None:
+        await metered(wait(number), loop.shares.join(greedy.time.address), loop.turns)
+
+    async def turn() -> None:
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        loop.iterate(2)
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(4):
+            tasks.start_soon(run, number)
+        await anyio.lowlevel.checkpoint()
+        event.set()
+        await turn()
+        assert loop.history == []
+        assert len(loop.turns) == 4
+        if is_answered:
+            modest.awaits_log = False
+            loop.turns.answered()
+            await turn()
+            assert loop.history == ["0"]
+        else:
+            loop.idle()
+            await turn()
+            assert loop.history == ["0"], "no longer than for DEFER_S"
+            await turn()
+            assert loop.history == ["0"]
+            modest.awaits_log = False
+            loop.turns.answered()
+        for _ in range(8):
+            await turn()
+    assert loop.history == ["0", "1", "2", "3"]
+    assert len(loop.turns) == 0
+
+
+def test_a_timer_is_set_for_a_millisecond_at_least() -> None:
+    """One of less was called at once, as uvloop rounds: who looked at the clock then set it again, ten times."""
+    delays: list[float] = []
+    core = SimpleNamespace(time=lambda: 5.0, call_later=lambda delay_s, _: delays.append(delay_s))
+    for at in (4.0, 5.0003, 5.25):
+        ServerCore._call_at(core, at, lambda: None)  # type: ignore[arg-type]
+    assert delays == pytest.approx([0.001, 0.001, 0.25])
 
 
 def test_who_is_not_limited_lets_nobody_go_first() -> None:
