@@ -220,6 +220,7 @@ class StreamEngine:
             now_ms=now_ms,
             interval_ms=settings.lifecycle_interval_ms,
             delete_delay_ms=settings.delete_delay_ms,
+            prepare_deadline_ms=settings.upload.prepare_deadline_ms,
             bus=bus,
         )
         self._orphans = OrphanSweeper(

@@ -22,16 +22,26 @@ logger = logging.getLogger("penstock.stream.lifecycle")
 
 #: Objects deleted, and forgotten in metadata, in one go.
 DELETE_BATCH_MAX = 500
+#: A time so much later than any can be is of a clock that was set back since.
+CLOCK_SLACK_MS = 3_600_000
 
 
-def due_objects(image: Image, now_ms: int, delete_delay_ms: int) -> tuple[list[int], list[int]]:
-    """(prepared objects past their deadline, destroyed ones past the delay that readers are given)."""
+def due_objects(
+    image: Image, now_ms: int, delete_delay_ms: int, prepare_deadline_ms: int
+) -> tuple[list[int], list[int]]:
+    """(prepared objects past their deadline, destroyed ones past the delay that readers are given).
+
+    Those of a future that can't be are due as well, or they would stay until it comes: who still puts one puts it
+    again, and who still reads one looks again.
+    """
     expired = []
     deletable = []
+    latest_ms = now_ms + CLOCK_SLACK_MS
     for held in image.objects.all():
-        if held.state == "prepared" and held.at_ms <= now_ms:
+        at_ms = held.at_ms
+        if held.state == "prepared" and (at_ms <= now_ms or at_ms > latest_ms + prepare_deadline_ms):
             expired.append(held.object_id)
-        elif held.state == "destroyed" and held.at_ms + delete_delay_ms <= now_ms:
+        elif held.state == "destroyed" and (at_ms + delete_delay_ms <= now_ms or at_ms > latest_ms):
             deletable.append(held.object_id)
     return expired, deletable
 
@@ -48,6 +58,7 @@ class ObjectLifecycle:
         now_ms: Callable[[], int],
         interval_ms: int,
         delete_delay_ms: int,
+        prepare_deadline_ms: int,
         bus: EventBus,
     ) -> None:
         self._metadata = metadata
@@ -55,6 +66,7 @@ class ObjectLifecycle:
         self._block_cache = block_cache
         self._now_ms = now_ms
         self._delete_delay_ms = delete_delay_ms
+        self._prepare_deadline_ms = prepare_deadline_ms
         self._bus = bus
         #: Sweeps; what fails is tried again at the next turn.
         self.job = PeriodicJob(
@@ -66,7 +78,9 @@ class ObjectLifecycle:
 
     async def sweep(self) -> int:
         """Delete what is due; the number of objects deleted. Raises UnavailableError."""
-        expired, deletable = due_objects(self._metadata.image, self._now_ms(), self._delete_delay_ms)
+        expired, deletable = due_objects(
+            self._metadata.image, self._now_ms(), self._delete_delay_ms, self._prepare_deadline_ms
+        )
         if expired:
             logger.warning("giving up %d uncommitted objects past their deadline", len(expired))
             await self._metadata.submit(AbandonObjects(expired))

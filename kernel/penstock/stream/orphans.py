@@ -174,7 +174,7 @@ class OrphanSweeper:
         next_object_id = self._metadata.image.objects.next_id
         if not self._grace_ms:
             return next_object_id
-        if self._noted is None:
+        if self._noted is None or now_ms < self._noted[0]:  # the clock was set back: begin again
             self._noted = (now_ms, next_object_id)
         elif self._noted[0] + self._grace_ms <= now_ms:
             self._settled = self._noted[1]

@@ -45,8 +45,21 @@ def test_what_is_due_depends_on_state_and_time_only() -> None:
         [("prepared", 100), ("prepared", 101), ("committed", 0), ("destroyed", 90), ("destroyed", 91)]
     ):
         image.objects.put(object_id, ObjectState(object_id, state, 0, at_ms))  # type: ignore[arg-type]
-    assert due_objects(image, 100, 10) == ([0], [3])
-    assert due_objects(image, 0, 0) == ([], [])
+    assert due_objects(image, 100, 10, 50) == ([0], [3])
+    assert due_objects(image, 0, 0, 50) == ([], [])
+
+
+async def test_a_clock_that_is_set_back_by_years_keeps_nothing_for_years(world: World) -> None:
+    """I6: what was destroyed, or prepared, by a clock that was wrong goes as soon as anything else."""
+    async with world.open() as e:
+        now_ms, world.now_ms = world.now_ms, world.now_ms + 365 * 24 * 3_600_000
+        await destroyed(e, world)
+        await prepare(e, 1, world.now_ms + SETTINGS.upload.prepare_deadline_ms)
+        world.now_ms = now_ms
+        for _ in range(2):
+            assert await e.engine._lifecycle.sweep() == 1
+        assert await e.store.keys() == []
+        assert not len(e.metadata.image.objects)
 
 
 async def test_readers_are_given_their_delay(world: World) -> None:

@@ -149,6 +149,19 @@ async def test_without_times_in_the_store_the_age_of_ids_counts(world: World, to
         assert await orphans.sweep() == 1
 
 
+async def test_the_age_of_ids_counts_anew_by_a_clock_that_was_set_back(world: World) -> None:
+    async with world.open() as e:
+        store = TimedStore(e, world)
+        sweep = sweeper(e, world, store).sweep
+        (key,) = await plant(e, *await forgotten(e, world, 1))
+        store.modified_ms[key] = 0
+        await sweep()
+        world.now_ms -= HOUR_MS * 24 * 365
+        assert await sweep() == 0
+        world.now_ms += GRACE_MS
+        assert await sweep() == 1
+
+
 async def test_what_metadata_knows_stays(world: World) -> None:
     """Prepared, committed and destroyed objects are the business of others, however old they are."""
     world.settings = dataclasses.replace(SETTINGS, delete_delay_ms=HOUR_MS)
