@@ -58,6 +58,7 @@ __all__ = (
     "Header",
     "area_bytes",
     "is_begun",
+    "joined",
     "newest_header",
     "newest_of",
     "parse_slots",
@@ -253,6 +254,21 @@ def _decode_more(more: bytes, ring_bytes: int) -> dict[str, Any]:
         "stripe_bytes": stripe_bytes,
         "zoned": RingMap(ring_bytes, tuple(map(Zone._make, zones)), tuple(map(Section._make, sections))),
     }
+
+
+def joined(pieces: Iterable[tuple[memoryview, int]]) -> memoryview:
+    """Pieces of the log that were read, each with the length that was asked for, as one; shorter at their end only.
+
+    What is missing before another piece is zeros: what is behind it may tell that something was there.
+    """
+    parts: list[memoryview] = []
+    done = end = 0
+    for part, length in pieces:
+        if part:
+            end = done + len(part)
+        parts.append(part if len(part) == length else memoryview(bytes(part).ljust(length, b"\0")))
+        done += length
+    return (parts[0] if len(parts) == 1 else memoryview(b"".join(parts)))[:end]
 
 
 def area_bytes(*, shared: bool) -> int:

@@ -31,6 +31,7 @@ from penstock_wal_block._format import (
     SHARED_AREA_BYTES,
     Header,
     area_bytes,
+    joined,
     newest_of,
     parse_slots,
 )
@@ -287,14 +288,8 @@ class _ReadOnlySet:
         """Bytes of the ring; fewer where a file ends."""
         if len(self._files) == 1:
             return self._files[0].read(offset, size)
-        parts: list[memoryview] = []
-        for number, at, length in places(
-            offset, size, len(self._files), self._area_bytes, self._stripe_bytes
-        ):
-            parts.append(self._files[number].read(at, length))
-            if len(parts[-1]) < length:
-                break
-        return memoryview(b"".join(parts))
+        found = places(offset, size, len(self._files), self._area_bytes, self._stripe_bytes)
+        return joined((self._files[number].read(at, length), length) for number, at, length in found)
 
 
 def _check_set(header: Header, paths: Sequence[Path]) -> None:

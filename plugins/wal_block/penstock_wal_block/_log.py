@@ -15,7 +15,7 @@ from penstock.errors import ConfigError, FencedError, UnavailableError, kept
 from penstock.spi import Buffer
 from penstock.wal import Boundaries, Cursor, DecodedGroup, Group, LogScan, encode_group
 from penstock_wal_block._device import Device
-from penstock_wal_block._format import BLOCK_BYTES, SECTIONS_MAX, ZONES_MAX, Header, area_bytes
+from penstock_wal_block._format import BLOCK_BYTES, SECTIONS_MAX, ZONES_MAX, Header, area_bytes, joined
 from penstock_wal_block._headers import Headers, Owner, SharedHeaders
 from penstock_wal_block._ring import RingMap
 
@@ -473,9 +473,5 @@ class CachedReader:
         return self._data[offset : offset + size]
 
     def _load(self, position: int, size: int) -> memoryview:
-        parts: list[memoryview] = []
-        for offset, length in self._ring.pieces(position, size):
-            parts.append(self._read(self._area_bytes + offset, length))
-            if len(parts[-1]) < length:
-                break
-        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+        pieces = self._ring.pieces(position, size)
+        return joined((self._read(self._area_bytes + offset, length), length) for offset, length in pieces)

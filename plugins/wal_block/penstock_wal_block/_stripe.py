@@ -28,7 +28,7 @@ from crc32c import crc32c
 from penstock.errors import ConfigError, NewerVersionError, again, kept
 from penstock.spi import Buffer
 from penstock_wal_block._device import FileDevice
-from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header
+from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, joined
 
 #: What follows each other on one device. A group of some size is spread over all, a small one is one write.
 STRIPE_BYTES = 2**16
@@ -225,12 +225,8 @@ class StripedDevice:
 
     def read(self, offset: int, size: int) -> memoryview:
         """See ``Device``."""
-        parts: list[memoryview] = []
-        for number, at, length in places(offset, size, self.devices, self._area_bytes, self.stripe_bytes):
-            parts.append(self._members[number].read(at, length))
-            if len(parts[-1]) < length:
-                break
-        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+        found = places(offset, size, self.devices, self._area_bytes, self.stripe_bytes)
+        return joined((self._members[number].read(at, length), length) for number, at, length in found)
 
     def write(self, offset: int, parts: Sequence[Buffer], length: int) -> None:
         """See ``Device``. All members write at the same time, and what was written is durable on return."""

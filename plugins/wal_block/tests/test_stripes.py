@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
@@ -128,6 +130,51 @@ async def test_a_missing_a_foreign_and_a_swapped_device_are_named_and_nothing_is
     with pytest.raises(CorruptError, match="isn't empty, so nothing was changed"):
         await write(tmp_path, 2, paths=(), path="b", capacity=2**20)
     await write(tmp_path, 2)
+
+
+def copied_and_cut(data_dir: Path, name: str, size: int) -> Path:
+    copy = data_dir / "copy"
+    copy.mkdir()
+    for file in filter(Path.is_file, data_dir.iterdir()):
+        shutil.copy(file, copy)
+    assert (copy / name).stat().st_size > size
+    os.truncate(copy / name, size)
+    return copy
+
+
+async def refuse_cut(data_dir: Path, name: str, size: int, paths: Sequence[str], **more: Any) -> None:
+    """A copy of a live log, of which the file ``name`` was cut, isn't read to where that ends."""
+    copy = copied_and_cut(data_dir, name, size)
+    with pytest.raises(CorruptError, match="lost acknowledged entries"):
+        await write(copy, 2, paths=paths, **more)
+    read = penstock_register_wal().read
+    assert read is not None
+    values: dict[str, Any] = {"capacity": 3 * 2**20, "paths": list(paths)} | more
+    settings = Settings(**values)
+    with pytest.raises(CorruptError, match="lost acknowledged entries"):
+        _ = [entry async for entry in read(settings, services(copy, 0))]
+
+
+async def test_a_device_that_lost_its_end_is_told_by_what_others_hold_behind_it(tmp_path: Path) -> None:
+    """I10: behind the end of one file is nothing; behind that of one of several is what the others hold."""
+    async with open_wal(tmp_path, 1, NAMES) as wal:
+        await recovered(wal)
+        for _ in range(10):
+            await wal.append([b"x" * 30_000]).wait_durable()
+        await refuse_cut(tmp_path, "b", HEADER_AREA_BYTES, NAMES)
+
+
+async def test_a_file_that_lost_its_end_is_told_by_what_its_beginning_holds(tmp_path: Path) -> None:
+    """I10: the log goes on at the beginning of the ring."""
+    more: dict[str, Any] = {"path": "a", "capacity": 2**20, "group_bytes_max": 2**16}
+    async with open_wal(tmp_path, 1, (), **more) as wal:
+        await recovered(wal)
+        appends = [wal.append([b"x" * 30_000]) for _ in range(28)]
+        await appends[-1].wait_durable()
+        await wal.trim(appends[-1].position)
+        for _ in range(8):
+            await wal.append([b"x" * 30_000]).wait_durable()
+        await refuse_cut(tmp_path, "a", 2**20 - 50_000, (), **more)
 
 
 async def test_a_striped_log_that_hosts_share(tmp_path: Path) -> None:
