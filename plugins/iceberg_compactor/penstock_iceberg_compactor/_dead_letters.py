@@ -2,7 +2,7 @@
 
 It has an owner, positions and a stamp of its own, so it is as exact as the other: its position in a partition is the
 offset after the last record that is in it. It is committed first. If the other commit then doesn't happen, the same
-records are read again, and those below its position are there already.
+records are read again: what it has of those below its position is looked up, as others may be refused by now.
 """
 
 from __future__ import annotations
@@ -54,8 +54,11 @@ class DeadLetters:
         """Take those that aren't in the table yet."""
         if self._table is None:
             self._table = self._open_table()
-        there = self._table.stamp.positions.get(records.partition, 0)
-        new = [one for one in rejected if records.offsets[one.at] >= there]
+        partition = records.partition
+        there = self._table.stamp.positions.get(partition, 0)
+        refused = [records.offsets[one.at] for one in rejected]
+        known = self._known(partition, min(refused), there) if min(refused) < there else ()
+        new = [one for one in rejected if records.offsets[one.at] not in known]
         if not new:
             return
         rows = raw_rows(records).take([one.at for one in new])
@@ -65,7 +68,14 @@ class DeadLetters:
         )
         now = pa.array([self._now_us()] * len(new), pa.timestamp("us", "UTC"))
         self._rows.append(rows.append_column("rejected_at", now))
-        self._positions[records.partition] = records.offsets[new[-1].at] + 1
+        self._positions[partition] = max(there, records.offsets[new[-1].at] + 1)
+
+    def _known(self, partition: int, start: int, end: int) -> set[int]:
+        """The offsets from ``start`` up to ``end`` that the table has."""
+        assert self._table is not None
+        wanted = f"partition = {partition} and offset >= {start} and offset < {end}"
+        found = self._table.table.scan(row_filter=wanted, selected_fields=("offset",)).to_arrow()
+        return set(found.column("offset").to_pylist())
 
     def spill(self) -> None:
         """Write what is in memory into files."""

@@ -16,6 +16,7 @@ from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._files import FileWriter
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
+from pyiceberg.types import BooleanType
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 from tests.patience import HANG_S
@@ -407,3 +408,34 @@ async def test_tries_that_fail_leave_the_table_as_it_was(tmp_path: Path, fails: 
         compactor.watch(lambda step: None)
         await attempt(good)
         assert load(compactor).scan().to_arrow().num_rows == (2 if fails == "dead_letter" else 3)
+
+
+async def test_a_record_that_is_refused_only_when_it_is_read_again_is_a_dead_letter(tmp_path: Path) -> None:
+    """A later one of its commit is one already, as dead letters are committed first."""
+    configs = {"value_format": "json", "on_bad_record": "dead_letter", "on_schema_change": "dead_letter"}
+    values = [b'{"n": 1}', b"bad", b'{"m": 1}', b"bad"]
+    async with opened(tmp_path) as compactor:
+        steps = []
+
+        def fail(name: str) -> None:
+            steps.append(name)
+            if steps.count("manifests written") == 2:
+                raise UnavailableError("the catalog is away")
+
+        async with compactor.open_table(topic(**configs), 1):
+            pass
+        async with compactor.open_table(topic(**configs), 1) as table:
+            compactor.watch(fail)
+            await table.write(lake_records(list(values)))
+            with pytest.raises(UnavailableError):
+                await table.commit({0: 4})
+        compactor.watch(lambda name: None)
+        foreign = load(compactor)
+        foreign.update_schema().delete_column("n").commit()
+        foreign.update_schema().add_column("n", BooleanType()).commit()
+        async with compactor.open_table(topic(**configs), 1) as table:
+            await table.write(lake_records(list(values)))
+            await table.commit({0: 4})
+        dead = load(compactor, "orders__dead_letter").scan().to_arrow().column("offset").to_pylist()
+        rows = load(compactor).scan().to_arrow().column("m").to_pylist()
+        assert (sorted(dead), rows) == ([0, 1, 3], [1])
