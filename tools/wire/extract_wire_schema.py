@@ -27,7 +27,7 @@ describe_configs alter_configs describe_log_dirs create_partitions delete_groups
 incremental_alter_configs alter_partition_reassignments list_partition_reassignments offset_delete
 describe_client_quotas describe_cluster describe_producers consumer_group_heartbeat
 list_config_resources describe_topic_partitions describe_user_scram_credentials describe_transactions
-list_transactions
+list_transactions sasl_handshake
 """
 DATA_NAMES = ("consumer_protocol_subscription", "consumer_protocol_assignment")
 

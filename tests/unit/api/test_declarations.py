@@ -38,6 +38,7 @@ NEEDS = {
     "SyncGroup": "Read Group",
     "DescribeGroups": "Describe Group",
     "ListGroups": "Describe Cluster, Describe Group",
+    "SaslHandshake": "",
     "ApiVersions": "",
     "CreateTopics": "Create Cluster, Create Topic, DescribeConfigs Topic",
     "DeleteTopics": "Delete Topic, Describe Topic",

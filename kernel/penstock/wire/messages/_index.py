@@ -24,6 +24,7 @@ class ApiKey(IntEnum):
     SYNC_GROUP = 14
     DESCRIBE_GROUPS = 15
     LIST_GROUPS = 16
+    SASL_HANDSHAKE = 17
     API_VERSIONS = 18
     CREATE_TOPICS = 19
     DELETE_TOPICS = 20
@@ -70,6 +71,7 @@ INDEX: dict[int, tuple[str, int, int, int, tuple[int, ...]]] = {
     14: ("sync_group", 0, 5, 4, (6, 6, 6, 6, 3, 3)),
     15: ("describe_groups", 0, 6, 5, (2, 2, 2, 2, 2, 1, 1)),
     16: ("list_groups", 0, 5, 3, (0, 0, 0, 0, 1, 1)),
+    17: ("sasl_handshake", 0, 1, 2, (0, 0)),
     18: ("api_versions", 0, 4, 3, (0, 0, 0, 0, 0)),
     19: ("create_topics", 2, 7, 5, (4, 4, 4, 3, 3, 3)),
     20: ("delete_topics", 1, 6, 4, (2, 2, 2, 1, 1, 18)),
