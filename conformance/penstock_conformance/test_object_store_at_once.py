@@ -16,6 +16,7 @@ from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises, together
 from penstock_conformance._jobs import WRITES, write
 from penstock_conformance._listings import keys_listed
+from penstock_conformance._private import without_umask
 
 KIND = "object_store"
 
@@ -269,3 +270,18 @@ async def test_who_only_looks_makes_nothing(env: Env) -> None:
             assert (await store.head("folder/key")).size == 4
             assert await keys_listed(store) == ["folder/key"]
     assert tree(env.data_dir) == before, "who only looks has changed what is there"
+
+
+async def test_files_are_for_nobody_else(env: Env) -> None:
+    """``access`` are the modes of local directories and files that hold data, whatever the umask says."""
+    with without_umask(env) as check_private:
+        async with env.open() as store:
+            await store.put("folder/key", [b"body"])
+            await store.put_if_absent("folder/once", [b"body"])
+            if store.capabilities.multipart:
+                for key in ("folder/parts", "folder/begun"):
+                    upload = await store.create_multipart(key)
+                    await upload.write_part([b"part" * 1000])
+                    if key == "folder/parts":
+                        await upload.complete()
+            check_private()

@@ -17,6 +17,7 @@ from penstock.spi.wal import BoundedLog, WalAppend
 from penstock_conformance._child import Child
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, given_up, raises, together
+from penstock_conformance._private import without_umask
 from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered, surviving
 
 KIND = "wal"
@@ -365,3 +366,13 @@ async def test_sizes_are_told_before_as_they_are(env: Env) -> None:
         if wal.capabilities.bounded and isinstance(wal, BoundedLog):
             await recovered(wal)
             assert wal.would_fit(largest), "an empty log has no room for its largest entry"
+
+
+async def test_files_are_for_nobody_else(env: Env) -> None:
+    """``access`` are the modes of local directories and files that hold data, whatever the umask says."""
+    with without_umask(env) as check_private:
+        for epoch in (1, 2):
+            async with env.open(epoch=epoch) as wal:
+                await recovered(wal)
+                await append_all(wal, make_bodies(3, 300, owner=epoch))
+                check_private()

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 
 from penstock.errors import ConflictError, FencedError, UnavailableError
+from penstock.files import ACCESSES
 from penstock.spi.allocator import Allocator
 from penstock.spi.lake import LakeCommit, LakeMaintenance, LakeRecord, LakeRecords, LakeTopic, LakeWritten
 from penstock.spi.plugin import Services
@@ -186,3 +187,11 @@ class GoesOnBehindALostReply(JsonLinesTable):
         except UnavailableError:
             self._version = self._trusted = self._read()["version"]
         return done
+
+
+@mutant(KIND, "makes_tables_for_everybody", "files_are_for_nobody_else")
+class MakesTablesForEverybody(_Broken):
+    """Leaves to the umask what others may read."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(replace(services, access=ACCESSES["everybody"]), JsonLinesTable)

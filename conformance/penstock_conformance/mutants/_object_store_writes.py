@@ -15,6 +15,7 @@ from typing import ClassVar
 from anyio.lowlevel import checkpoint
 
 from penstock.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, UnavailableError
+from penstock.files import ACCESSES
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock_conformance.mutants._mutant import mutant
@@ -440,3 +441,24 @@ class LooksAtTheRangeFirst(DirectoryStore):
             if start:
                 raise InvalidRequestError(f"the range starts past the object: {key=} {start=}") from None
             raise
+
+
+_PRIVATE = "files_are_for_nobody_else"
+
+
+@mutant(KIND, "makes_files_for_everybody", _PRIVATE)
+class MakesFilesForEverybody(DirectoryStore):
+    """Leaves to the umask what others may read."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced, access=ACCESSES["everybody"])
+
+
+@mutant(KIND, "lets_others_put_files", _PRIVATE)
+class LetsOthersPutFiles(DirectoryStore):
+    """Hides its files, and leaves their directory to the umask."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        directory.chmod(0o711)
+        self._objects.chmod(0o733)

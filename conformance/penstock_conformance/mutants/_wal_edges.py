@@ -662,3 +662,13 @@ class FindsNoLogInAnEmptyOne(FileWal):
             yield entry
         if not found:
             raise NotFoundError(f"there is no log: path={path}")
+
+
+@mutant(KIND, "shows_its_log_to_everybody", "files_are_for_nobody_else")
+class ShowsItsLogToEverybody(FileWal):
+    """Leaves to the umask what others may read."""
+
+    def __init__(self, path: Path, epoch: int, capacity: int) -> None:
+        super().__init__(path, epoch, capacity)
+        path.chmod(0o644)
+        path.parent.chmod(0o755)

@@ -25,7 +25,7 @@ from penstock.errors import (
     PenstockError,
     UnavailableError,
 )
-from penstock.files import ACCESSES, Access, create_file
+from penstock.files import ACCESSES, Access, create_file, make_directories
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings
 from penstock.spi.object_store import (
@@ -80,8 +80,8 @@ class DirectoryStore:
         self._temporary = directory / "temporary"
         self._read_only = read_only
         if not read_only:
-            self._objects.mkdir(parents=True, exist_ok=True)
-            self._temporary.mkdir(parents=True, exist_ok=True)
+            make_directories(self._objects, access)
+            make_directories(self._temporary, access)
         self._lock_path = directory / "lock"
         self._counts = _Counts()
 
@@ -260,10 +260,10 @@ class DirectoryStore:
     def _locked(self) -> Iterator[None]:
         """Between processes: compare-and-swap is two steps. Nothing is awaited while it is held."""
         try:
-            file = self._lock_path.open("w")
+            descriptor = os.open(self._lock_path, os.O_WRONLY | os.O_CREAT, self._access.file_mode)
         except OSError as error:
             raise UnavailableError(f"the medium failed, try again: error={error.strerror}") from error
-        with file:
+        with os.fdopen(descriptor, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -39,7 +39,7 @@ from penstock.errors import (
     NotFoundError,
     UnavailableError,
 )
-from penstock.files import create_file, make_directories
+from penstock.files import ACCESSES, create_file, make_directories
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings, Size
 from penstock.spi.plugin import Buffer, Services
@@ -83,8 +83,9 @@ class FileWal:
         # more than it has room for, no log takes
         largest = min(WAL_CAPABILITIES.entry_bytes_max, capacity - RECORD_BYTES)
         self._capabilities = replace(WAL_CAPABILITIES, entry_bytes_max=largest)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        access = ACCESSES["owner"]
+        make_directories(path.parent, access)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, access.file_mode)
         self._queue: list[tuple[WalAppend, list[Buffer]]] = []
         self._scheduled = False
         self._recovered = False

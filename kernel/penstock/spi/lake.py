@@ -336,8 +336,9 @@ class LakeCompactorSpec(PluginSpec[S, LakeCompactor]):
     #: What may be set per topic, beside the kernel's own (``enable``, ``commit.interval.ms``, ``commit.bytes``,
     #: ``gap``, ``maintenance.request``).
     topic_configs: Sequence[LakeTopicConfig] = ()
-    #: What is wrong with the values of all of them together, one sentence; empty if nothing is. Called whenever one
-    #: is set, and before a table is opened. Must not raise.
+    #: What is wrong with the values of all of them together, one sentence for people, whatever is in the values;
+    #: empty if nothing is, as of the defaults, ``raw_configs`` and ``policies``. Called whenever one is set, and
+    #: before a table is opened. Must not raise.
     fault_of: Callable[[Mapping[str, str]], str] = _no_contradiction
     #: Topic configs under which a table keeps keys, values and headers as they are, whatever they hold.
     raw_configs: Mapping[str, str] = field(default_factory=dict)

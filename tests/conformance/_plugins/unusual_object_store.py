@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = ("WAYS", "penstock_register_object_store")
 
 import hashlib
+import os
 import secrets
 import sqlite3
 import threading
@@ -15,7 +16,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from penstock.errors import (
     NotFoundError,
     UnavailableError,
 )
+from penstock.files import ACCESSES, create_file
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings as BaseSettings
 from penstock.spi.object_store import (
@@ -100,6 +102,9 @@ class UnusualStore:
         self._way = way
         self.location = f"sqlite:{path}"
         place = f"file:{path}?immutable=1" if path.exists() else ":memory:"
+        if not read_only and not path.exists():
+            with suppress(FileExistsError):
+                os.close(create_file(path, os.O_RDWR, ACCESSES["owner"]))
         self._database = sqlite3.connect(
             place if read_only else path, isolation_level=None, check_same_thread=False, uri=read_only
         )

@@ -42,6 +42,7 @@ from penstock.errors import (
     UnavailableError,
     again,
 )
+from penstock.files import ACCESSES, make_directories
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings as BaseSettings
 from penstock.spi.plugin import Buffer, Services
@@ -116,7 +117,7 @@ class FileMedium:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.mkdir(parents=True, exist_ok=True)
+        make_directories(path, ACCESSES["owner"])
         self.location = str(path)
         self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         self._log = -1

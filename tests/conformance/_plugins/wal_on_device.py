@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 import penstock_wal_block
 from penstock_wal_block import Settings
 
+from penstock.files import make_directories
 from penstock.hookspecs import hookimpl
 from penstock.spi import Services
 from penstock.spi.wal import WalSpec, WriteAheadLog
@@ -32,7 +33,7 @@ async def _open(settings: Settings, services: Services) -> AsyncIterator[WriteAh
         number = 2 if settings.shared and services.node_id != 1 else services.data_dir.name == "elsewhere"
         with open(devices[number], "r+b") as file:  # noqa: ASYNC230 - a test's
             file.write(bytes(_HEADER_AREA_BYTES))
-        path.parent.mkdir(exist_ok=True)
+        make_directories(path.parent, services.access)
         path.symlink_to(devices[number])
     async with penstock_wal_block.penstock_register_wal().open(settings, services) as wal:
         yield wal
