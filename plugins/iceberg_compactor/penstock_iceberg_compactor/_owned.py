@@ -76,8 +76,8 @@ class OwnedTable:
         self._life: Life | None = None
         self._fault: PenstockError | None = None
         self._outcome_known = True
-        #: Names of columns that rows since the last commit were read for.
-        self._read_for: set[str] = set()
+        #: Names and ids of columns that rows since the last commit were read for.
+        self._read_for: set[tuple[str, int]] = set()
 
     @classmethod
     def open(
@@ -215,6 +215,7 @@ class OwnedTable:
     def write(self, rows: Sequence[pa.Table]) -> None:
         """Write rows into files for the next commit."""
         life = self.begin()
+        self._read_for |= self._columns_now()
         writer = self._writer(life)
         wanted = writer.columns
         files_max = max(1, self._configs.partition_files_max - len(life.waiting))
@@ -303,11 +304,11 @@ class OwnedTable:
 
     def _check_columns_stay(self) -> None:
         """Raise ConflictError if the table has no place any more for what may be in rows."""
-        gone = sorted(self._read_for - set(self.table.schema().column_names))
+        gone = sorted(self._read_for - self._columns_now())
         if gone:
             self._fault = ConflictError(
                 f"somebody dropped or renamed a column while rows waited for their commit, so they are read again: "
-                f"table={self.name} column={gone[0]}"
+                f"table={self.name} column={gone[0][0]}"
             )
             raise again(self._fault)
 
@@ -323,8 +324,12 @@ class OwnedTable:
     @property
     def columns(self) -> pa.Schema:
         """The columns that rows are fitted to."""
-        self._read_for.update(self.table.schema().column_names)
+        self._read_for |= self._columns_now()
         return arrow_schema(self.table.schema())
+
+    def _columns_now(self) -> set[tuple[str, int]]:
+        """A column that was dropped and added again has another id, by which readers find values in files."""
+        return set(self.table.schema()._name_to_id.items())
 
     def take_columns(self, wanted: pa.Schema | None) -> None:
         """Have these columns, too, and what configs say of partitions and order: a commit, guarded as the others are.

@@ -24,7 +24,7 @@ from pyiceberg.schema import Schema
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update.snapshot import _FastAppendFiles
 from pyiceberg.typedef import Record
-from pyiceberg.types import IntegerType, LongType, NestedField, StructType
+from pyiceberg.types import BinaryType, IntegerType, LongType, NestedField, StructType
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 
@@ -125,7 +125,7 @@ async def test_deletes_by_equality_stop_what_has_to_read_them_in_words_and_nothi
             assert await table.positions() == {0: 2}
 
 
-@pytest.mark.parametrize("how", ["dropped", "renamed"])
+@pytest.mark.parametrize("how", ["dropped", "renamed", "dropped and added"])
 @pytest.mark.parametrize("mode", ["append", "upsert"])
 async def test_what_waits_for_a_column_that_somebody_drops_isnt_lost(
     tmp_path: Path, mode: str, how: str
@@ -140,10 +140,12 @@ async def test_what_waits_for_a_column_that_somebody_drops_isnt_lost(
             await table.commit({0: 1})
             await table.write(lake_records([b'{"id": 2, "n": 2}'], start=1))
             with load(compactor).update_schema(allow_incompatible_changes=True) as update:
-                if how == "dropped":
-                    update.delete_column("n")
-                else:
+                if how == "renamed":
                     update.rename_column("n", "m")
+                else:
+                    update.delete_column("n")
+            if how == "dropped and added":  # which is another column of this name
+                load(compactor).update_schema().add_column("n", LongType()).commit()
             with pytest.raises(ConflictError, match=r"dropped or renamed a column.*read again.*column=n"):
                 await table.commit({0: 2})
         async with compactor.open_table(topic(**configs), 1) as table:
@@ -153,6 +155,26 @@ async def test_what_waits_for_a_column_that_somebody_drops_isnt_lost(
             await table.maintain()
         found = load(compactor).scan().to_arrow().to_pylist()
         assert sorted((row["id"], row["n"]) for row in found) == [(1, None), (2, 2)]
+
+
+async def test_values_of_a_raw_table_arent_lost_with_a_column_that_somebody_made_anew(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        async with compactor.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"a"]))
+
+            def foreign(name: str) -> None:
+                if name == "files written":
+                    load(compactor).update_schema().delete_column("value").commit()
+                    load(compactor).update_schema().add_column("value", BinaryType()).commit()
+
+            compactor.watch(foreign)
+            with pytest.raises(ConflictError, match=r"read again.*column=value"):
+                await table.commit({0: 1})
+        compactor.watch(lambda name: None)
+        async with compactor.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"a"]))
+            await table.commit({0: 1})
+        assert load(compactor).scan().to_arrow().column("value").to_pylist() == [b"a"]
 
 
 async def test_a_table_of_before_is_opened_to_other_writers_by_one_commit(tmp_path: Path) -> None:
