@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from typing import Any, cast
 
 from penstock.checksum import checksum
@@ -48,12 +49,22 @@ def lean_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _session(options: dict[str, Any]) -> Any:
-    """As s3fs makes one, but that reads a time in a fiftieth of the time: a page of a listing has a thousand."""
+    """As s3fs makes one, but that reads the thousand times of a page of a listing without guessing their format, and
+    the description of S3, a megabyte, once a process."""
     from aiobotocore.session import AioSession
 
     session = AioSession(**options)
+    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
     return session
+
+
+@cache
+def _loader(data_path: str | None) -> Any:
+    """What AWS's services are like, as read from there; nobody changes it."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 def _time(told: Any) -> datetime:
