@@ -21,6 +21,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
 
 import pytest
 from tests.fetched import go_program, python_environment
@@ -140,6 +142,33 @@ def _read_models_once() -> None:
     find = functools.cache(Loader().list_available_services)
     JSONFileLoader.load_file = lambda self, path: load(path)
     Loader.list_available_services = lambda self, type_name: find(type_name)
+    _look_at_handlers_once()
+
+
+def _look_at_handlers_once() -> None:
+    """Of each session, botocore takes a hundred handlers' signatures, and looks up old names of as many events."""
+    from botocore import hooks
+
+    accepts, accepted = hooks.accepts_kwargs, dict[CodeType, bool]()
+    alias, names = hooks.EventAliaser._alias_event_name, dict[str, str]()
+
+    def accepts_once(function: Any) -> Any:
+        plain = getattr(function, "__func__", function)
+        if not isinstance(plain, FunctionType):
+            return accepts(function)
+        if plain.__code__ not in accepted:
+            accepted[plain.__code__] = accepts(function)
+        return accepted[plain.__code__]
+
+    def alias_once(self: Any, name: str) -> str:
+        if self._event_aliases is not hooks.EVENT_ALIASES:
+            return str(alias(self, name))
+        if name not in names:
+            names[name] = str(alias(self, name))
+        return names[name]
+
+    hooks.accepts_kwargs = accepts_once
+    hooks.EventAliaser._alias_event_name = alias_once
 
 
 @contextmanager
