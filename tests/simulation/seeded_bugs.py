@@ -19,6 +19,7 @@ from penstock_wal_s3express_replicated._replica import Replica
 
 from penstock.errors import AlreadyExistsError, CorruptError, UnavailableError
 from penstock.spi.plugin import Buffer
+from penstock.stream import lifecycle as lifecycle_module
 from penstock.stream.engine import StreamEngine
 from penstock.stream.replay import Replay
 from penstock.wal import Group, GroupCommit, LogScan
@@ -70,6 +71,23 @@ def _passes_over_what_is_behind_a_mark() -> AbstractContextManager[object]:
         return real(self, header, recovered) and self.entries < 20
 
     return mock.patch.object(Replay, "_is_needed", needed)
+
+
+def _passes_over_what_a_trim_begins_in() -> AbstractContextManager[object]:
+    """Recovery takes an entry that begins before the start of its stream for one that is trimmed."""
+    real = Replay._is_needed
+
+    def needed(self: Replay, header: Any, recovered: Any) -> bool:
+        state = self._image.streams.get(header.stream_id)
+        is_cut = state is not None and header.base_offset < state.start < header.next_offset
+        return real(self, header, recovered) and not is_cut
+
+    return mock.patch.object(Replay, "_is_needed", needed)
+
+
+def _believes_any_clock() -> AbstractContextManager[object]:
+    """What a clock destroyed that was years ahead waits for that time."""
+    return mock.patch.object(lifecycle_module, "CLOCK_SLACK_MS", 2**62)
 
 
 def _trims_one_too_many() -> AbstractContextManager[object]:
@@ -239,6 +257,8 @@ def _recovers_from_the_first_that_answers() -> AbstractContextManager[object]:
 
 BUGS: dict[str, dict[str, Bug]] = {
     "wal_s3": {
+        "passes_over_what_a_trim_begins_in": _passes_over_what_a_trim_begins_in,
+        "believes_any_clock": _believes_any_clock,
         "trims_what_is_not_uploaded": _trims_what_is_not_uploaded,
         "acks_out_of_order": _acks_out_of_order,
         "takes_any_object_for_its_own": _takes_any_object_for_its_own,

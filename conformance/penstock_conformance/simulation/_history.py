@@ -17,7 +17,7 @@ import anyio
 
 from penstock.bus import EventBus
 from penstock.errors import CorruptError, FullError, InvariantError, PenstockError
-from penstock.metadata.commands.topics import CreateTopic
+from penstock.metadata.commands.topics import CreateTopic, DeleteTopic
 from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService, load_image
 from penstock.metadata.words import NodeWords
@@ -44,6 +44,9 @@ _CHUNK_BYTES = 4096
 _DEADLINE_MS = 60_000
 _SNAPSHOT_ENTRIES = 12
 _NEVER_MS = 3_600_000_000
+#: The topic that comes and goes.
+_PASSING = "passing"
+_YEAR_MS = 365 * 24 * 3_600_000
 
 
 class _Life:
@@ -76,7 +79,11 @@ class History:
         directory: Path,
     ) -> None:
         self._random = Random(seed)
+        #: Of what goes on beside everything else, so that it takes no number from others.
+        self._aside = Random(f"aside {seed}")
         self._loop = loop
+        #: How far the clocks of processes are ahead.
+        self._ahead_ms = 0
         self._medium = medium
         self._registry = registry
         self._directory = directory
@@ -319,8 +326,11 @@ class History:
             topic = metadata.image.topics.named("t")
             if topic is None:
                 topic = await metadata.submit(CreateTopic("t", b"t" * 16, _PARTITIONS))
+            passing = metadata.image.topics.named(_PASSING)
             life.metadata, life.wal = metadata, wal
-            life.streams = await engine.open_streams(topic.log_streams)
+            life.streams = await engine.open_streams(
+                [*topic.log_streams, *(passing.log_streams if passing is not None else ())]
+            )
             self.note(f"open {life.number} index={metadata.image.index}")
             await self._check(life, engine, epoch)
             check_image(metadata.image)
@@ -356,7 +366,14 @@ class History:
         assert not held, f"I8: everything is closed, and memory is still charged: {held}"
 
     def _now_ms(self) -> int:
-        return int(self._loop.time() * 1000)
+        return int(self._loop.time() * 1000) + self._ahead_ms
+
+    async def _set_clock(self) -> None:
+        """In some lives the clock is wrong from some moment on, by years or by seconds."""
+        if self._aside.random() < 0.3:
+            await anyio.sleep(self._aside.uniform(0, 5))
+            self._ahead_ms = self._aside.choice((-20 * _YEAR_MS, -_YEAR_MS, -5_000, 0, 5_000, _YEAR_MS))
+            self.note(f"clock {self._ahead_ms}")
 
     # -- clients ---------------------------------------------------------------------------------------------
 
@@ -367,6 +384,8 @@ class History:
             tasks.start_soon(self._forever, life, self._trim, 10)
             tasks.start_soon(self._forever, life, self._flush, 5)
             tasks.start_soon(self._forever, life, self._look, 5)
+            tasks.start_soon(self._forever, life, self._come_or_go, 40)
+            tasks.start_soon(self._set_clock)
 
     async def _forever(
         self, life: _Life, step: Callable[[_Life, int], Awaitable[None]], rarity: int, number: int = 0
@@ -387,40 +406,53 @@ class History:
         engine = life.engine
         assert engine is not None
         stream = self._random.choice(life.streams)
-        written = self._model.of(stream.stream_id)
         last = asyncio.Event()
         if life.appends >= life.appends_max:
             await anyio.sleep(5)
             return
         for _ in range(min(life.appends_max - life.appends, self._random.choice((1, 1, 4, 25)))):
-            life.appends += 1
-            payload = f"{life.number}.{number}.{life.appends} ".encode() * self._random.choice((1, 8, 100))
             try:
-                allocation = engine.allocator.allocate_nowait(len(payload), "append")
+                if not self._append(life, engine, stream, number, last):
+                    break
             except FullError:
-                break
-            allocation.view[:] = payload
-            offset = stream.next_offset
-            written.sent.add(payload)
-
-            def done(error: Exception | None, offset: int = offset, payload: bytes = payload) -> None:
-                if error is None:
-                    self._model.acked(stream.stream_id, offset, payload, life.number)
-                    self.note(f"acked {life.number} {stream.stream_id}@{offset}")
-                last.set()
-
-            try:
-                engine.append(stream, 1, self._now_ms(), allocation.view, allocation, done)
-            except FullError:
-                allocation.release()
                 with anyio.move_on_after(1):
                     await engine.wait_for_room(0)
                 return
-            except BaseException:
-                allocation.release()
-                raise
         with anyio.move_on_after(5):
             await last.wait()
+
+    def _append(
+        self, life: _Life, engine: StreamEngine, stream: Stream, number: int, last: asyncio.Event
+    ) -> bool:
+        """One entry; False if there is no memory for it. Raises FullError, and what ends the life."""
+        life.appends += 1
+        payload = f"{life.number}.{number}.{life.appends} ".encode() * self._random.choice((1, 8, 100))
+        try:
+            allocation = engine.allocator.allocate_nowait(len(payload), "append")
+        except FullError:
+            return False
+        allocation.view[:] = payload
+        offset, count = stream.next_offset, self._aside.choice((1, 1, 1, 3))
+        self._model.of(stream.stream_id).sent[payload] = count
+
+        def done(error: Exception | None) -> None:
+            if error is None:
+                self._model.acked(stream.stream_id, offset, payload, life.number)
+                self.note(f"acked {life.number} {stream.stream_id}@{offset}")
+            last.set()
+            if error is None and self._aside.random() < 0.05:
+                try:  # who is told may append at once
+                    self._append(life, engine, stream, number, last)
+                except PenstockError as refused:
+                    if not _is_end(refused):
+                        raise
+
+        try:
+            engine.append(stream, count, self._now_ms(), allocation.view, allocation, done)
+        except BaseException:
+            allocation.release()
+            raise
+        return True
 
     async def _trim(self, life: _Life, _: int) -> None:
         engine = life.engine
@@ -432,6 +464,22 @@ class History:
         await engine.trim_streams([(stream.stream_id, offset)])
         written.start = max(written.start, offset)
         self.note(f"trimmed {life.number} {stream.stream_id}@{offset}")
+
+    async def _come_or_go(self, life: _Life, _: int) -> None:
+        """A topic is made, or deleted with what is on its way to it; the next one of its name has other streams."""
+        engine, metadata = life.engine, life.metadata
+        assert engine is not None
+        assert metadata is not None
+        topic = metadata.image.topics.named(_PASSING)
+        if topic is None:
+            topic = await metadata.submit(CreateTopic(_PASSING, self._aside.randbytes(16), 1))
+            life.streams += await engine.open_streams(topic.log_streams)
+            self.note(f"came {life.number} {topic.log_streams}")
+            return
+        gone = await metadata.submit(DeleteTopic(topic.topic_id))
+        life.streams = [stream for stream in life.streams if stream.stream_id not in gone]
+        engine.forget_streams(gone)
+        self.note(f"went {life.number} {topic.log_streams}")
 
     async def _flush(self, life: _Life, _: int) -> None:
         assert life.engine is not None
@@ -447,6 +495,9 @@ class History:
             return
         offset = self._random.randrange(start, end)
         entries = await engine.reads.read(stream, offset, 500)
+        assert not entries or entries[0].base_offset <= offset < entries[0].next_offset, (
+            f"I1: a read began elsewhere: stream={stream.stream_id} offset={offset} found={entries[0].base_offset}"
+        )
         known = self._model.of(stream.stream_id).acked.get(offset)
         if entries and known is not None and entries[0].base_offset == offset:
             assert bytes(entries[0].data) == known[0], (

@@ -23,8 +23,8 @@ class Written:
 
     #: Acknowledged payloads by offset, and in which life: they must be there (I1).
     acked: dict[int, tuple[bytes, int]] = field(default_factory=dict)
-    #: Everything that was ever sent: nothing else may be there.
-    sent: set[bytes] = field(default_factory=set)
+    #: Everything that was ever sent, with how many offsets it takes: nothing else may be there.
+    sent: dict[bytes, int] = field(default_factory=dict)
     #: The start that was acknowledged, and the greatest that was asked for.
     start: int = 0
     start_max: int = 0
@@ -59,11 +59,25 @@ class Model:
                 f"the start is neither what was acknowledged nor what was asked for: {place} start={start}"
             )
             found = await _read(engine, stream, start, end)
-            lost = sorted(o for o, (payload, _) in before.items() if o >= start and found.get(o) != payload)
+            sent = written.sent
+            lost = sorted(
+                offset
+                for offset, (payload, _) in before.items()
+                if offset + sent[payload] > start and found.get(offset) != payload
+            )
             assert not lost, f"I1: acknowledged records are lost or changed: {place} offsets={lost[:5]}"
-            assert sorted(found) == list(range(start, end)), f"I1: offsets are missing or doubled: {place}"
-            unknown = [o for o, payload in found.items() if payload not in written.sent]
+            unknown = [o for o, payload in found.items() if payload not in sent]
             assert not unknown, f"records that nobody sent: {place} offsets={unknown[:5]}"
+            offset = min(found, default=start)
+            assert offset <= start, f"I1: the first offsets are missing: {place} start={start} found={offset}"
+            for base, payload in found.items():
+                assert base == offset, (
+                    f"I1: offsets are missing or doubled: {place} expected={offset} found={base}"
+                )
+                offset += sent[payload]
+            assert offset == max(start, end), (
+                f"I1: the last offsets are missing: {place} end={end} found={offset}"
+            )
             assert len(set(found.values())) == len(found), f"a record is there twice: {place}"
 
 
