@@ -14,7 +14,7 @@ __all__ = (
 
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from penstock.files import open_own
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WalEntry
 from penstock.threads import run_in_thread
-from penstock.wal import DecodedGroup, LogScan
+from penstock.wal import Cursor, DecodedGroup, LogScan
 from penstock_wal_block._format import (
     BLOCK_BYTES,
     HEADER_AREA_BYTES,
@@ -40,6 +40,9 @@ from penstock_wal_block._place import check_place, find_header, real_path
 from penstock_wal_block._reservation import medium_error
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._stripe import Label, check_labels, not_first, places
+
+#: So often a log may be trimmed beyond what is about to be read of it.
+_ROUNDS_MAX = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,20 +98,26 @@ class Inspection:
             yield [entry for entry in group.entries if entry.next_position > self.header.trim_position]
 
     def _scan(self) -> Iterator[DecodedGroup]:
-        header = self.header
-        with _ReadOnlySet(self.paths, header) as medium:
-            scan = LogScan(
-                CachedReader(medium.read, header).read,
-                header.start,
-                log_id=header.log_id,
-                alignment=BLOCK_BYTES,
-                end_limit=header.start.position + header.ring_bytes,
-                confirmed_position=header.confirmed_position,
-                lookahead_bytes=0 if header.clean else header.window_bytes,
-                settled_position=header.settled_position,
-                settled_epoch=header.settled_epoch,
-            )
-            yield from scan
+        header, start = self.header, self.header.start
+        for _ in range(_ROUNDS_MAX):
+            with _ReadOnlySet(self.paths, header) as medium:
+                scan = _scan_from(start, header, medium.read)
+                try:
+                    yield from scan
+                except CorruptError:
+                    # An owner that lives goes on meanwhile. What was missing may have been trimmed, and written over;
+                    # or it wasn't there yet when what follows it was: then all that was there at first was given.
+                    header = _read_slots(self.paths[0])[1]
+                    if header.log_id != self.header.log_id:
+                        raise
+                    if header.start.position <= scan.cursor.position:
+                        if next(iter(_scan_from(scan.cursor, header, medium.read)), None) is None:
+                            raise
+                        return
+                    start = header.start
+                else:
+                    return
+        raise UnavailableError(f"the wal changes faster than it can be read: path={self.path}")
 
     def summary(self) -> dict[str, object]:
         """Header fields, totals and the first error, ready to be printed or dumped as JSON."""
@@ -148,6 +157,20 @@ class Inspection:
             "payload_bytes": payload_bytes,
             "error": error,
         }
+
+
+def _scan_from(cursor: Cursor, header: Header, read: Callable[[int, int], memoryview]) -> LogScan:
+    return LogScan(
+        CachedReader(read, header).read,
+        cursor,
+        log_id=header.log_id,
+        alignment=BLOCK_BYTES,
+        end_limit=header.start.position + header.ring_bytes,
+        confirmed_position=header.confirmed_position,
+        lookahead_bytes=0 if header.clean else header.window_bytes,
+        settled_position=header.settled_position,
+        settled_epoch=header.settled_epoch,
+    )
 
 
 def inspect_wal(*paths: str | Path) -> Inspection:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from penstock_wal_block import Settings, inspect_wal, penstock_register_wal
+from penstock_wal_block._format import BLOCK_BYTES
 from tests.loop_device import loop_device
 
 from penstock.errors import (
@@ -58,6 +59,32 @@ async def test_a_closed_log_tells_its_groups_and_totals(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_a_live_log_is_read_without_disturbing_it(tmp_path: Path) -> None:
     await write(tmp_path, 1, [b"one", b"two"], live=True)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("trimmed", [False, True], ids=["written", "trimmed and written over"])
+async def test_what_an_owner_does_while_its_log_is_read_is_no_loss(tmp_path: Path, trimmed: bool) -> None:
+    services = Services(node_id=4, epoch=1, cluster_id="cluster", data_dir=tmp_path, clock=lambda: 0.0)
+    settings = Settings(capacity=2 * 2**20 if trimmed else 16 * 2**20, group_bytes_max=2**16)
+    async with penstock_register_wal().open(settings, services) as wal:
+        _ = [entry async for entry in wal.recover()]
+
+        async def write(count: int) -> int:
+            appends = [wal.append([bytes(60_000)]) for _ in range(count)]
+            await appends[-1].wait_durable()
+            return appends[-1].position
+
+        last = await write(25 if trimmed else 10)
+        groups = inspect_wal(tmp_path / settings.path).groups()
+        found = [next(groups).position]
+        for _ in range(2):
+            position = await write(5)
+            if trimmed:
+                await wal.trim(position)
+                await write(10)
+        found += [group.position for group in groups]
+        assert found == sorted(found)
+        assert found[-1] + BLOCK_BYTES > last, "all that was there at first, or what came since"
 
 
 @pytest.mark.anyio
