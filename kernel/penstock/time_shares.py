@@ -186,6 +186,11 @@ class TimeMember(_Use):
         return self.among.kind.address.name
 
     @property
+    def is_crowded(self) -> bool:
+        """Whether it is limited, or all of its name together are, whatever it used itself."""
+        return self.is_limited or self.among.is_limited
+
+    @property
     def may_wait(self) -> bool:
         """Whether it, or what it's counted with, is limited."""
         return self.is_limited or self.among.may_wait

@@ -66,8 +66,9 @@ UNMEASURED_S_MAX: Final = 0.005
 SLICE_REQUESTS: Final = 64
 #: So many of those that wait for one pace are looked at for one that may go on.
 LOOKS_MAX: Final = 8
-#: Where nobody waits.
+#: Where nobody waits, and when that one may go on.
 _NOWHERE: Final[Place] = "", 0
+_NOBODY: Final[tuple[float, Place]] = math.inf, _NOWHERE
 
 #: Who pays for what the current task does.
 _payer: ContextVar[TimeMember | None] = ContextVar("_payer", default=None)
@@ -146,6 +147,8 @@ class Turns:
         self._resumed_since = 0.0
         #: Whether the next slice is one of theirs: each second one is.
         self._resumed_first = True
+        #: Whether the next slice begins with one of those who ask one thing and are no crowd: not two in a row do.
+        self._spared_first = True
         #: When ``_wake`` is called next.
         self._wakes_at: float | None = None
         #: How long a connection may take in its turn.
@@ -208,7 +211,7 @@ class Turns:
 
         Its pace doesn't matter: it may have what others wait for.
         """
-        if not (member.is_limited or member.among.is_limited) or member in self._at_work:
+        if not member.is_crowded or member in self._at_work:
             return False
         now = self.clock()
         return bool(self._resumed) or self._others_first(now) or self._is_used_up(now)
@@ -353,10 +356,15 @@ class Turns:
             self._wakes_at = at
             self._call_at(at, self._wake)
 
-    def _next_single(self, now: float, *, defers: bool) -> tuple[float, Place]:
-        """When one of those who ask one thing at a time may go on, not after ``now`` if at once; and its place."""
+    def _next_single(self, now: float, *, defers: bool, crowds: bool = True) -> tuple[float, Place]:
+        """When one of those who ask one thing at a time may go on, not after ``now`` if at once; and its place.
+
+        Without ``crowds`` one of those that aren't limited, nor their names.
+        """
         earliest, where = math.inf, _NOWHERE
         for place, single in self._singles.heads():
+            if not crowds and single.time.is_crowded:
+                continue
             ready = self._shares.ready_at(single.time, now, is_greedy=False)
             if ready <= now and defers and single.time.may_wait:
                 if self._single_deferred_since is None:
@@ -403,19 +411,13 @@ class Turns:
             self._singles_look_at = now + WINDOW_S
             for single in self._singles:
                 shares.ready_at(single.time, now)
-        may_resume = bool(self._resumed) and (
-            not waits_for_others or now - self._resumed_since >= DEFER_S_MAX
-        )
-        self._resumed_first = not self._resumed_first
-        looks, single_first = len(waiting), self._single_first
-        self._single_first = not single_first
-        if may_resume and self._resumed_first:
-            self._resume_next(now)
-            looks, single_first = 0, False
+        looks = len(waiting)
+        spared, single_first, may_resume = self._whose_slice(now, waits_for_others)
         while not self._slice_ended:
-            single_at, place = math.inf, _NOWHERE
-            if single_first or not looks:
+            single_at, place = spared
+            if single_at > now and (single_first or not looks):
                 single_at, place = self._next_single(now, defers=waits_for_others)
+            spared = _NOBODY
             connection: _Waits
             if single_at <= now:
                 connection = self._singles.take(place)
@@ -442,6 +444,29 @@ class Turns:
                 break
         self._contended_until = now + _OTHERS_S
         self._schedule(now)
+
+    def _whose_slice(self, now: float, waits_for_others: bool) -> tuple[tuple[float, Place], bool, bool]:
+        """Who begins this slice: when one of those may who ask one thing and are no crowd, and its place; else
+        whether it's somebody who asks one thing; and whether one whose wait is over has it if nobody else may.
+
+        Of the first no two in a row go before all others. Each second of the other slices is, now, one whose wait is
+        over.
+        """
+        may_resume = bool(self._resumed) and (
+            not waits_for_others or now - self._resumed_since >= DEFER_S_MAX
+        )
+        if self._spared_first:
+            spared = self._next_single(now, defers=waits_for_others, crowds=False)
+            if spared[0] <= now:
+                self._spared_first = False
+                return spared, False, False
+        self._spared_first = True
+        single_first = self._single_first
+        self._single_first = not single_first
+        self._resumed_first = not self._resumed_first
+        if may_resume and self._resumed_first:
+            self._resume_next(now)
+        return _NOBODY, single_first, may_resume
 
     def _resume_next(self, now: float) -> None:
         """Let the first of those whose waits are over go on: its next step is this slice."""

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -439,6 +440,53 @@ async def test_handlers_of_a_limited_crowd_whose_waits_are_over_go_on_behind_oth
             await turn()
     assert loop.history == ["0", "1", "2", "3"]
     assert len(loop.turns) == 0
+
+
+def test_who_asks_one_thing_and_is_no_crowd_goes_before_a_crowd_that_came_first_but_not_twice_in_a_row() -> (
+    None
+):
+    """What came in an iteration that had its slice waited for those of the crowd whose turns came first."""
+    loop = Loop()
+
+    def waiting(name: str) -> Single:
+        single = held_back(loop, "a", name)
+        assert single.time.may_wait, "its address is limited"
+        return single
+
+    flood = loop.shares.join("a")
+    flood.set_name("flood")
+    loop.limit(flood)
+    crowd = [waiting("flood") for _ in range(5)]
+    loop.shares.ready_at(crowd[0].time, loop.now)  # counted with its name
+    for one in [*crowd, waiting("good"), waiting("other")]:
+        loop.shares.ready_at(one.time, loop.now)
+    loop.now += WINDOW_S / 2
+    loop.iterate(6)
+    assert loop.history == ["agood", "aflood", "aother"]
+
+
+def test_answers_of_a_crowd_leave_some_at_a_time_behind_those_of_others() -> None:
+    """Each takes as long as a small request: five hundred that are woken together held the loop for 10 ms."""
+    loop = Loop()
+    flushed: list[str] = []
+
+    def channel(name: str, *, is_crowded: bool) -> Any:
+        time = SimpleNamespace(is_crowded=is_crowded)
+        return SimpleNamespace(flush=lambda: flushed.append(name), time=time)
+
+    core = object.__new__(ServerCore)
+    core._dirty, core.sent_bytes, core.turns = [], 0, loop.turns
+    core.call_soon = loop.call_soon  # type: ignore[method-assign,assignment]
+    for number in range(20):
+        core.flush_soon(channel(f"{number}", is_crowded=True))
+    core.flush_soon(channel("good", is_crowded=False))
+    loop.iterate()
+    assert flushed == ["good", *map(str, range(8))]
+    core.flush_soon(channel("late", is_crowded=False))
+    loop.iterate()
+    assert flushed[9:] == ["late", *map(str, range(8, 16))]
+    loop.iterate(2)
+    assert flushed[18:] == ["16", "17", "18", "19"]
 
 
 def test_a_timer_is_set_for_a_millisecond_at_least() -> None:
