@@ -22,6 +22,7 @@ from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
 from penstock_conformance._faults import FaultyStore, error_of
 from penstock_conformance._leaks import leaves_nothing
+from penstock_conformance._least_store import least_store
 from penstock_conformance._listings import check_keys_are_told
 from penstock_conformance._medium import flip_in_files, swap_files_with
 
@@ -309,6 +310,25 @@ async def test_keys_begin_as_the_spec_tells(env: Env) -> None:
             with raises(ConflictError):
                 await log.append(start + 19, b"another")
             await check_keys_are_told(env, store)
+
+
+async def test_needs_of_the_store_are_told(env: Env) -> None:
+    """``requires`` names the capabilities of the object store that the plugin can't do without: on one that has no
+    others the log is as right, listings in another order included."""
+    plain = env.plain_store()
+    store = least_store(env, plain)
+    for epoch in (1, 2):
+        async with env.open(epoch=epoch, object_store=store) as log:
+            start = 20 * epoch - 19
+            await _fill(log, start, start + 20)
+            for index in (start + 5, start + 15):
+                await log.write_snapshot(MetadataSnapshot(index, b"of %d" % index))
+            assert await log.read_snapshot() == MetadataSnapshot(start + 15, b"of %d" % (start + 15))
+            found = [entry.index async for entry in log.read(start + 16)]
+            assert found == list(range(start + 16, start + 20)), (
+                f"entries behind the newest snapshot: {found}"
+            )
+            await check_keys_are_told(env, plain)
 
 
 # --- 3: damage

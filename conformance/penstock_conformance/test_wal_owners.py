@@ -16,6 +16,7 @@ from penstock_conformance._child import Child
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
 from penstock_conformance._faults import error_of
+from penstock_conformance._least_store import least_store
 from penstock_conformance._listings import check_keys_are_told
 from penstock_conformance._wal_steps import (
     append_all,
@@ -134,6 +135,22 @@ async def test_keys_begin_as_the_spec_tells(env: Env) -> None:
             if epoch == 3 and wal.capabilities.seal:
                 await wal.seal()
         await check_keys_are_told(env, store)
+
+
+async def test_needs_of_the_store_are_told(env: Env) -> None:
+    """``requires`` names the capabilities of the object store that the plugin can't do without: on one that has no
+    others the log is as right, listings in another order included."""
+    plain = env.plain_store()
+    store = least_store(env, plain)
+    wanted: list[bytes] = []
+    for epoch in (1, 2, 3):
+        async with env.open(epoch=epoch, object_store=store) as wal:
+            check_same([bytes(entry.data) for entry in await recovered(wal)], wanted, f"by owner {epoch}")
+            bodies = make_bodies(6, owner=epoch)
+            appends = await append_all(wal, bodies)
+            await wal.trim(appends[3].next_position)
+            wanted = bodies[4:]
+        await check_keys_are_told(env, plain)
 
 
 @clause(claims="seal")

@@ -17,7 +17,7 @@ from penstock.spi.metadata_log import (
     MetadataSnapshot,
 )
 from penstock_conformance.mutants._mutant import NAME, SUMMARY, Defective, make, mutant
-from penstock_conformance.reference._metadata_log import PlainMetadataLog, _unpack
+from penstock_conformance.reference._metadata_log import PlainMetadataLog, _pack, _unpack
 from penstock_conformance.reference._plugin import closing
 
 KIND = "metadata_log"
@@ -227,6 +227,17 @@ class AppendsInTwoSteps(PlainMetadataLog):
         await self._store.put(key, [body])
 
 
+@mutant(KIND, "writes_snapshots_in_parts", "needs_of_the_store_are_told")
+class WritesSnapshotsInParts(PlainMetadataLog):
+    """Any store takes parts."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await super().write_snapshot(snapshot)
+        upload = await self._store.create_multipart(f"snapshot/{snapshot.index:020}")
+        await upload.write_part([_pack(snapshot.index, snapshot.data)])
+        await upload.complete()
+
+
 @hookimpl
 def penstock_register_metadata_log() -> MetadataLogSpec[Defective]:
     """Register the broken metadata logs."""
@@ -236,5 +247,6 @@ def penstock_register_metadata_log() -> MetadataLogSpec[Defective]:
         settings=Defective,
         capabilities=MetadataLogCapabilities(),
         open=closing(lambda settings, services: make("metadata_log", settings.defect, services.object_store)),
+        requires=frozenset({"put_if_absent", "ordered_listing"}),
         key_prefixes=lambda _: ("log/", "snapshot/"),
     )

@@ -342,3 +342,8 @@ class TakesNodeTwelveForItsOwn(StoreWal):
 
     def _key(self, slot: int) -> str:  # type: ignore[override] # of a node
         return f"wal/{self._node_id}/{slot:012}"
+
+
+@mutant(KIND, "says_nothing_of_its_needs", "needs_of_the_store_are_told")
+class SaysNothingOfItsNeeds(StoreWal):
+    """Any store creates an object once, and lists in order."""

@@ -204,6 +204,6 @@ def penstock_register_metadata_log() -> MetadataLogSpec[MetadataLogSettings]:
         settings=MetadataLogSettings,
         capabilities=_CAPABILITIES,
         open=_open,
-        requires=frozenset({"put_if_absent"}),
+        requires=frozenset({"put_if_absent", "ordered_listing"}),
         key_prefixes=lambda _: ("log/", "snapshot/"),
     )

@@ -29,5 +29,6 @@ def penstock_register_wal() -> WalSpec[Nothing]:
         settings=Nothing,
         capabilities=PlainStoreWal.capabilities,
         open=lambda _, services: open_store_wal(PlainStoreWal, services),
+        requires=frozenset({"put_if_absent", "ordered_listing"}),
         key_prefixes=lambda _: ("wal/",),
     )

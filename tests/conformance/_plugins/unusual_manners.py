@@ -267,7 +267,7 @@ def penstock_register_metadata_log() -> MetadataLogSpec[Manner]:
         settings=Manner,
         capabilities=MetadataLogCapabilities(entry_bytes_max=256 * 1024),
         open=closing(lambda settings, services: globals()[settings.manner](services.object_store)),
-        requires=frozenset({"put_if_absent"}),
+        requires=frozenset({"put_if_absent", "ordered_listing"}),
         key_prefixes=lambda _: ("log/", "snapshot/"),
     )
 

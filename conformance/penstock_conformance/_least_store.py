@@ -1,0 +1,69 @@
+"""An object store that can do no more than a plugin says that it needs."""
+
+from __future__ import annotations
+
+__all__ = ("LeastStore", "least_store")
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+from penstock.errors import InvalidRequestError
+from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore, ObjectStoreCapabilities
+from penstock.spi.plugin import Buffer
+from penstock.spi.settings import plugin_tables
+from penstock_conformance._clause import not_applicable
+from penstock_conformance._env import Env
+from penstock_conformance._scoped_store import ScopedStore
+
+_CHOSEN = ("put_if_absent", "compare_and_swap", "multipart", "ordered_listing")
+
+
+class LeastStore(ScopedStore):
+    """Refuses what isn't among ``required``, as a store does that can't do it; its listings begin with the last."""
+
+    def __init__(self, store: ObjectStore, required: frozenset[str]) -> None:
+        super().__init__(store, "")
+        self._can = {name: name in required for name in _CHOSEN}
+
+    @property
+    def capabilities(self) -> ObjectStoreCapabilities:
+        return replace(
+            super().capabilities,
+            put_if_absent=self._can["put_if_absent"],
+            compare_and_swap=self._can["compare_and_swap"],
+            multipart=self._can["multipart"],
+            ordered_listing=self._can["ordered_listing"],
+        )
+
+    def _need(self, name: str) -> None:
+        if not self._can[name]:
+            raise InvalidRequestError(f"the store can't, and nobody said that it must: {name}")
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        self._need("put_if_absent")
+        return await super().put_if_absent(key, body)
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        self._need("compare_and_swap")
+        return await super().compare_and_swap(key, body, token)
+
+    async def create_multipart(self, key: str) -> MultipartUpload:
+        self._need("multipart")
+        return await super().create_multipart(key)
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        if start_after:
+            self._need("ordered_listing")
+        found = [info async for info in super().list(prefix, start_after)]
+        for info in found if self._can["ordered_listing"] else reversed(found):
+            yield info
+
+
+def least_store(env: Env, store: ObjectStore) -> LeastStore:
+    """``store``, as little as the plugin under test has to make do with."""
+    spec = env.spec()
+    if any(plugin_tables(env.target.checked_settings(spec, env.data_dir))):
+        not_applicable(
+            "the plugin has others keep what is in the object store, which have needs of their own"
+        )
+    return LeastStore(store, spec.requires)
