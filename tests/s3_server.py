@@ -18,8 +18,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -27,6 +27,9 @@ from typing import Any
 import pytest
 from tests.fetched import go_program, python_environment
 from tests.patience import HANG_S
+
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.plugin import Services
 
 VERSITYGW = ("github.com/versity/versitygw/cmd/versitygw", "v1.8.0")
 MINISTACK = "ministack==1.5.33"
@@ -131,6 +134,20 @@ class S3Server:
             except OSError:
                 time.sleep(0.05)
         return False
+
+
+def open_s3(
+    url: str, endpoint: str, *, client: str, options: Mapping[str, Any] | None = None, **settings: Any
+) -> AbstractAsyncContextManager[ObjectStore]:
+    """A store on a server, by ``client``, with its credentials; ``settings`` are others of the store."""
+    from penstock_object_store_fsspec import Settings, penstock_register_object_store
+
+    services = Services(
+        node_id=1, epoch=1, cluster_id="test", data_dir=Path("/nonexistent"), clock=time.monotonic
+    )
+    credentials = {"key": S3Server.access_key, "secret": S3Server.secret_key, "endpoint_url": endpoint}
+    chosen = {"url": url, "client": client, "options": {**credentials, **(options or {})}, **settings}
+    return penstock_register_object_store().open(Settings.model_validate(chosen), services)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import pytest
 from penstock_object_store_fsspec import Settings, penstock_register_object_store
 from tests.cloud_servers import CloudServer, serving_azure, serving_gcs
 from tests.depth import how_many, in_full
+from tests.patience import HANG_S
 from tests.s3_server import serving_s3
 
 from penstock.errors import AlreadyExistsError, ConfigError, InvalidRequestError, NotFoundError
@@ -62,8 +63,8 @@ def _open(
     settings = Settings(
         url=f"{cloud.protocol}://{bucket}{prefix}",
         options=cloud.options,
-        retry_budget_ms=1000,
-        request_timeout_ms=30_000,
+        retry_budget_ms=int(HANG_S * 1000),  # nothing fails here
+        request_timeout_ms=int(HANG_S * 1000),
     )
     return penstock_register_object_store().open(settings, services)
 

@@ -5,25 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from penstock_object_store_fsspec import Settings, penstock_register_object_store
 from tests.depth import in_full, pairs
 from tests.patience import HANG_S
-from tests.s3_server import S3Server, serving_s3
+from tests.s3_server import S3Server, open_s3, serving_s3
 from tests.store_proxy import FAULTS, Request, StoreProxy, each_first, proxied
 from tests.store_races import race_for_objects
 
 from penstock.config import load_config
 from penstock.errors import AlreadyExistsError, ConfigError, UnavailableError
 from penstock.spi.object_store import ObjectStore
-from penstock.spi.plugin import Services
 from penstock_tools.cli import _logging
 
 #: As in the environment of a broker: writers in processes of their own have it too.
@@ -58,20 +54,9 @@ def proxy(server: S3Server) -> Iterator[StoreProxy]:
 def _open(
     proxy: StoreProxy, token: str | None = None, **settings: Any
 ) -> AbstractAsyncContextManager[ObjectStore]:
-    services = Services(
-        node_id=1, epoch=1, cluster_id="test", data_dir=Path("/nonexistent"), clock=time.monotonic
-    )
-    options = {
-        "key": S3Server.access_key,
-        "secret": S3Server.secret_key,
-        "endpoint_url": proxy.endpoint_url,
-        **({} if token is None else {"token": token}),
-    }
     url = f"s3://{proxy.server.make_bucket()}/some/prefix"
-    chosen = Settings.model_validate(
-        {"url": url, "client": os.environ[CLIENT], "options": options, **settings}
-    )
-    return penstock_register_object_store().open(chosen, services)
+    options = {} if token is None else {"token": token}
+    return open_s3(url, proxy.endpoint_url, client=os.environ[CLIENT], options=options, **settings)
 
 
 @pytest.fixture
