@@ -16,6 +16,7 @@ from penstock.spi.block_cache import BlockRef
 from penstock.spi.plugin import Buffer
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, together
+from penstock_conformance._told_sizes import told_sizes
 
 KIND = "block_cache"
 
@@ -283,3 +284,13 @@ async def test_whoever_goes_on_is_sequential(env: Env) -> None:
         assert max(leaps[1:]) < most, (
             f"a reader that leaps over 2**32 offsets is taken for one that goes on: {leaps}"
         )
+
+
+async def test_sizes_are_told_before_as_they_are(env: Env) -> None:
+    """``sizes`` tells before anything is opened what the cache then holds, and which setting decides."""
+    told = told_sizes(env).capacity
+    async with env.open() as cache:
+        limit = cache.statistics().limit_bytes
+    assert told is None or told.size == limit, (
+        f"sizes tells of {told and told.size} bytes, the cache of {limit}"
+    )

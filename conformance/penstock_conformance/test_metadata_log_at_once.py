@@ -17,6 +17,7 @@ from penstock_conformance._body import make_body
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, given_up, raises, together
 from penstock_conformance._medium import swap_files_with
+from penstock_conformance._told_sizes import told_sizes
 
 KIND = "metadata_log"
 
@@ -227,6 +228,22 @@ async def test_entry_or_snapshot_that_is_cut_off_is_reported(env: Env) -> None:
                 with raises(CorruptError):
                     await (log.read_snapshot() if looks == "snapshot" else _read(log, 4))
         await store.put(key, [whole])
+
+
+async def test_sizes_are_told_before_as_they_are(env: Env) -> None:
+    """``sizes`` tells before anything is opened what an opened log then takes, and which setting decides: an entry
+    of so many bytes."""
+    told = told_sizes(env).entry
+    async with env.open() as log:
+        largest = log.capabilities.entry_bytes_max
+        assert told is None or told.size == largest, (
+            f"sizes tells of entries of {told and told.size} bytes, and the log takes {largest}"
+        )
+        body = make_body(1, 1, largest)
+        await log.append(1, body)
+        assert [bytes(entry.data) async for entry in log.read(1)] == [body], (
+            "its largest entry is another one"
+        )
 
 
 @clause(level=3)

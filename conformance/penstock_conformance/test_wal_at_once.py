@@ -18,6 +18,7 @@ from penstock_conformance._child import Child
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, given_up, raises, together
 from penstock_conformance._private import without_umask
+from penstock_conformance._told_sizes import told_sizes
 from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered, surviving
 
 KIND = "wal"
@@ -356,8 +357,7 @@ async def test_recovered_entries_outlive_their_log(env: Env) -> None:
 
 async def test_sizes_are_told_before_as_they_are(env: Env) -> None:
     """``sizes`` tells before anything is opened what an opened log then claims: the largest entry, and its room."""
-    settings = env.target.checked_settings(env.spec(), env.data_dir)
-    told = env.spec().sizes(settings)
+    told = told_sizes(env)
     async with env.open() as wal:
         largest = wal.capabilities.entry_bytes_max
         assert told.entry is None or told.entry.size == largest, (
