@@ -335,6 +335,11 @@ async def test_a_topic_made_again_does_not_go_on_in_the_old_table(env: Env) -> N
     async with env.open() as compactor:
         async with compactor.open_table(topic, 1) as table:
             await _commit(table, 0, 0, 5)
+        with suppress(ConflictError, NotFoundError):
+            async with compactor.open_table(again, 0) as table:
+                assert dict(await table.positions()) == {}, (
+                    "who looks for the new topic sees the old one's table"
+                )
         try:
             async with compactor.open_table(again, 2) as table:
                 assert dict(await table.positions()) == {}, "the new topic goes on at the old one's offsets"

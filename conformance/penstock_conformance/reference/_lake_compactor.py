@@ -96,7 +96,9 @@ class JsonLinesTable:
     def open(self) -> None:
         """Claim the table, and remove the files that nobody committed; with epoch 0 only look."""
         if not self._epoch:
-            self._version = self._read()["version"]
+            manifest = self._read()
+            self._check_topic(manifest)
+            self._version = manifest["version"]
             return
         with self._writing():
             make_directories(self._folder, self._access)
@@ -111,12 +113,15 @@ class JsonLinesTable:
                 self._step("claimed")
                 self._remove_unknown(manifest)
 
-    def _check(self, manifest: Mapping[str, Any]) -> None:
+    def _check_topic(self, manifest: Mapping[str, Any]) -> None:
         if manifest["topic_id"] != self._topic.topic_id:
             raise ConflictError(
                 f"the table is of another topic that had this name, move its folder away: table={self.name} "
                 f"topic_id={manifest['topic_id']} asked={self._topic.topic_id}"
             )
+
+    def _check(self, manifest: Mapping[str, Any]) -> None:
+        self._check_topic(manifest)
         if manifest.get("epoch", 0) > self._epoch:
             raise FencedError(
                 f"another owner has opened the table since: table={self.name} epoch={self._epoch} "

@@ -313,7 +313,8 @@ class LakeCompactor(Protocol):
         ``positions``, or never happens, or fails the next commit.
 
         Epoch 0 only looks: it fences nobody, makes nothing and removes nothing, and of its methods ``positions``,
-        ``describe``, ``rows`` and ``maintain(dry_run=True)`` are called; a table that isn't there is a NotFoundError.
+        ``describe``, ``rows`` and ``maintain(dry_run=True)`` are called; a table that isn't there is a NotFoundError,
+        and so may be one of a former topic of this name, or a ConflictError as for its owner.
         They tell of the table as it was when it was opened, or of a later state of it.
 
         Leaving it drops what wasn't committed. Raises what the methods of :class:`LakeTable` raise.
