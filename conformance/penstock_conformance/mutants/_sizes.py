@@ -5,12 +5,13 @@ from __future__ import annotations
 __all__ = ()
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from penstock.hookspecs import hookimpl
 from penstock.spi.kinds import REGISTER
 from penstock.spi.plugin import PluginSizes, PluginSpec, SettingSize
 from penstock_conformance.mutants._mutant import SUMMARY, mutant
+from penstock_conformance.reference._block_cache import BlockCacheSettings
 from penstock_conformance.reference._block_cache import penstock_register_block_cache as _block_cache
 from penstock_conformance.reference._metadata_log import penstock_register_metadata_log as _metadata_log
 
@@ -34,4 +35,10 @@ _registered("tells_a_small_cache", _block_cache(), PluginSizes(capacity=SettingS
 _registered(
     "tells_of_a_setting_of_others", _block_cache(), PluginSizes(capacity=SettingSize(4 * 2**20, "capacity"))
 )
-_registered("tells_of_entries_without_end", _metadata_log(), PluginSizes(entry=SettingSize(2**40, "")))
+_registered(
+    "tells_of_entries_without_end",
+    replace(
+        cast("PluginSpec[Any, Any]", _metadata_log()), settings=BlockCacheSettings
+    ),  # which has a name to tell
+    PluginSizes(entry=SettingSize(2**40, "limit")),
+)
