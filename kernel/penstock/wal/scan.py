@@ -50,8 +50,11 @@ class LogScan:
         lookahead_bytes: int = 0,
         settled_position: int = 0,
         settled_epoch: int = 0,
+        ring_bytes: int = 0,
     ) -> None:
         """Scan from ``cursor``; no byte at or past ``end_limit`` belongs to the log.
+
+        On a medium whose end the log goes around, each multiple of ``ring_bytes`` is at its beginning; 0: it doesn't.
 
         At ``settled_position`` an earlier recovery, by the owner ``settled_epoch``, found the end of the log. Groups
         of older owners from there on were not part of it then, so they aren't now.
@@ -67,6 +70,7 @@ class LogScan:
         self._lookahead_bytes = lookahead_bytes
         self._settled_position = settled_position
         self._settled_epoch = settled_epoch
+        self._ring_bytes = ring_bytes
 
     def __iter__(self) -> Iterator[DecodedGroup]:
         """The groups in order. Raises CorruptError, naming the position, where a confirmed entry is lost.
@@ -126,9 +130,18 @@ class LogScan:
     def _confirmed_by_later_group(self, end: int) -> int:
         """The first confirmed position past ``end`` that a group within the lookahead tells of, or 0."""
         limit = min(self._end_limit, end + self._lookahead_bytes)
-        position = end
+        confirmed = self._confirmed_in(end, limit, end)
+        if not confirmed and self._ring_bytes and self._lookahead_bytes:
+            # of a medium that was cut off, what is missing may be more than that
+            again = -(-end // self._ring_bytes) * self._ring_bytes
+            confirmed = self._confirmed_in(again, min(self._end_limit, again + _MAGIC_STEP_BYTES), end)
+        return confirmed
+
+    def _confirmed_in(self, position: int, limit: int, end: int) -> int:
+        """The first confirmed position past ``end`` that a group in [``position``, ``limit``) tells of, or 0."""
         while position < limit:
-            window = self._read(position, min(_MAGIC_STEP_BYTES, limit - position))
+            wanted = min(_MAGIC_STEP_BYTES, limit - position)
+            window = self._read(position, wanted)
             for offset in range(0, len(window), self._alignment):
                 header = self._parse(window, offset, position + offset)
                 if (
@@ -138,7 +151,7 @@ class LogScan:
                     and header.confirmed_position > end
                 ):
                     return header.confirmed_position
-            if len(window) < min(_MAGIC_STEP_BYTES, limit - position):
+            if len(window) < wanted:
                 break
             position += len(window)
         return 0

@@ -170,6 +170,7 @@ def _scan_from(cursor: Cursor, header: Header, read: Callable[[int, int], memory
         lookahead_bytes=0 if header.clean else header.window_bytes,
         settled_position=header.settled_position,
         settled_epoch=header.settled_epoch,
+        ring_bytes=0 if header.shared else header.ring_bytes,
     )
 
 

@@ -145,6 +145,7 @@ class BlockLog:
             lookahead_bytes=0 if found.clean else found.window_bytes,
             settled_position=found.settled_position,
             settled_epoch=found.settled_epoch,
+            ring_bytes=0 if found.shared else found.ring_bytes,
         )
         for group in scan:
             if group.header.epoch > self._owner.epoch:

@@ -159,22 +159,30 @@ async def test_a_device_that_lost_its_end_is_told_by_what_others_hold_behind_it(
     """I10: behind the end of one file is nothing; behind that of one of several is what the others hold."""
     async with open_wal(tmp_path, 1, NAMES) as wal:
         await recovered(wal)
-        for _ in range(10):
-            await wal.append([b"x" * 30_000]).wait_durable()
+        appends = [wal.append([b"x" * 30_000]) for _ in range(40)]
+        await appends[-1].wait_durable()
         await refuse_cut(tmp_path, "b", HEADER_AREA_BYTES, NAMES)
 
 
-async def test_a_file_that_lost_its_end_is_told_by_what_its_beginning_holds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost_bytes", [50_000, 400_000], ids=["a little", "more than is in flight"])
+async def test_a_file_that_lost_its_end_is_told_by_what_its_beginning_holds(
+    tmp_path: Path, lost_bytes: int
+) -> None:
     """I10: the log goes on at the beginning of the ring."""
-    more: dict[str, Any] = {"path": "a", "capacity": 2**20, "group_bytes_max": 2**16}
+    more: dict[str, Any] = {
+        "path": "a",
+        "capacity": 2**20,
+        "group_bytes_max": 2**16,
+        "entry_bytes_max": 2**16,
+    }
     async with open_wal(tmp_path, 1, (), **more) as wal:
         await recovered(wal)
-        appends = [wal.append([b"x" * 30_000]) for _ in range(28)]
+        appends = [wal.append([b"x" * 30_000]) for _ in range(12)]
         await appends[-1].wait_durable()
         await wal.trim(appends[-1].position)
-        for _ in range(8):
-            await wal.append([b"x" * 30_000]).wait_durable()
-        await refuse_cut(tmp_path, "a", 2**20 - 50_000, (), **more)
+        appends = [wal.append([b"x" * 30_000]) for _ in range(24)]
+        await appends[-1].wait_durable()
+        await refuse_cut(tmp_path, "a", 2**20 - lost_bytes, (), **more)
 
 
 async def test_a_striped_log_that_hosts_share(tmp_path: Path) -> None:
