@@ -4,15 +4,18 @@ from __future__ import annotations
 
 __all__ = ("CORNER_CASES",)
 
+import itertools
 import types
 import typing
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, Final
 
 import msgspec
-from tests.differential.compare import Pair, create_topic
+from tests.differential.compare import Pair, create_topic, wait_until
 from tests.differential.odd_requests import TIME_MS, OddRequest, load_schema, topic_id_of
+from tests.differential.side import Side
 
 from penstock.wire import ApiKey
 from penstock.wire.messages._index import INDEX
@@ -24,6 +27,7 @@ _SESSION: Final = -7778
 _RECORDS: Final = b"@records"
 _SEQUENCE_MAX: Final = 2**31 - 1
 _SET, _DELETE, _APPEND = 0, 1, 2
+_marks: Final = itertools.count(1_000_000)
 
 
 def message(api_key: int, **values: Any) -> Any:
@@ -53,6 +57,23 @@ def make(pair: Pair, name: str, partitions: int = 1) -> None:
     """A topic with three records in each partition."""
     for side in pair.sides:
         create_topic(side, name, partitions)
+
+
+def wait_for_configs(pair: Pair, topic: str) -> None:
+    """Change one more config and wait until it is told: Kafka's controller answers before its broker knows."""
+    resource = {"resource_type": 2, "resource_name": topic}
+    mark = {"name": "segment.ms", "config_operation": _SET, "value": str(next(_marks))}
+    marked = message(ApiKey.INCREMENTAL_ALTER_CONFIGS, resources=[resource | {"configs": [mark]}])
+    keys = {"configuration_keys": [mark["name"]]}
+    asked = message(ApiKey.DESCRIBE_CONFIGS, resources=[resource | keys])
+
+    def is_behind(side: Side) -> int:
+        (result,) = side.ask_message(ApiKey.DESCRIBE_CONFIGS, 4, asked).results
+        return int(result.configs[0].value != mark["value"])
+
+    for side in pair.sides:
+        side.ask_message(ApiKey.INCREMENTAL_ALTER_CONFIGS, 1, marked)
+        wait_until(partial(is_behind, side))
 
 
 def sequences(pair: Pair) -> None:
@@ -215,6 +236,7 @@ def config_changes(pair: Pair) -> None:
         changes = [{"name": name, "config_operation": how, "value": value} for name, how, value in configs]
         resource = {"resource_type": 2, "resource_name": "changes", "configs": changes}
         ask(pair, label, ApiKey.INCREMENTAL_ALTER_CONFIGS, 1, resources=[resource])
+        wait_for_configs(pair, "changes")
         wanted = {
             "resource_type": 2,
             "resource_name": "changes",

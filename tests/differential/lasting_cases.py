@@ -7,10 +7,9 @@ __all__ = ("LASTING_CASES",)
 from collections.abc import Callable
 from typing import Any, Final
 
-from tests.differential.compare import Pair, wait_until
-from tests.differential.corner_cases import ask, make, message
+from tests.differential.compare import Pair
+from tests.differential.corner_cases import ask, make, wait_for_configs
 from tests.differential.odd_requests import records
-from tests.differential.side import Side
 
 from penstock.wire import ApiKey
 
@@ -41,31 +40,15 @@ def values_as_they_are_told(pair: Pair) -> None:
     """Lists that name something twice, ratios as Java writes them, bounds that cross."""
     make(pair, "told")
     resource = {"resource_type": 2, "resource_name": "told"}
-    for number, changes in enumerate(_CHANGES):
+    for changes in _CHANGES:
         configs = [{"name": name, "config_operation": how, "value": value} for name, how, value in changes]
         altered = [resource | {"configs": configs}]
         ask(pair, f"{changes}", ApiKey.INCREMENTAL_ALTER_CONFIGS, 1, resources=altered)
         (name, *_), *others = changes
         if name in _TOLD and not others:
-            for side in pair.sides:
-                _wait_for_changes(side, number)
+            wait_for_configs(pair, "told")
             asked = [resource | {"configuration_keys": [name]}]
             ask(pair, f"{changes}: described", ApiKey.DESCRIBE_CONFIGS, 4, resources=asked)
-
-
-def _wait_for_changes(side: Side, number: int) -> None:
-    """Make one more change and wait until it is told: Kafka's controller answers before its broker knows."""
-    mark = {"name": "retention.ms", "config_operation": _SET, "value": f"{number + 1_000_000}"}
-    resource = {"resource_type": 2, "resource_name": "told"}
-    marked = message(ApiKey.INCREMENTAL_ALTER_CONFIGS, resources=[resource | {"configs": [mark]}])
-    side.ask_message(ApiKey.INCREMENTAL_ALTER_CONFIGS, 1, marked)
-    asked = message(ApiKey.DESCRIBE_CONFIGS, resources=[resource | {"configuration_keys": ["retention.ms"]}])
-
-    def is_behind() -> int:
-        (result,) = side.ask_message(ApiKey.DESCRIBE_CONFIGS, 4, asked).results
-        return int(result.configs[0].value != mark["value"])
-
-    wait_until(is_behind)
 
 
 def no_wait_for_what_does_not_fit(pair: Pair) -> None:
