@@ -132,9 +132,11 @@ class LogScan:
         limit = min(self._end_limit, end + self._lookahead_bytes)
         confirmed = self._confirmed_in(end, limit, end)
         if not confirmed and self._ring_bytes and self._lookahead_bytes:
-            # of a medium that was cut off, what is missing may be more than that
+            # of a medium that was cut off, what is missing may be more than that; a group that went around its end
+            # had its header there, so the next one may be as far behind the beginning as that was long
             again = -(-end // self._ring_bytes) * self._ring_bytes
-            confirmed = self._confirmed_in(again, min(self._end_limit, again + _MAGIC_STEP_BYTES), end)
+            limit = again + max(_MAGIC_STEP_BYTES, self._lookahead_bytes)
+            confirmed = self._confirmed_in(again, min(self._end_limit, limit), end)
         return confirmed
 
     def _confirmed_in(self, position: int, limit: int, end: int) -> int:

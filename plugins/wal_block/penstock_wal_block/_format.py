@@ -145,6 +145,14 @@ class Header:
         """Where positions are."""
         return self.zoned or RingMap(self.ring_bytes)
 
+    @property
+    def lookahead_bytes(self) -> int:
+        """How far behind where the log seems to end recovery looks for a group that proves a loss.
+
+        What was in flight may be missing, and before what the other devices of a striped log hold, all that one lost.
+        """
+        return 0 if self.clean else self.window_bytes + self.devices * self.stripe_bytes
+
     def encode(self) -> bytes:
         """The header as one slot."""
         flags = _SEALED * self.sealed | _CLEAN * self.clean | _SHARED * self.shared | _CLAIM * self.claim

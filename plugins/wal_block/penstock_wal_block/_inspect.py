@@ -167,7 +167,7 @@ def _scan_from(cursor: Cursor, header: Header, read: Callable[[int, int], memory
         alignment=BLOCK_BYTES,
         end_limit=header.start.position + header.ring_bytes,
         confirmed_position=header.confirmed_position,
-        lookahead_bytes=0 if header.clean else header.window_bytes,
+        lookahead_bytes=header.lookahead_bytes,
         settled_position=header.settled_position,
         settled_epoch=header.settled_epoch,
         ring_bytes=0 if header.shared else header.ring_bytes,

@@ -142,7 +142,7 @@ class BlockLog:
             alignment=BLOCK_BYTES,
             end_limit=found.start.position + found.ring_bytes,
             confirmed_position=found.confirmed_position,
-            lookahead_bytes=0 if found.clean else found.window_bytes,
+            lookahead_bytes=found.lookahead_bytes,
             settled_position=found.settled_position,
             settled_epoch=found.settled_epoch,
             ring_bytes=0 if found.shared else found.ring_bytes,

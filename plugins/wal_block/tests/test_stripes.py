@@ -155,13 +155,17 @@ async def refuse_cut(data_dir: Path, name: str, size: int, paths: Sequence[str],
         _ = [entry async for entry in read(settings, services(copy, 0))]
 
 
-async def test_a_device_that_lost_its_end_is_told_by_what_others_hold_behind_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("largest", [2**19, BLOCK_BYTES], ids=["large groups", "groups below a stripe"])
+async def test_a_device_that_lost_its_end_is_told_by_what_others_hold_behind_it(
+    tmp_path: Path, largest: int
+) -> None:
     """I10: behind the end of one file is nothing; behind that of one of several is what the others hold."""
-    async with open_wal(tmp_path, 1, NAMES) as wal:
+    more: dict[str, Any] = {"group_bytes_max": largest, "entry_bytes_max": largest}
+    async with open_wal(tmp_path, 1, NAMES, **more) as wal:
         await recovered(wal)
-        appends = [wal.append([b"x" * 30_000]) for _ in range(40)]
+        appends = [wal.append([b"x" * min(30_000, largest - 200)]) for _ in range(40)]
         await appends[-1].wait_durable()
-        await refuse_cut(tmp_path, "b", HEADER_AREA_BYTES, NAMES)
+        await refuse_cut(tmp_path, "b", HEADER_AREA_BYTES, NAMES, **more)
 
 
 @pytest.mark.parametrize("lost_bytes", [50_000, 400_000], ids=["a little", "more than is in flight"])
