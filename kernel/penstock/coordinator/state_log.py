@@ -2,8 +2,8 @@
 
     load         every record, in order, is applied to a fresh state
     submit       a set of records is appended as one batch, all of them or none; then its submitter is told
-    checkpoint   the live state is appended once more, in portions, and everything before it is trimmed, beside what
-                 is appended after it
+    checkpoint   the live state is appended once more, in portions; once that is uploaded, everything before it is
+                 trimmed, beside what is appended after it
     close        nothing is submitted any more; what is being appended ends
 
 State is write-through: who submits changes the state when it is told that the records are durable, and not before. It
@@ -176,7 +176,9 @@ class StateLog:
         self._grown_bytes = 0
         self._live_records = 0
         self._live_bytes = 0
-        #: Where the newest checkpoint begins, until somebody trims to there.
+        #: Where the checkpoints begin and end that aren't known to be uploaded, oldest first.
+        self._checkpoints: deque[tuple[int, int]] = deque()
+        #: Where the newest one begins that is uploaded, until somebody trims to there.
         self._trim_to: int | None = None
         self._is_trimming = False
 
@@ -257,8 +259,9 @@ class StateLog:
                     while not self._is_closed:
                         if self._queue:
                             await self._append(self._take_batch())
-                            if self._is_checkpoint_due() and not self._is_closed and await self._checkpoint():
-                                self._trim_soon(tasks)
+                            if self._is_checkpoint_due() and not self._is_closed:
+                                await self._checkpoint()
+                            self._trim_soon(tasks)
                         else:
                             self._wake = anyio.Event()
                             await self._wake.wait()
@@ -312,8 +315,8 @@ class StateLog:
             self._settings.checkpoint_records, 2 * self._live_records
         ) or self._grown_bytes >= max(self._settings.checkpoint_bytes, 2 * self._live_bytes)
 
-    async def _checkpoint(self) -> bool:
-        """Write all that is alive again; whether what was before it may go."""
+    async def _checkpoint(self) -> None:
+        """Write all that is alive again."""
         start = self._next_offset  # with nothing alive, everything so far may go
         records = size = 0
         self._grown_records = self._grown_bytes = 0
@@ -329,21 +332,26 @@ class StateLog:
                     size += records_bytes(portion)
         except PenstockError as cause:
             self._failed(cause)
-            return False
+            return
         if self._is_closed:
             # what was written says nothing new; nothing may be trimmed before the rest is there
-            return False
+            return
         self._live_records, self._live_bytes = records, size
-        self._trim_to = start
-        return True
+        self._checkpoints.append((start, self._next_offset))
 
     def _trim_soon(self, tasks: TaskGroup) -> None:
-        if not self._is_trimming:
+        """Trim to the newest checkpoint that is uploaded: what is before another outlives the WAL, and it doesn't."""
+        if self._is_closed or not self._checkpoints:
+            return
+        uploaded = self._log.uploaded_end(self.partition)
+        while self._checkpoints and self._checkpoints[0][1] <= uploaded:
+            self._trim_to = self._checkpoints.popleft()[0]
+        if self._trim_to is not None and not self._is_trimming:
             self._is_trimming = True
             tasks.start_soon(self._trim)
 
     async def _trim(self) -> None:
-        """Trim to where the newest checkpoint begins."""
+        """Trim to where the newest checkpoint begins that is uploaded."""
         try:
             while (start := self._trim_to) is not None:
                 self._trim_to = None

@@ -50,6 +50,10 @@ class RecordLog(Protocol):
         """
         ...
 
+    def uploaded_end(self, partition: int) -> int:
+        """The offset up to which records outlive the WAL; 0 if this broker doesn't lead the partition."""
+        ...
+
     async def trim(self, partition: int, offset: int) -> None:
         """Everything before ``offset`` may go; durable eventually, and repeating it is harmless.
 
@@ -120,6 +124,11 @@ class KeyedLog:
 
     def _closed(self, index: int) -> ClosedError:
         return ClosedError(f"the partition was closed: topic={self._topic} partition={index}")
+
+    def uploaded_end(self, partition: int) -> int:
+        """The offset up to which objects have the records."""
+        log = self._partition_of(self._topic, partition)
+        return 0 if log is None else log.uploaded_end
 
     async def trim(self, partition: int, offset: int) -> None:
         """Everything before ``offset`` may go."""

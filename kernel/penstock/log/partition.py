@@ -207,6 +207,12 @@ class Partition:
         return self.stream.confirmed_offset
 
     @property
+    def uploaded_end(self) -> int:
+        """The offset up to which records are in objects, committed."""
+        state = self._engine.metadata.image.streams.get(self.stream.stream_id)
+        return 0 if state is None else state.end
+
+    @property
     def last_stable_offset(self) -> int:
         """Where readers of committed data stop: as the book of producers has it."""
         return self.producers.last_stable_offset(self.stream.confirmed_offset)

@@ -63,6 +63,8 @@ class MemoryLog:
         self.records: list[list[tuple[int, Record]]] = [[] for _ in range(partition_count)]
         self.ends = [0] * partition_count
         self.starts = [0] * partition_count
+        #: What is uploaded of every partition at most.
+        self.uploaded_end_max = 2**63
         self.error: PenstockError | None = None
         self.trim_error: PenstockError | None = None
         self.gate: anyio.Event | None = None
@@ -97,6 +99,9 @@ class MemoryLog:
             raise self.error
         for _, record in list(self.records[partition]):
             yield record
+
+    def uploaded_end(self, partition: int) -> int:
+        return min(self.ends[partition], self.uploaded_end_max)
 
     async def trim(self, partition: int, offset: int) -> None:
         await anyio.lowlevel.checkpoint()

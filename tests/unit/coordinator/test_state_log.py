@@ -286,6 +286,27 @@ async def test_what_is_written_does_not_wait_for_a_store_that_says_nothing_to_a_
     assert await loaded(log) == {"a": 29}
 
 
+async def test_a_checkpoint_that_only_the_wal_holds_takes_the_place_of_nothing(log: MemoryLog) -> None:
+    """A WAL that is lost takes what it alone held, and not what had been uploaded before."""
+    life = Life(log)
+    await life.log.load(life.counts)
+    log.uploaded_end_max = 6
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(life.log.run)
+        for number in range(30):
+            life.write([record("a", number)])
+            await settle()
+        assert log.starts[0] == 0
+        log.uploaded_end_max = 20
+        life.write([record("a", 30)])
+        await settle()
+        life.log.close()
+    assert 0 < log.starts[0] < 20, "the newest one that is uploaded"
+    assert await loaded(log) == {"a": 30}
+    log.records[0] = [one for one in log.records[0] if one[0] < 20]
+    assert 0 < (await loaded(log))["a"] < 20
+
+
 async def test_a_record_that_is_not_understood_fails_the_load(log: MemoryLog) -> None:
     await log.append(0, [record("a", 1), (b"b", b"123")])
     life = Life(log)

@@ -639,6 +639,9 @@ async def test_a_keyed_log_gives_back_every_record_from_its_start(world: World) 
         assert await log.append(0, [(b"k1", b"v1"), (b"k2", None)]) == 0
         assert await log.append(0, [(b"k3", b"v3")]) == 2
         assert [record async for record in log.read_all(0)] == [(b"k1", b"v1"), (b"k2", None), (b"k3", b"v3")]
+        assert log.uploaded_end(0) == 0
+        await logs.manager._engine.flush()
+        assert log.uploaded_end(0) == 3
         await log.trim(0, 1)
         assert [record async for record in log.read_all(0)] == [(b"k2", None), (b"k3", b"v3")]
 
