@@ -370,7 +370,12 @@ class Broker:
         stack.push_async_callback(self._drain, logs, metadata, node_epoch)
         lake = await self._open_lake(stack, bus, plugins, selection, engine, object_store, configs, divided)
         groups = await stack.enter_async_context(
-            GroupService(await offsets_log(logs, tree), group_settings(tree, divided), allocator=allocator)
+            GroupService(
+                await offsets_log(logs, tree),
+                group_settings(tree, divided),
+                allocator=allocator,
+                has_topic=lambda name: metadata.image.topics.named(name) is not None,
+            )
         )
         follow_logs(groups, logs, bus)
         api = ApiContext(

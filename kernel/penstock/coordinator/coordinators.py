@@ -105,8 +105,11 @@ class Coordinators(Generic[C]):
         *,
         what: str,
         load_concurrency: int,
+        loaded: Callable[[C], None],
     ) -> None:
         """``make`` gives the empty coordinator of ``StateLog.partition``; ``what`` it coordinates is for people.
+
+        ``loaded`` is told of each that is asked from then on.
 
         ``memory`` is of the records that wait for the log; ``load_concurrency`` partitions load at a time.
         """
@@ -115,6 +118,7 @@ class Coordinators(Generic[C]):
         self._settings = settings
         self._memory = memory
         self._make = make
+        self._loaded = loaded
         self._limiter = anyio.CapacityLimiter(load_concurrency)
         self._terms: dict[int, _Term[C]] = {}
         #: Those that were resigned, and aren't closed yet.
@@ -270,6 +274,7 @@ class Coordinators(Generic[C]):
             term.log, term.coordinator = log, coordinator
             term.phase = Phase.ACTIVE
             term.put_off = None
+            self._loaded(coordinator)
         else:  # resigned in the last moment
             await coordinator.close()
 

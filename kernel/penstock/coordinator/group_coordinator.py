@@ -149,6 +149,11 @@ class GroupCoordinator:
             if number % _SLICE_GROUPS == 0:
                 await anyio.lowlevel.checkpoint()
 
+    def take_loaded_topics(self) -> Collection[str]:
+        """The topics that had an offset in the log when it was loaded; told once."""
+        topics, self._table.built_topics = self._table.built_topics, set()
+        return topics
+
     async def close(self) -> None:
         """Answer everybody who waits with NOT_COORDINATOR, and forget all groups and their timers."""
         self._is_closed = True

@@ -108,7 +108,10 @@ class GroupService:
         clock: Clock | None = None,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
         allocator: Allocator | None = None,
+        has_topic: Callable[[str], bool] = lambda name: True,
     ) -> None:
+        """``has_topic`` says whether there is a topic of that name."""
+        self._has_topic = has_topic
         self._settings = settings or GroupSettings()
         self._clock = clock or SystemClock()
         self._memory = Ledger("groups", self._settings.memory_bytes_max, allocator)
@@ -133,6 +136,7 @@ class GroupService:
             lambda state_log: GroupCoordinator(state_log, surroundings),
             what="groups",
             load_concurrency=self._settings.load_concurrency,
+            loaded=self._forget_what_is_gone,
         )
         self._task_group: anyio.abc.TaskGroup | None = None
         self._not_ready = ErrorCode.COORDINATOR_LOAD_IN_PROGRESS
@@ -373,6 +377,22 @@ class GroupService:
             if self._not_ready is ErrorCode.NONE:
                 self._forget_later(topics, now_ms)
             raise
+
+    def _forget_what_is_gone(self, coordinator: GroupCoordinator) -> None:
+        """Groups were loaded; topics may have been deleted while nobody wrote that their offsets are gone."""
+        gone = [name for name in coordinator.take_loaded_topics() if not self._has_topic(name)]
+        if gone:
+            assert self._task_group is not None, "groups are loaded inside the scope"
+            self._task_group.start_soon(self._forget_gone, dict.fromkeys(gone, self._clock.now_ms()))
+
+    async def _forget_gone(self, topics: Mapping[str, int]) -> None:
+        try:
+            await self._forget_topics(topics)
+        except PenstockError:
+            if self._not_ready is ErrorCode.NONE:
+                self._forget_later(topics, max(topics.values()))
+        else:
+            logger.info("offsets of topics that are gone were removed: topics=%d", len(topics))
 
     async def _forget_topics(self, topics: Mapping[str, int]) -> None:
         await self._coordinators.wait_loaded()

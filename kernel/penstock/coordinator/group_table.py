@@ -64,6 +64,8 @@ class GroupTable:
         self._memory = memory
         self._raw: dict[bytes, bytes] = {}
         self.entries: dict[str, Entry] = {}
+        #: Names of the topics that had an offset when groups were made of the log.
+        self.built_topics: set[str] = set()
 
     # -- the log says -------------------------------------------------------------------------------------
 
@@ -91,6 +93,7 @@ class GroupTable:
                 committed = decode_offset_value(self._take(key))
                 entry = self.entries.get(decoded.group_id) or self.create(decoded.group_id, now_ms)
                 entry.group.offsets.restore((decoded.topic, decoded.partition), committed)
+                self.built_topics.add(decoded.topic)
                 self.account(entry)
             elif isinstance(decoded, UnknownKey):
                 # left alone, it would be lost at the next checkpoint

@@ -355,6 +355,25 @@ async def test_members_and_offsets_move_with_the_partition(log: GatedLog, clock:
         assert set((await second.fetch_offsets(group_id))[1]) == {TP}
 
 
+@pytest.mark.parametrize("is_failing", [False, True])
+async def test_offsets_of_topics_that_are_gone_when_groups_are_loaded_are_removed(
+    log: GatedLog, clock: FakeClock, is_failing: bool
+) -> None:
+    """Who deleted them was killed, or stopped, before that was written; a topic that gets such a name begins anew."""
+    group_id = GROUPS[0]
+    async with LedService(log, SETTINGS, clock) as service:
+        await service.commit_offsets(group_id, {TP: OFFSET, ("gone", 0): OFFSET})
+    async with LedService(log, SETTINGS, clock, has_topic=lambda name: name != "gone") as service:
+        log.error = UnavailableError("no") if is_failing else None
+        await settle()
+        log.error = None
+        if is_failing:
+            await clock.advance(1_000)
+        assert set((await service.fetch_offsets(group_id))[1]) == {TP}
+    async with LedService(log, SETTINGS, clock) as service:
+        assert set((await service.fetch_offsets(group_id))[1]) == {TP}
+
+
 async def test_counters_go_on_when_partitions_go(opened: Open, clock: FakeClock) -> None:
     async with opened() as service:
         service.lead(0)
