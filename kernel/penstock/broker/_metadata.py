@@ -37,6 +37,8 @@ logger = logging.getLogger("penstock.broker")
 #: So many ids after the last one given out are looked for in the store. They are given out in order, so if any was
 #: given out by a lost entry, the first ones were, and most of those became objects.
 PROBED_IDS = 16
+#: About so many of the known objects are listed besides: retention may have deleted what became of those ids.
+LISTED_OBJECTS = 1000
 #: Stream and producer ids that lost entries may have given out are passed over in one large step.
 SKIPPED_IDS = 1_000_000
 
@@ -145,7 +147,10 @@ class MetadataCheck:
                 )
 
     async def _find_loss(self, image: Image, evidence: Evidence) -> Loss | None:
-        return _loss(image, evidence, await self._probe(image.objects.next_id))
+        first = image.objects.next_id
+        return _loss(
+            image, evidence, await self._probe(first) or await self._sample(first, len(image.objects))
+        )
 
     async def _probe(self, first: int) -> int:
         """The greatest of the first ids that weren't given out of which there is an object; 0 if there is none."""
@@ -162,6 +167,20 @@ class MetadataCheck:
             for object_id in range(first, first + PROBED_IDS):
                 tasks.start_soon(look, object_id)
         return max(found)
+
+    async def _sample(self, first: int, known: int) -> int:
+        """The greatest id from ``first`` on of some of the objects that are there, 0 if none has such an id.
+
+        Keys begin with the last digit of an id, so those with the same first digits are of all times.
+        """
+        digits = 0
+        while known >> 4 * digits > LISTED_OBJECTS:
+            digits += 1
+        found = 0
+        async for info in self._store.list(OBJECTS_PREFIX + "0" * digits):
+            object_id = object_id_of(info.key) or 0
+            found = max(found, object_id if object_id >= first else 0)
+        return found
 
     def _refusal(self, image: Image, evidence: Evidence, loss: Loss) -> CorruptError:
         if evidence.index > image.index:
