@@ -5,21 +5,23 @@ from __future__ import annotations
 __all__ = ("IcebergCompactor",)
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchNamespaceError
 
-from penstock.files import make_directories
+from penstock.files import ACCESSES, create_file, make_directories
 from penstock.spi import Services
 from penstock.spi.lake import LakeCompactorCapabilities, LakeTable, LakeTopic
 from penstock.threads import run_in_thread
 from penstock_iceberg_compactor._catalog import OpenCatalog
 from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._errors import Secrets
+from penstock_iceberg_compactor._io import ACCESS
 from penstock_iceberg_compactor._place import Place
 from penstock_iceberg_compactor._settings import CAPABILITIES, Settings
 from penstock_iceberg_compactor._upstream import read_whole_doubles
@@ -136,6 +138,8 @@ def catalog_properties(settings: Settings, services: Services) -> tuple[dict[str
         file = services.data_dir / "lake" / "catalog.db"
         if not services.read_only:
             make_directories(file.parent, services.access)
+            with suppress(FileExistsError):  # SQLite would leave its mode to the umask
+                os.close(create_file(file, os.O_RDWR, services.access))
             if remote:
                 logger.warning(
                     "the catalog is a file in the data directory and the tables aren't: who loses the directory "
@@ -152,6 +156,7 @@ def catalog_properties(settings: Settings, services: Services) -> tuple[dict[str
     if "uri" in given and given.get("type", "sql") == "sql":
         given.setdefault("pool_pre_ping", "true")  # a connection that broke while idle is no failure
     given.setdefault("py-io-impl", "penstock_iceberg_compactor._io.WarehouseIO")
+    given[ACCESS] = next(name for name, access in ACCESSES.items() if access == services.access)
     shown = settings.catalog.get("uri") or given.get("uri") or given.get("type")
     where = f"{shown} {given.get('warehouse', '')}".strip()
     return given, where

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("WarehouseIO", "listed", "remove")
+__all__ = ("ACCESS", "WarehouseIO", "listed", "remove")
 
 import contextlib
 import io
@@ -18,12 +18,15 @@ from pyiceberg.io import FileIO
 from pyiceberg.io.fsspec import FsspecFileIO
 from pyiceberg.typedef import EMPTY_DICT, Properties
 
+from penstock.files import ACCESSES, Access, make_directories
+
 
 class _SyncedFile(io.BufferedWriter):
     """A local file that is on the disk once it is closed, with its name."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, access: Access) -> None:
         super().__init__(io.FileIO(path, "wb"))
+        os.fchmod(self.fileno(), access.file_mode)
         self._directory = os.path.dirname(path)
 
     def close(self) -> None:
@@ -43,14 +46,20 @@ class _SyncedFile(io.BufferedWriter):
 class _SyncedFileSystem(LocalFileSystem):  # type: ignore[misc] # fsspec has no types
     cachable = False
 
+    def __init__(self, access: Access) -> None:
+        super().__init__(auto_mkdir=True)
+        self._access = access
+
     def _open(self, path: str, mode: str = "rb", block_size: Any = None, **kwargs: Any) -> Any:
         if mode != "wb":
             return super()._open(path, mode, block_size, **kwargs)
         path = self._strip_protocol(path)
-        self.makedirs(self._parent(path), exist_ok=True)
-        return _SyncedFile(path)
+        make_directories(self._parent(path), self._access)
+        return _SyncedFile(path, self._access)
 
 
+#: The property that tells by its name who may read local files.
+ACCESS = "penstock.access"
 #: Files that a store is asked to remove at once; S3 takes no more.
 _REMOVED_AT_ONCE = 1000
 
@@ -74,8 +83,8 @@ class WarehouseIO(FsspecFileIO):
         return fs
 
 
-def _local(_: Properties) -> _SyncedFileSystem:
-    return _SyncedFileSystem(auto_mkdir=True)
+def _local(properties: Properties) -> _SyncedFileSystem:
+    return _SyncedFileSystem(ACCESSES[properties.get(ACCESS, "owner")])
 
 
 class Listed(NamedTuple):

@@ -21,6 +21,7 @@ import anyio
 from pydantic import Field
 
 from penstock.errors import CorruptError, FencedError, InvalidRequestError, PenstockError, UnavailableError
+from penstock.files import Access, make_directories
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings as BaseSettings
 from penstock.spi.plugin import Buffer, Services
@@ -59,10 +60,11 @@ class Directory:
     step with what is then written. Here a file lock makes it one, since the kernel takes it from a process that dies.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, access: Access) -> None:
         self._path = path
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._mode = access.file_mode
+        make_directories(path, access)
+        self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self._mode)
 
     def close(self) -> None:
         """Nothing is called after this."""
@@ -125,8 +127,9 @@ class Directory:
         """A file that is there whole or not at all, and stays."""
         unfinished = self._path / f"{name}.unfinished"
         # With the calls of os: these the conformance suite can disturb.
-        file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, self._mode)
         try:
+            os.fchmod(file, self._mode)  # the umask took from it
             rest = memoryview(b"".join(parts))
             while rest:  # a write may take a part only
                 rest = rest[os.write(file, rest) :]
@@ -266,9 +269,9 @@ def _translated(error: Exception, path: Path) -> PenstockError:
     return UnavailableError(f"the wal's directory fails: path={path} reason={error}")
 
 
-def _taken_over(path: Path, epoch: int) -> tuple[Directory, Owner]:
+def _taken_over(path: Path, epoch: int, access: Access) -> tuple[Directory, Owner]:
     """The medium, and who owns it from now on. Raises FencedError, and leaves nothing open then."""
-    medium = Directory(path)
+    medium = Directory(path, access)
     try:
         return medium, medium.take_over(epoch)
     except BaseException:
@@ -281,7 +284,7 @@ async def _open(settings: Settings, services: Services) -> AsyncIterator[WriteAh
     path = services.data_dir / settings.path
     async with WriterThread("wal-directory") as thread:
         try:
-            medium, owner = await thread.run(partial(_taken_over, path, services.epoch))
+            medium, owner = await thread.run(partial(_taken_over, path, services.epoch, services.access))
         except OSError as error:
             raise _translated(error, path) from error
         wal = DirectoryWal(path, medium, owner, thread)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import FencedError
+from penstock.files import ACCESSES
 from penstock.wal import Cursor
 from penstock_tools.scaffold.templates.wal.plugin import Directory
 
 
 def test_groups_are_there_whole_and_by_position(tmp_path: Path) -> None:
-    medium = Directory(tmp_path)
+    medium = Directory(tmp_path, ACCESSES["owner"])
     owner = medium.take_over(1)
     medium.write(owner, 7, [b"sev", b"en"])
     medium.write(owner, 0, [b"zero"])
@@ -23,7 +24,7 @@ def test_groups_are_there_whole_and_by_position(tmp_path: Path) -> None:
 
 
 def test_a_newer_owner_lets_an_older_one_write_nothing(tmp_path: Path) -> None:
-    older, newer = Directory(tmp_path), Directory(tmp_path)
+    older, newer = (Directory(tmp_path, ACCESSES["owner"]) for _ in range(2))
     owner = older.take_over(1)
     newer.take_over(2)
     with pytest.raises(FencedError):
@@ -34,7 +35,7 @@ def test_a_newer_owner_lets_an_older_one_write_nothing(tmp_path: Path) -> None:
 
 
 def test_trimming_moves_the_start_before_it_deletes(tmp_path: Path) -> None:
-    medium = Directory(tmp_path)
+    medium = Directory(tmp_path, ACCESSES["owner"])
     owner = medium.take_over(1)
     medium.write(owner, 0, [b"dropped"])
     medium.write(owner, 7, [b"kept"])
