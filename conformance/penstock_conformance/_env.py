@@ -18,6 +18,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from penstock.errors import ConfigError, FencedError, PenstockError
+from penstock.files import ACCESSES, Access
 from penstock.plugins import NestedPlugins, Opened
 from penstock.spi.allocator import Allocator
 from penstock.spi.kinds import ALLOCATOR, KINDS, OBJECT_STORE, WAL, Kind
@@ -76,10 +77,13 @@ class Env:
         allocator: Allocator | None = None,
         object_store: ObjectStore | None = None,
         read_only: bool = False,
+        access: Access = ACCESSES["owner"],
+        later: int = 0,
     ) -> AsyncIterator[Any]:
         """Open the plugin under test on this data directory, as the owner ``node_id`` of ``epoch``.
 
-        ``allocator`` and ``object_store`` take the place of those that serve it otherwise.
+        ``allocator`` and ``object_store`` take the place of those that serve it otherwise. Epochs are far apart, but
+        for those that are only so much ``later``.
         """
         spec = self._registry.select(self.target.kind, self.target.plugin)
         checked = self.target.checked_settings(spec, self.data_dir, settings)
@@ -91,10 +95,10 @@ class Env:
                 allocator = await self._allocator(stack)
             if OBJECT_STORE in needs and store is None:
                 store = await self._object_store(stack)
-            services = self._bound(
-                self._services(node_id, epoch, allocator, store), spec, checked, registers=True
-            )
-            services = dataclasses.replace(services, read_only=read_only)
+            services = self._services(node_id, epoch, allocator, store)
+            services = dataclasses.replace(services, epoch=services.epoch + later)
+            services = self._bound(services, spec, checked, registers=True)
+            services = dataclasses.replace(services, read_only=read_only, access=access)
             opened = await stack.enter_async_context(spec.open(checked, services))
             try:
                 yield ScopedStore(opened, self.scope) if spec.kind == OBJECT_STORE.name else opened

@@ -36,6 +36,9 @@ async def leaves_nothing(env: Env, use: Callable[[Any], Awaitable[None]]) -> Non
             with suppress(TypeError):  # an object with slots can't be watched
                 kept.append(weakref.ref(getattr(opened, "_store", opened)))
         del opened
+        if env.plain_allocator is not None:
+            charged = env.plain_allocator.statistics().used_bytes
+            assert charged == 0, f"the context was left, and {charged} bytes are still accounted for"
     now_descriptors, now_tasks, now_threads = await counts()
     some = _OPENINGS // 2
     assert now_descriptors - descriptors < some, (

@@ -1,10 +1,18 @@
-"""Listings of an object store beside each other."""
+"""Listings of an object store beside each other, and of a directory."""
 
 from __future__ import annotations
 
-__all__ = ("check_keys_are_told", "check_listings_beside_each_other", "in_order", "keys_listed")
+__all__ = (
+    "check_keys_are_told",
+    "check_listings_beside_each_other",
+    "files_below",
+    "in_order",
+    "keys_listed",
+)
 
+import hashlib
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from penstock.spi.object_store import ObjectStore
@@ -55,3 +63,11 @@ async def check_listings_beside_each_other(store: Any, prefix: str, keys: Sequen
                 break
         whole = await keys_listed(store, prefix)
         assert whole == list(keys), f"a listing after one that was left half-way has {len(whole)} keys"
+
+
+def files_below(folder: Path) -> dict[str, str]:
+    """What is there, and a digest of what is in it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in folder.rglob("*")
+    }

@@ -63,6 +63,10 @@ class _Store:
         finally:
             self.in_hand -= 1
 
+    async def load_tuple(self, blocks: Sequence[BlockRef]) -> Sequence[Buffer]:
+        """Any sequence will do."""
+        return tuple(await self.load(tuple(blocks)))
+
 
 def _check(blocks: Sequence[BlockRef], got: Sequence[Buffer]) -> None:
     assert len(got) == len(blocks), f"{len(got)} blocks instead of {len(blocks)}"
@@ -88,7 +92,7 @@ async def test_get_returns_the_blocks_in_order(env: Env) -> None:
         store = _Store()
         for wanted in ([0], [0, 1], [1, 2, 3], [5], [3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6], [6, 7]):
             blocks = [_block(1, number, 1000 + 37 * number) for number in wanted]
-            _check(blocks, await cache.get(blocks, store.load))
+            _check(blocks, await cache.get(blocks, store.load if len(blocks) % 2 else store.load_tuple))
         two_objects = [_block(1, 3, 1111), _block(2, 3, 1111)]
         _check(two_objects, await cache.get(two_objects, store.load))
         assert list(await cache.get([], store.load)) == []
@@ -342,9 +346,13 @@ async def test_awaited_blocks_are_not_evicted(env: Env) -> None:
 
 
 async def test_forgotten_objects_are_dropped(env: Env) -> None:
-    """The object was destroyed: its blocks are never read again."""
+    """The object was destroyed: its blocks are never read again, nor those that are just being read ahead."""
     async with env.open() as cache:
         store = _Store()
+
+        async def read_ahead() -> None:
+            await cache.get([_block(3, 0)], store.load, prefetch=True)
+
         for object_id in (1, 2, 0):
             await cache.get([_block(object_id, number) for number in range(3)], store.load)
         _expect_kept(cache, 9)
@@ -353,6 +361,16 @@ async def test_forgotten_objects_are_dropped(env: Env) -> None:
         assert cache.statistics().used_bytes == 30_000, "blocks of a destroyed object take memory"
         await cache.get([_block(2, 1)], store.load)
         assert store.loaded[_block(2, 1)] == 1, "blocks of another object were dropped"
+        store.gate = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read_ahead)
+            await _turns()
+            cache.forget_object(3)
+            store.gate.set()
+        await _turns()
+        assert cache.statistics().used_bytes == 30_000, (
+            "what was read ahead of a destroyed object takes memory"
+        )
 
 
 async def test_leaving_the_context_releases_everything(env: Env) -> None:

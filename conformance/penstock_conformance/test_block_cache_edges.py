@@ -16,12 +16,14 @@ from penstock.spi.block_cache import BlockRef
 from penstock.spi.plugin import Buffer
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, together
-from penstock_conformance._told_sizes import told_sizes
+from penstock_conformance._told_sizes import check_memory, told_sizes
 
 KIND = "block_cache"
 
 _MIB = 2**20
 _EVERYTHING = 10**12
+#: Blocks that are read ahead at once.
+_AHEAD = 10
 
 
 class _Load:
@@ -121,6 +123,11 @@ async def test_what_was_read_is_not_wasted(env: Env) -> None:
     """``wasted``: read ahead and evicted before *anybody* read them: before, while or after they were loaded."""
     async with env.open() as cache:
         load = _Load()
+        await cache.get(_blocks(9, 3, 1000), load, prefetch=True)
+        await _turns(30)
+        if cache.statistics().blocks < 3:
+            not_applicable("the cache keeps less than that of what is read ahead")
+        await cache.get(_blocks(9, 3, 1000), load)
         for what, blocks in (
             ("read while they were loaded", _blocks(1, 3, 1000)),
             ("read before they were to be read ahead", _blocks(2, 3, 1000)),
@@ -148,6 +155,35 @@ async def test_what_was_read_is_not_wasted(env: Env) -> None:
             assert told.wasted == 0, f"blocks were {what}: {told}"
 
 
+@clause(claims="readahead")
+async def test_waste_is_counted_and_cools_readers_down(env: Env) -> None:
+    """``wasted``: blocks that were read ahead and evicted before anybody read them; waste cools a reader down."""
+    async with env.open() as cache:
+        start = most = 0
+        for _ in range(30):
+            most = cache.readahead_bytes(1, start, start + 100)
+            start += 100
+        if not most:
+            not_applicable("nobody reads ahead")
+        for number in range(5):
+            before = cache.statistics()
+            await cache.get(_blocks(number, _AHEAD, 1000), _Load(), prefetch=True)
+            await _turns(30)
+            ahead = cache.statistics().blocks
+            cache.evict(_EVERYTHING)
+            told = cache.statistics()
+            gone, wasted = ahead - told.blocks, told.wasted - before.wasted
+            if not gone:
+                not_applicable("the cache keeps nothing of what is read ahead")
+            assert gone <= wasted <= _AHEAD, (
+                f"{gone} of {_AHEAD} blocks were read ahead and went unread, told are {wasted}"
+            )
+        cooled = [cache.readahead_bytes(1, start + step, start + step + 100) for step in range(0, 500, 100)]
+        assert min(cooled) < most, (
+            f"all was wasted, and its reader still gets {cooled} bytes instead of {most}"
+        )
+
+
 async def _read_ahead(cache: Any, blocks: Sequence[BlockRef], load: _Load, prefetch: bool) -> None:
     await cache.get(blocks, load, prefetch=prefetch)
 
@@ -155,6 +191,7 @@ async def _read_ahead(cache: Any, blocks: Sequence[BlockRef], load: _Load, prefe
 async def test_failed_prefetch_is_nobodys(env: Env) -> None:
     """A failed load is told to all who wait for it and caches nothing: who comes later has a load of its own."""
     async with env.open() as cache:
+        base = env.account.statistics().used_bytes
         for count in (1, 3):
             blocks = _blocks(count, count, 1000)
             for _ in range(2):
@@ -168,6 +205,8 @@ async def test_failed_prefetch_is_nobodys(env: Env) -> None:
                 got = await cache.get(blocks, load)  # raises, if the failure is still known
                 assert [len(data) for data in got] == [1000] * count, f"{len(got)} of {count} blocks"
                 cache.evict(_EVERYTHING)
+                charged = env.account.statistics().used_bytes - base
+                assert charged == 0, f"nothing is cached, and {charged} bytes are on the account"
 
 
 async def test_who_gives_up_waiting_for_room_takes_none(env: Env) -> None:
@@ -287,10 +326,11 @@ async def test_whoever_goes_on_is_sequential(env: Env) -> None:
 
 
 async def test_sizes_are_told_before_as_they_are(env: Env) -> None:
-    """``sizes`` tells before anything is opened what the cache then holds, and which setting decides."""
-    told = told_sizes(env).capacity
+    """``sizes`` tells before anything is opened what the cache then holds, and charges as long as it is open."""
+    told = told_sizes(env)
     async with env.open() as cache:
+        check_memory(env, told)
         limit = cache.statistics().limit_bytes
-    assert told is None or told.size == limit, (
-        f"sizes tells of {told and told.size} bytes, the cache of {limit}"
+    assert told.capacity is None or told.capacity.size == limit, (
+        f"sizes tells of {told.capacity and told.capacity.size} bytes, the cache of {limit}"
     )

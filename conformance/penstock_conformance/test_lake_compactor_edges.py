@@ -20,7 +20,7 @@ from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
 from penstock_conformance._lake import check_table, columns, made, spec_of, topic_of
 from penstock_conformance._leaks import looks_leave_nothing
-from penstock_conformance._private import without_umask
+from penstock_conformance._private import each_access, without_umask
 
 KIND = "lake_compactor"
 
@@ -189,14 +189,16 @@ async def test_positions_pass_what_was_rejected(env: Env) -> None:
 
 async def test_files_are_for_nobody_else(env: Env) -> None:
     """``access`` are the modes of local directories and files that hold data, whatever the umask says."""
-    with without_umask(env) as check_private:
-        async with env.open() as compactor, compactor.open_table(topic_of(env), 1) as table:
-            for stop in (2, 4):
-                await _commit(table, stop - 2, stop)
-            if compactor.capabilities.maintains:
-                await table.maintain()
-            await table.write(made(0, 4, 6))
-            check_private()
+    topic = topic_of(env)
+    for place, access in each_access(env):
+        with without_umask(place, access) as check_modes:
+            async with place.open(access=access) as compactor, compactor.open_table(topic, 1) as table:
+                for stop in (2, 4):
+                    await _commit(table, stop - 2, stop)
+                if compactor.capabilities.maintains:
+                    await table.maintain()
+                await table.write(made(0, 4, 6))
+                check_modes()
 
 
 async def test_topic_configs_are_those_that_a_topic_can_have(env: Env) -> None:

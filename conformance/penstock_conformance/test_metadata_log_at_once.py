@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from penstock.spi.metadata_log import MetadataSnapshot
 from penstock_conformance._body import make_body
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, given_up, raises, together
+from penstock_conformance._listings import files_below
 from penstock_conformance._medium import swap_files_with
 from penstock_conformance._told_sizes import told_sizes
 
@@ -240,6 +241,38 @@ async def test_sizes_are_told_before_as_they_are(env: Env) -> None:
     assert told is None or told.size == largest, (
         f"sizes tells of entries of {told and told.size} bytes, and the log takes {largest}"
     )
+
+
+async def test_who_only_looks_changes_nothing(env: Env) -> None:
+    """``read_only``: open without making or changing anything, where a log is and where none is."""
+    for place, begun in ((env.elsewhere("empty"), False), (env.elsewhere("begun"), True)):
+        async with AsyncExitStack() as stack:
+            store = await place.store_of(stack)
+            if begun:
+                async with place.open(object_store=store) as log:
+                    await _fill(log, 1, 6)
+                    await log.write_snapshot(MetadataSnapshot(3, b"state"))
+            before = await _all_there(place, store)
+            with suppress(*(() if begun else (PenstockError,))):  # that there is no log may be told
+                async with place.open(epoch=0, object_store=store, read_only=True) as log:
+                    found = await log.read_snapshot()
+                    assert (found is not None) == begun, f"{found} where a log was begun: {begun}"
+                    wanted = [(index, _entry(index)) for index in (4, 5)] if begun else []
+                    assert await _read(log, 4 if begun else 1) == wanted, "who only looks reads other entries"
+            after = await _all_there(place, store)
+            changed = sorted(dict(after.items() ^ before.items()))
+            assert not changed, f"who only looks has changed {changed[:3]}"
+
+
+async def _all_there(place: Env, store: Any) -> dict[str, bytes | str]:
+    """Files of the plugin's own, and objects."""
+    files = files_below(place.data_dir)
+    kept: dict[str, bytes | str] = {
+        name: body for name, body in files.items() if not name.startswith("conformance-")
+    }
+    async for info in store.list():
+        kept[f"object {info.key}"] = bytes(await store.get(info.key))
+    return kept
 
 
 @clause(level=3)

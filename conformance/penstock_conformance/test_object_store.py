@@ -266,6 +266,11 @@ async def test_swap_needs_the_current_token(env: Env) -> None:
             for gone in (first, second, third):
                 with raises(ConflictError):
                     await store.compare_and_swap("key", [b"x"], gone)
+        mine, others = (await store.head("key")).token, await store.put("another", [b"of another object"])
+        if others != mine:  # a store may count the writes of each key
+            with raises(ConflictError):
+                await store.compare_and_swap("key", [b"x"], others)
+            assert bytes(await store.get("key")) == b"6", "a swap for another object's token took effect"
 
 
 @clause(claims="compare_and_swap")

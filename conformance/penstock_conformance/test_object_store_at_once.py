@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from anyio.lowlevel import checkpoint
@@ -15,13 +13,13 @@ from penstock_conformance._body import make_body
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises, together
 from penstock_conformance._jobs import WRITES, write
-from penstock_conformance._listings import keys_listed
-from penstock_conformance._private import without_umask
+from penstock_conformance._listings import files_below, keys_listed
+from penstock_conformance._private import each_access, without_umask
 
 KIND = "object_store"
 
 _TURNS = 4
-#: More listings at once than a client has connections, or workers.
+#: Listings at once, if as many requests are promised to be on their way without waiting for each other.
 _LISTINGS = 70
 
 
@@ -181,16 +179,19 @@ async def test_objects_that_are_replaced_while_they_are_listed_are_listed(env: E
             if len(found) in (1, 20):
                 for key in keys[::3]:
                     await store.put(key, [b"another"])
-        assert sorted(found) == keys, f"{len(found)} of {len(keys)} objects were listed as some were replaced"
+        # in any order: one that is written again may come where it was, and once more where it is now
+        told = found if store.capabilities.ordered_listing else set(found)
+        assert sorted(told) == keys, f"{len(found)} of {len(keys)} objects were listed as some were replaced"
 
 
 async def test_listings_that_are_left_half_way_keep_nobody_out(env: Env) -> None:
-    """Every method is safe to call from several tasks at once: also inside of many listings."""
+    """Every method is safe to call from several tasks at once: also inside of as many listings as may be on their
+    way, but for one, without a request waiting in the store's client."""
     keys = [f"half/{number}" for number in range(3)]
     async with env.open() as store:
         for key in keys:
             await store.put(key, [b"x"])
-        listings = [store.list("half/") for _ in range(_LISTINGS)]
+        listings = [store.list("half/") for _ in range(min(_LISTINGS, store.capabilities.requests_max - 1))]
         for listing in listings:
             await anext(listing)
         await store.put("half/new", [b"y"])
@@ -245,43 +246,38 @@ async def test_places_know_nothing_of_each_other(env: Env) -> None:
 
 async def test_who_only_looks_makes_nothing(env: Env) -> None:
     """``read_only``: open without making or changing anything, where objects are and where nothing is."""
-
-    def tree(folder: Path) -> dict[str, str]:
-        return {
-            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            if path.is_file()
-            else ""
-            for path in folder.rglob("*")
-        }
-
     empty = env.elsewhere("empty")
     async with empty.open(read_only=True) as store:
         with raises(NotFoundError):
             await store.get("missing")
         assert await keys_listed(store) == []
-    assert tree(empty.data_dir) == {}, f"who only looks has made {sorted(tree(empty.data_dir))[:3]}"
+    assert files_below(empty.data_dir) == {}, (
+        f"who only looks has made {sorted(files_below(empty.data_dir))[:3]}"
+    )
     async with env.open() as store:
         await store.put("folder/key", [b"body"])
         durable = store.capabilities.durable
-    before = tree(env.data_dir)
+    before = files_below(env.data_dir)
     async with env.open(read_only=True) as store:
         if durable:
             assert bytes(await store.get("folder/key")) == b"body"
             assert (await store.head("folder/key")).size == 4
             assert await keys_listed(store) == ["folder/key"]
-    assert tree(env.data_dir) == before, "who only looks has changed what is there"
+    assert files_below(env.data_dir) == before, "who only looks has changed what is there"
 
 
 async def test_files_are_for_nobody_else(env: Env) -> None:
     """``access`` are the modes of local directories and files that hold data, whatever the umask says."""
-    with without_umask(env) as check_private:
-        async with env.open() as store:
-            await store.put("folder/key", [b"body"])
-            await store.put_if_absent("folder/once", [b"body"])
-            if store.capabilities.multipart:
-                for key in ("folder/parts", "folder/begun"):
-                    upload = await store.create_multipart(key)
-                    await upload.write_part([b"part" * 1000])
-                    if key == "folder/parts":
-                        await upload.complete()
-            check_private()
+    for place, access in each_access(env):
+        with without_umask(place, access) as check_modes:
+            async with place.open(access=access) as store:
+                await store.put("folder/key", [b"body"])
+                if store.capabilities.put_if_absent:
+                    await store.put_if_absent("folder/once", [b"body"])
+                if store.capabilities.multipart:
+                    for key in ("folder/parts", "folder/begun"):
+                        upload = await store.create_multipart(key)
+                        await upload.write_part([b"part" * 1000])
+                        if key == "folder/parts":
+                            await upload.complete()
+                check_modes()

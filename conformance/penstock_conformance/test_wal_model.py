@@ -374,6 +374,9 @@ async def test_sealed_log_stays_sealed(env: Env) -> None:
         identity = await env.identify() if wal.capabilities.identity else None
         for _ in range(2):
             await wal.seal()
+        if env.can_read_outside():
+            outside = [bytes(entry.data) for entry in await env.read_outside()]
+            check_same(outside, make_bodies(4), "a sealed log, read from outside")
     for epoch in range(2, 6):
         async with env.open(epoch=epoch) as wal:
             check_same([bytes(e.data) for e in await recovered(wal)], make_bodies(4), "a sealed log")

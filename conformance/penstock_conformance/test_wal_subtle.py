@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
+from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import CorruptError, FencedError, PenstockError
+from penstock.errors import ClosedError, CorruptError, FencedError, PenstockError
+from penstock.spi.settings import plugin_tables
 from penstock_conformance._body import check_body
 from penstock_conformance._child import Child, killed
 from penstock_conformance._clause import clause
@@ -42,6 +44,29 @@ async def test_owners_are_told_apart_however_late_they_come(env: Env) -> None:
     assert owners == [
         owner for number in range(len(_EPOCHS)) for owner in (number,) * 2 + (number + 100,) * 2
     ]
+    await _owners_in_quick_succession(env, _EPOCHS[-1] + 2)
+
+
+async def _owners_in_quick_succession(env: Env, epoch: int) -> None:
+    """Each with the epoch directly above that of the one before."""
+    if any(plugin_tables(env.target.checked_settings(env.spec(), env.data_dir))):
+        return  # a plugin that opens others needs epochs between those of two owners
+    owners: list[Any] = []
+    async with AsyncExitStack() as stack:
+        for later in range(3):
+            wal = await stack.enter_async_context(env.open(epoch=epoch, later=later))
+            await recovered(wal)
+            await append_all(wal, make_bodies(1, owner=later))
+            with raises(PenstockError):  # a lock of this host may be met before the fence
+                async with env.open(epoch=epoch, later=later) as again:
+                    await recovered(again)
+            if owners:
+                with raises(PenstockError):
+                    async with env.open(epoch=epoch, later=later - 1) as older:
+                        await recovered(older)
+                with raises(FencedError, ClosedError):
+                    await owners[-1].append([b"late"]).wait_durable()
+            owners.append(wal)
 
 
 async def test_cancelled_trim_loses_nothing(env: Env) -> None:

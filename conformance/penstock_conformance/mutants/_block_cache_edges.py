@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from penstock.errors import UnavailableError
-from penstock.spi.allocator import Allocator
+from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.block_cache import BlockCacheStatistics, BlockLoader, BlockRef
 from penstock.spi.plugin import Buffer
 from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference._block_cache import PlainBlockCache
+from penstock_conformance.reference._block_cache import PlainBlockCache, _Slot
 
 KIND = "block_cache"
 
 _ROOM = "whatever_makes_room_is_counted"
 _WASTE = "what_was_read_is_not_wasted"
+_COOLS = "waste_is_counted_and_cools_readers_down"
 _LET_GO = "loaders_of_all_readers_are_let_go"
 _GOES_ON = "whoever_goes_on_is_sequential"
 
@@ -76,7 +77,7 @@ class _Wasting(PlainBlockCache):
     def __init__(self, limit: int, allocator: Allocator | None) -> None:
         super().__init__(limit, allocator)
         self._unread: set[BlockRef] = set()
-        self._wasted = 0
+        self._lost = 0
 
     async def get(
         self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
@@ -94,12 +95,40 @@ class _Wasting(PlainBlockCache):
         self._unread -= set(blocks)
 
     def _drop(self, block: BlockRef) -> int:
-        self._wasted += block in self._unread and not self._slots[block].forgotten
+        self._lost += block in self._unread and not self._slots[block].forgotten
         self._unread.discard(block)
         return super()._drop(block)
 
     def statistics(self) -> BlockCacheStatistics:
-        return replace(super().statistics(), wasted=self._wasted)
+        return replace(super().statistics(), wasted=self._lost)
+
+
+@mutant(KIND, "knows_no_waste", _COOLS)
+class KnowsNoWaste(PlainBlockCache):
+    """Cools down, and tells nobody why."""
+
+    def statistics(self) -> BlockCacheStatistics:
+        return replace(super().statistics(), wasted=0)
+
+
+@mutant(KIND, "never_cools_down", _COOLS)
+class NeverCoolsDown(PlainBlockCache):
+    """Counts what is wasted, and goes on as before."""
+
+    def _cool_down(self) -> None:
+        pass
+
+
+@mutant(KIND, "takes_lists_only", "get_returns_the_blocks_in_order")
+class TakesListsOnly(PlainBlockCache):
+    """Takes what was loaded out of the list that it is given."""
+
+    def _spawn(self, missing: Sequence[BlockRef], slots: Sequence[object], load: BlockLoader) -> None:
+        async def taken(blocks: Sequence[BlockRef]) -> Sequence[Buffer]:
+            loaded = await load(blocks)
+            return [loaded.pop(0) for _ in blocks]  # type: ignore[attr-defined] # the lie
+
+        super()._spawn(missing, slots, taken)  # type: ignore[arg-type]
 
 
 @mutant(KIND, "knows_no_readers_that_came_during_the_load", _WASTE)
@@ -126,7 +155,7 @@ class TakesWhatWasDestroyedForWasted(_Wasting):
 
     def forget_object(self, object_id: int) -> None:
         mine = {block for block in self._unread if block.object_id == object_id and block in self._slots}
-        self._wasted += len(mine)
+        self._lost += len(mine)
         super().forget_object(object_id)
 
 
@@ -262,3 +291,35 @@ class Has32BitsForWhereAReaderEnded(PlainBlockCache):
 
     def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
         return super().readahead_bytes(stream_id, offset & 0xFFFFFFFF, next_offset & 0xFFFFFFFF)
+
+
+@mutant(KIND, "keeps_what_is_read_ahead_of_a_destroyed_object", "forgotten_objects_are_dropped")
+class KeepsWhatIsReadAheadOfADestroyedObject(PlainBlockCache):
+    """Nobody waits for what is read ahead."""
+
+    def forget_object(self, object_id: int) -> None:
+        ahead = [slot for slot in self._slots.values() if slot.unread and not slot.done.is_set()]
+        super().forget_object(object_id)
+        for slot in ahead:
+            slot.forgotten = False
+
+
+@mutant(KIND, "keeps_memory_of_a_failed_prefetch", "failed_prefetch_is_nobodys")
+class KeepsMemoryOfAFailedPrefetch(PlainBlockCache):
+    """Has it at hand, for the next one, until its end."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._at_hand: list[Charge] = []
+
+    def _settle_failed(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], error: Exception) -> None:
+        for slot in slots:
+            if slot.unread and slot.charge is not None:
+                self._at_hand.append(slot.charge)
+                slot.charge = None
+        super()._settle_failed(missing, slots, error)
+
+    def close(self) -> None:
+        super().close()
+        for charge in self._at_hand:
+            charge.release()

@@ -195,3 +195,11 @@ class MakesTablesForEverybody(_Broken):
 
     def __init__(self, services: Services) -> None:
         super().__init__(replace(services, access=ACCESSES["everybody"]), JsonLinesTable)
+
+
+@mutant(KIND, "makes_tables_for_its_owner_only", "files_are_for_nobody_else")
+class MakesTablesForItsOwnerOnly(_Broken):
+    """Whatever it is told that others may read."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(replace(services, access=ACCESSES["owner"]), JsonLinesTable)

@@ -214,3 +214,12 @@ class TrustsTheKeyOfASnapshot(PlainMetadataLog):
         keys = [info.key async for info in self._store.list("snapshot/")]
         body = bytes(await self._store.get(keys[-1]))
         return MetadataSnapshot(int(keys[-1].rpartition("/")[2]), body[_HEAD.size :])
+
+
+@mutant(KIND, "notes_who_looks", "who_only_looks_changes_nothing")
+class NotesWhoLooks(PlainMetadataLog):
+    """So that nobody drops what is being read."""
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        await self._store.put("snapshot-readers", [b"x"])
+        return await super().read_snapshot()

@@ -137,7 +137,7 @@ class HasAConnectionForEachListing(DirectoryStore):
 
     def __init__(self, directory: Path, *, synced: bool = True) -> None:
         super().__init__(directory, synced=synced)
-        self._pool = asyncio.Semaphore(64)
+        self._pool = asyncio.Semaphore(32)  # half of what it tells
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
         async with self._pool:

@@ -8,6 +8,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -462,3 +463,19 @@ class LetsOthersPutFiles(DirectoryStore):
         super().__init__(directory, synced=synced)
         directory.chmod(0o711)
         self._objects.chmod(0o733)
+
+
+@mutant(KIND, "makes_files_for_its_owner_only", _PRIVATE)
+class MakesFilesForItsOwnerOnly(DirectoryStore):
+    """Isn't told that a group may read them."""
+
+
+@mutant(KIND, "swaps_for_the_token_of_another_object", "swap_needs_the_current_token")
+class SwapsForTheTokenOfAnotherObject(DirectoryStore):
+    """Looks whether there is such a token."""
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        if token in [self._info(other).token for other in self._keys()]:
+            with suppress(NotFoundError):
+                token = self._info(key).token
+        return await super().compare_and_swap(key, body, token)

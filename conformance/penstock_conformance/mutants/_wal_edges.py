@@ -5,7 +5,8 @@ from __future__ import annotations
 __all__ = ()
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from penstock.errors import FencedError, FullError, InvalidRequestError, NotFoun
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference._wal import RECORD_BYTES, FileWal
+from penstock_conformance.reference._wal import _HEADER_BYTES, RECORD_BYTES, FileWal
 
 KIND = "wal"
 
@@ -672,3 +673,46 @@ class ShowsItsLogToEverybody(FileWal):
         super().__init__(path, epoch, capacity)
         path.chmod(0o644)
         path.parent.chmod(0o755)
+
+
+@mutant(KIND, "shows_its_log_to_nobody", "files_are_for_nobody_else")
+class ShowsItsLogToNobody(FileWal):
+    """Whatever it is told that others may read."""
+
+    def __init__(self, path: Path, epoch: int, capacity: int) -> None:
+        super().__init__(path, epoch, capacity)
+        path.chmod(0o600)
+
+
+@mutant(KIND, "describes_no_empty_log", "describing_changes_nothing_and_fences_nobody")
+class DescribesNoEmptyLog(FileWal):
+    """A log without entries is none, for who describes it."""
+
+    @classmethod
+    async def describe(cls, path: Path, epoch: int) -> Mapping[str, object]:
+        facts = await super().describe(path, epoch)
+        if facts["bytes"] == _HEADER_BYTES:
+            raise NotFoundError(f"there is no log: path={path}")
+        return facts
+
+
+@mutant(KIND, "shows_nothing_of_a_sealed_log", "sealed_log_stays_sealed")
+class ShowsNothingOfASealedLog(FileWal):
+    """Whoever sealed it has taken all that there is."""
+
+    @classmethod
+    async def read(cls, path: Path, epoch: int) -> AsyncIterator[WalEntry]:
+        if not cls._look(path)[0].sealed:
+            async for entry in super().read(path, epoch):
+                yield entry
+
+
+@mutant(KIND, "trims_one_too_many_of_what_others_wrote", "each_opening_finds_what_all_before_it_left")
+class TrimsOneTooManyOfWhatOthersWrote(FileWal):
+    """Knows where its own entries end, and of others where they begin."""
+
+    def _drop(self, position: int) -> None:
+        place = bisect_right(self._ends, position)
+        if not self._entries and 0 < place < len(self._ends):
+            position = self._ends[place]
+        super()._drop(position)

@@ -269,3 +269,23 @@ class KeepsAKeyUntold(StoreWal):
     async def trim(self, position: int) -> None:
         await super().trim(position)
         await self._store.put("trimmed", [b"%d" % position])
+
+
+_LATE = "owners_are_told_apart_however_late_they_come"
+
+
+@mutant(KIND, "rounds_epochs", _LATE)
+class RoundsEpochs(FileWal):
+    """Has room for those of brokers that live long."""
+
+    def __init__(self, path: Path, epoch: int, capacity: int) -> None:
+        super().__init__(path, epoch & ~255, capacity)
+
+
+@mutant(KIND, "takes_the_next_epoch_for_its_own", _LATE)
+class TakesTheNextEpochForItsOwn(FileWal):
+    """Leaves some room, for whoever counts otherwise."""
+
+    def _is_owner(self) -> bool:
+        header = self._read_header()
+        return 0 <= header.epoch - self._epoch < 16 and not header.sealed

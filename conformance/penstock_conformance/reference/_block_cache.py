@@ -37,6 +37,8 @@ class _Slot:
     error: Exception | None = None
     #: The object was destroyed meanwhile: who waits gets the block, and nobody else.
     forgotten: bool = False
+    #: Read ahead, and not read by anybody yet.
+    unread: bool = False
 
 
 #: Readers that are remembered; the one unheard of for longest goes first.
@@ -54,7 +56,7 @@ class PlainBlockCache:
         self._room = anyio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._readers: dict[int, tuple[int, int]] = {}
-        self._hits = self._misses = self._joined = self._evicted = 0
+        self._hits = self._misses = self._joined = self._evicted = self._wasted = 0
         self._closed = False
         if allocator is not None:
             allocator.add_pressure_listener(self._on_pressure)
@@ -102,6 +104,8 @@ class PlainBlockCache:
         if missing:
             self._start_load(missing, charges, load)
         slots = [self._slots[block] for block in blocks]
+        for block in missing if prefetch else blocks:
+            self._slots[block].unread = prefetch
         for block, slot in zip(blocks, slots, strict=True):
             slot.waiting += 1
             if slot.done.is_set():
@@ -132,8 +136,8 @@ class PlainBlockCache:
             if self._used + wanted <= self._limit:
                 break
             if slot.done.is_set() and not slot.waiting and block not in kept:
+                self._count_evicted(slot)
                 self._drop(block)
-                self._evicted += 1
         # One block over the limit is let in alone, so that a small limit can't stop reading.
         return self._used + wanted <= self._limit or self._used == 0
 
@@ -228,9 +232,19 @@ class PlainBlockCache:
             if freed >= bytes_wanted:
                 break
             if slot.done.is_set() and not slot.waiting:
+                self._count_evicted(slot)
                 freed += self._drop(block)
-                self._evicted += 1
         return freed
+
+    def _count_evicted(self, slot: _Slot) -> None:
+        self._evicted += 1
+        if slot.unread:
+            self._wasted += 1
+            self._cool_down()
+
+    def _cool_down(self) -> None:
+        """All begin anew."""
+        self._readers = {stream_id: (expected, 0) for stream_id, (expected, _) in self._readers.items()}
 
     def _on_pressure(self, bytes_wanted: int) -> None:
         self.evict(bytes_wanted)
@@ -266,6 +280,7 @@ class PlainBlockCache:
             misses=self._misses,
             joined=self._joined,
             evicted=self._evicted,
+            wasted=self._wasted,
             loading=sum(not slot.done.is_set() for slot in self._slots.values()),
         )
 

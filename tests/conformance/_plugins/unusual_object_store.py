@@ -32,7 +32,7 @@ from penstock.errors import (
     NotFoundError,
     UnavailableError,
 )
-from penstock.files import ACCESSES, create_file
+from penstock.files import Access, create_file
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings as BaseSettings
 from penstock.spi.object_store import (
@@ -69,6 +69,8 @@ class Way:
     one_at_a_time: bool = False
     #: Listings come in any order.
     ordered: bool = True
+    #: A listing that is under way has one of as many connections as requests may be on their way.
+    streams: bool = False
 
 
 WAYS = {
@@ -87,7 +89,8 @@ WAYS = {
     "loses_replies": Way(loses_replies=True),
     "looks_first": Way(looks_first=True),
     "one_at_a_time": Way(one_at_a_time=True),
-    "lists_in_any_order": Way(ordered=False),
+    "lists_in_any_order": Way(ordered=False, streams=True, page=2),
+    "has_a_connection_for_each_listing": Way(streams=True, page=2),
 }
 
 
@@ -98,13 +101,13 @@ class Settings(BaseSettings):
 class UnusualStore:
     """See ``penstock.spi.object_store.ObjectStore``."""
 
-    def __init__(self, way: Way, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, way: Way, path: Path, access: Access, *, read_only: bool = False) -> None:
         self._way = way
         self.location = f"sqlite:{path}"
         place = f"file:{path}?immutable=1" if path.exists() else ":memory:"
         if not read_only and not path.exists():
             with suppress(FileExistsError):
-                os.close(create_file(path, os.O_RDWR, ACCESSES["owner"]))
+                os.close(create_file(path, os.O_RDWR, access))
         self._database = sqlite3.connect(
             place if read_only else path, isolation_level=None, check_same_thread=False, uri=read_only
         )
@@ -117,6 +120,7 @@ class UnusualStore:
             )
         self._mutex = threading.Lock()
         self._limiter = anyio.CapacityLimiter(1 if way.one_at_a_time else 8)
+        self._connections = anyio.Semaphore(8)
         self._counts: Counter[str] = Counter()
         self._last_error = ""
 
@@ -140,7 +144,8 @@ class UnusualStore:
                 return work()
 
         try:
-            answer = await anyio.to_thread.run_sync(locked, limiter=self._limiter)
+            async with self._connection(wanted=counted != "lists"):
+                answer = await anyio.to_thread.run_sync(locked, limiter=self._limiter)
         except sqlite3.Error as error:
             self._counts["errors"] += 1
             self._counts["failing"] += 1
@@ -148,6 +153,14 @@ class UnusualStore:
             raise UnavailableError(self._last_error) from error
         self._counts["failing"] = 0
         return answer
+
+    @asynccontextmanager
+    async def _connection(self, *, wanted: bool = True) -> AsyncIterator[None]:
+        if not (wanted and self._way.streams):
+            yield
+            return
+        async with self._connections:
+            yield
 
     def _row(self, key: str) -> Any:
         row = self._database.execute(
@@ -264,10 +277,11 @@ class UnusualStore:
                 (after, len(prefix), prefix, self._way.page),
             ).fetchall()
 
-        while page := await self._ask("lists", partial(work, start_after)):
-            for row in page:
-                yield self._info(*row)
-            start_after = page[-1][0]
+        async with self._connection():
+            while page := await self._ask("lists", partial(work, start_after)):
+                for row in page:
+                    yield self._info(*row)
+                start_after = page[-1][0]
 
     def statistics(self) -> ObjectStoreStatistics:
         counts = self._counts
@@ -309,7 +323,7 @@ class Parts:
 async def _open(settings: Settings, services: Services) -> AsyncIterator[UnusualStore]:
     await checkpoint()
     path = services.data_dir / "unusual.sqlite"
-    store = UnusualStore(WAYS[settings.way], path, read_only=services.read_only)
+    store = UnusualStore(WAYS[settings.way], path, services.access, read_only=services.read_only)
     try:
         yield store
     finally:

@@ -42,7 +42,7 @@ from penstock.errors import (
     UnavailableError,
     again,
 )
-from penstock.files import ACCESSES, make_directories
+from penstock.files import Access, make_directories
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings as BaseSettings
 from penstock.spi.plugin import Buffer, Services
@@ -82,12 +82,14 @@ class Way:
     exclusive: bool = False
     #: On nothing that outlives the process.
     in_memory: bool = False
+    #: Rests when it has recovered, and says in plain words what formatting asks for.
+    rests: bool = False
 
 
 _random = random.Random(7)
 WAYS = {
     "plain": Way(),
-    "an_entry_a_group": Way(group_entries_max=1),
+    "an_entry_a_group": Way(group_entries_max=1, rests=True),
     "huge_positions": Way(first_position=2**62),
     "positions_with_gaps": Way(gap=lambda: _random.choice((0, 0, 1, 7, 2**33))),
     "positions_count_entries": Way(covers=lambda _: 1),
@@ -115,11 +117,12 @@ class Settings(BaseSettings):
 class FileMedium:
     """``log`` and ``owner`` in a directory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, access: Access) -> None:
         self._path = path
-        make_directories(path, ACCESSES["owner"])
+        self._mode = access.file_mode
+        make_directories(path, access)
         self.location = str(path)
-        self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)  # nothing is in it
         self._log = -1
 
     def keep_others_out(self) -> None:
@@ -150,7 +153,7 @@ class FileMedium:
             os.close(file)
 
     def replace(self, name: str, data: bytes) -> None:
-        file = os.open(self._path / f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        file = os.open(self._path / f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, self._mode)
         try:
             self._write(file, 0, data)
         finally:
@@ -381,6 +384,8 @@ class UnusualWal:
         self._size, self._trimmed = place, owner.trimmed
         self._end = self._confirmed = max(last, end)
         self._ready = True
+        if self._way.rests:
+            await checkpoint()
 
     def _settle(self, log: bytes) -> None:
         """What was recovered stays, and nothing is behind it."""
@@ -586,7 +591,7 @@ def _capabilities(way: Way) -> WalCapabilities:
 
 def _medium(settings: Settings, services: Services) -> Any:
     path = services.data_dir / f"unusual-{services.node_id}"
-    return MemoryMedium(path) if WAYS[settings.way].in_memory else FileMedium(path)
+    return MemoryMedium(path) if WAYS[settings.way].in_memory else FileMedium(path, services.access)
 
 
 def _opened(settings: Settings, services: Services) -> UnusualWal:
@@ -631,7 +636,8 @@ async def _identify(settings: Settings, services: Services) -> str | None:
 
 async def _format(settings: Settings, services: Services, consent: str) -> Mapping[str, object]:
     if consent != "force" and await _identify(settings, services) is not None:
-        raise ConfigError("there is a log; it goes for who says 'force'")
+        word = "force" if WAYS[settings.way].rests else "'force'"
+        raise ConfigError(f"there is a log; it goes for who says {word}")
     medium = _medium(settings, services)
     try:
         medium.replace("owner", b"")
