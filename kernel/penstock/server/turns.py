@@ -12,12 +12,14 @@ came in it waits here, too, however little each asks for.
 Who is limited to its share goes on when nobody else waits for the log: the threads that write it need the
 interpreter, and what they have done is to be told at once. It waits for that no longer than ``DEFER_S`` after its
 last slice, so that it gets on beside others who always have something in flight; and no longer than ``DEFER_S_MAX``
-in all, since slices of others who aren't limited come one after the other, too.
+in all, since slices of others who aren't limited come one after the other, too. One of those that pass one by one,
+since they ask one thing or their waits are over, goes on after ``DEFER_ONE_S_MAX``.
 """
 
 from __future__ import annotations
 
 __all__ = (
+    "DEFER_ONE_S_MAX",
     "DEFER_S",
     "DEFER_S_MAX",
     "LOOKS_MAX",
@@ -56,6 +58,9 @@ DEFER_S: Final = 0.001
 #: The first of those who wait for others' requests, or for threads, waits no longer: beside many who are always in
 #: the midst of something there is no moment at which nobody is.
 DEFER_S_MAX: Final = 0.25
+#: The first of those that ask one thing, or whose waits are over, waits no longer. All of a limited crowd pass there
+#: one by one, of whom four in a second would be none: members of a group would lose their sessions.
+DEFER_ONE_S_MAX: Final = 0.003
 #: Others are those who asked for little in this time. So many of them are looked at, the latest first.
 _OTHERS_S: Final = 0.1
 _OTHERS_LOOK_MAX: Final = 32
@@ -67,7 +72,7 @@ SLICE_REQUESTS: Final = 64
 #: So many of those that wait for one pace are looked at for one that may go on.
 LOOKS_MAX: Final = 8
 #: Where nobody waits, and when that one may go on.
-_NOWHERE: Final[Place] = "", 0
+_NOWHERE: Final[Place] = "", (0, 0)
 _NOBODY: Final[tuple[float, Place]] = math.inf, _NOWHERE
 
 #: Who pays for what the current task does.
@@ -342,7 +347,8 @@ class Turns:
     def _schedule(self, now: float) -> None:
         at, _ = self._next_single(now, defers=self._others_first(now))
         if self._resumed:
-            at = min(at, self._last_slice + DEFER_S if self._others_first(now) else now)
+            until = min(self._last_slice + DEFER_S, self._resumed_since + DEFER_ONE_S_MAX)
+            at = min(at, until if self._others_first(now) else now)
         if self._waiting or at <= now:
             self._run_soon()
             return
@@ -369,7 +375,7 @@ class Turns:
             if ready <= now and defers and single.time.may_wait:
                 if self._single_deferred_since is None:
                     self._single_deferred_since = now
-                until = self._single_deferred_since + DEFER_S_MAX
+                until = self._single_deferred_since + DEFER_ONE_S_MAX
                 ready = now if until <= now else min(until, self._last_slice + DEFER_S)
             if ready < earliest:
                 earliest, where = ready, place
@@ -453,7 +459,7 @@ class Turns:
         over.
         """
         may_resume = bool(self._resumed) and (
-            not waits_for_others or now - self._resumed_since >= DEFER_S_MAX
+            not waits_for_others or now - self._resumed_since >= DEFER_ONE_S_MAX
         )
         if self._spared_first:
             spared = self._next_single(now, defers=waits_for_others, crowds=False)

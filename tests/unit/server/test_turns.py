@@ -297,6 +297,21 @@ def test_of_those_who_ask_one_thing_addresses_take_turns_then_names_then_whoever
     assert loop.history == ["ax", "b", "ay", "ax", "ay", "ax"]
 
 
+def test_of_those_who_ask_one_thing_heartbeats_do_not_wait_behind_fetches_of_their_name() -> None:
+    """A consumer has a connection for each, with the same name: the member of a slow group would lose its session."""
+    loop = Loop()
+    for _ in range(4):
+        held_back(loop, "a", "group")
+    beat = Single(loop, SLICE_S)
+    beat.time = loop.shares.join("a")
+    beat.time.set_name("group")
+    beat.time.kind = 1
+    beat.label("beat")
+    loop.turns.add(beat)
+    loop.iterate(4)
+    assert loop.history == ["agroup", "beat"]
+
+
 def test_an_address_that_may_not_go_on_keeps_no_other_waiting_behind_it() -> None:
     loop = Loop()
     crowd = [held_back(loop, "crowd") for _ in range(500)]
@@ -487,6 +502,36 @@ def test_answers_of_a_crowd_leave_some_at_a_time_behind_those_of_others() -> Non
     assert flushed[9:] == ["late", *map(str, range(8, 16))]
     loop.iterate(2)
     assert flushed[18:] == ["16", "17", "18", "19"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("is_resumed", [True, False])
+async def test_a_limited_crowd_goes_on_each_few_milliseconds_beside_others_whose_slices_have_no_end(
+    is_resumed: bool,
+) -> None:
+    """Four in a second did: the members of a group of 200 lost their sessions."""
+    loop = Loop()
+    greedy, modest = limited(loop, 2)
+    crowd = [Single(loop, 0.0) for _ in range(20)]
+    portions = []
+    for one in crowd:
+        one.time = loop.shares.join(greedy.time.address)
+        if is_resumed:
+            portions.append(loop.turns._resume(one.time))
+        else:
+            one.ask()
+    assert loop.history == []
+    end = loop.now + 20 * DEFER_S
+    while loop.now < end:
+        loop.now += DEFER_S / 4
+        loop.turns.hold_back(modest, loop.now, is_greedy=False)
+        loop.turns.used_slice(modest.time, loop.now, loop.now)
+        loop.iterate(2)
+        if any(at <= loop.now for at, _ in loop._later):
+            loop.idle()
+    served = sum(one._go_on.done() for one in portions) + loop.history.count("crowd")
+    assert 4 <= served <= 7, "as often as that, and no more often"
 
 
 def test_a_timer_is_set_for_a_millisecond_at_least() -> None:
