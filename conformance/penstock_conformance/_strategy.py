@@ -36,6 +36,12 @@ from penstock.spi.object_store import RESERVED_PREFIXES, MultipartUpload, Object
 from penstock.spi.plugin import Buffer, PluginSpec, Services
 from penstock.wire import ApiKey
 from penstock.wire.messages.create_topics import CreatableTopic, CreateTopicsRequest, CreateTopicsResponse
+from penstock.wire.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
+from penstock.wire.messages.incremental_alter_configs import (
+    AlterableConfig,
+    AlterConfigsResource,
+    IncrementalAlterConfigsRequest,
+)
 from penstock.wire.messages.produce import (
     PartitionProduceData,
     ProduceRequest,
@@ -60,6 +66,8 @@ from penstock_tools.inspection.verify import verify
 
 T = TypeVar("T")
 
+#: The kind of a resource with configs, as Kafka numbers them.
+_TOPIC_RESOURCE = 2
 #: How much slower timers are in the moment of an acknowledgement.
 _SLOWER = 50
 
@@ -291,28 +299,42 @@ def _free_port() -> int:
 
 
 class Asking:
-    """A request for a topic that is on its way to a broker, whether that sleeps or not."""
+    """A request about a topic that is on its way to a broker, whether that sleeps or not."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._pending: Pending | None = None
 
-    async def begin_to_create(self, topic: str) -> None:
-        """Send the request; nobody waits for the answer."""
-        wanted = [CreatableTopic(name=topic, num_partitions=1, replication_factor=1)]
-        request = CreateTopicsRequest(topics=wanted, timeout_ms=60_000)
-        self._pending = await self._connection.begin(ApiKey.CREATE_TOPICS, request)
+    async def begin(self, what: str, topic: str) -> None:
+        """Send a request to ``create``, ``delete`` or ``configure`` it; nobody waits for the answer."""
+        if what == "create":
+            wanted = [CreatableTopic(name=topic, num_partitions=1, replication_factor=1)]
+            request: Any = CreateTopicsRequest(topics=wanted, timeout_ms=60_000)
+            key = ApiKey.CREATE_TOPICS
+        elif what == "delete":
+            request = DeleteTopicsRequest(
+                topics=[DeleteTopicState(name=topic)], topic_names=[topic], timeout_ms=60_000
+            )
+            key = ApiKey.DELETE_TOPICS
+        else:
+            changed = [AlterableConfig(name="retention.ms", value="86400000")]
+            resource = AlterConfigsResource(
+                resource_type=_TOPIC_RESOURCE, resource_name=topic, configs=changed
+            )
+            request = IncrementalAlterConfigsRequest(resources=[resource])
+            key = ApiKey.INCREMENTAL_ALTER_CONFIGS
+        self._pending = await self._connection.begin(key, request)
 
-    async def was_created(self) -> bool:
+    async def was_granted(self) -> bool:
         """Whether the broker, which has ended, had said so."""
         assert self._pending is not None
         try:
             await self._pending.wait(60)
-            answer = self._pending.result()
+            answer: Any = self._pending.result()
         except UnavailableError:  # nobody answered
             return False
-        assert isinstance(answer, CreateTopicsResponse)
-        return not answer.topics[0].error_code
+        told = answer.topics if isinstance(answer, CreateTopicsResponse) else answer.responses
+        return not told[0].error_code
 
 
 class BrokerProcess:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+
 import anyio
 
 from penstock_conformance._clause import clause, not_applicable
@@ -198,8 +200,8 @@ async def test_topics_created_before_a_kill_are_there_after_it(env: StrategyEnv)
 @clause(level=4)
 async def test_a_second_owner_fences_the_first(env: StrategyEnv) -> None:
     """A broker that was stopped (SIGSTOP) and wakes up after another took its place acknowledges nothing any more,
-    neither records nor topics, and nothing that it acknowledged before is lost; also if its object store was away
-    while it fell asleep. Where two can't be at one log, the second is refused."""
+    neither records nor what becomes of topics, and nothing that it acknowledged before is lost; also if its object
+    store was away while it fell asleep. Where two can't be at one log, the second is refused."""
     env.need_durable()
     shareable = (await env.look())[0]["shareable"]
     if shareable and not await env.shares("another"):
@@ -237,13 +239,19 @@ async def test_a_second_owner_fences_the_first(env: StrategyEnv) -> None:
             second.pause()
             await first.start()
             again = await _wake(second, client, writer, owner=3)
-        async with env.asking() as asking:
+        await client.ask(Records.create_topic, "other", 1)
+        async with AsyncExitStack() as stack:
+            wanted = [("create", "late"), ("delete", "other"), ("configure", "topic")]
+            asking = {what: await stack.enter_async_context(env.asking()) for what in wanted}
             first.pause()
             await second.start()
             await client_of_second.ask(Records.produce, "topic", 4, [300] * 50)
-            await asking.begin_to_create("late")
+            for what in env.random.sample(wanted, len(wanted)):  # the first to be refused ends it
+                await asking[what].begin(*what)
             await _has_ended(first)
-            assert not await asking.was_created(), "the owner before made a topic after it was fenced"
+            for what, each in asking.items():
+                granted = await each.was_granted()
+                assert not granted, f"the owner before was fenced, and said that it did {' '.join(what)}"
         fetched = await client_of_second.ask(Records.fetch_all, "topic")
         for owner, known in ((1, acked), (3, again)):
             compare(fetched, known, owner)
