@@ -57,6 +57,15 @@ _registered(
     _CONFIGS,
     topic_configs=(_FORMAT, _ERRORS, replace(_ERRORS, name="files", type="int", default="many", choices=())),
 )
+_registered(
+    "has_a_third_truth",
+    _CONFIGS,
+    topic_configs=(
+        _FORMAT,
+        _ERRORS,
+        replace(_ERRORS, name="strict", type="boolean", default="true", choices=("true", "false", "maybe")),
+    ),
+)
 _registered("keeps_raw_values_as_json", _CONFIGS, raw_configs={"format": "bytes", "errors": "stop"})
 _registered("keeps_raw_values_by_an_unknown_config", _CONFIGS, raw_configs={"raw": "true"})
 _registered(
