@@ -424,7 +424,7 @@ class LogManager:
                     CreateTopic(new.name, topic_id, new.partition_count, dict(new.configs), internal)
                 )
             created = iter(await self._create_fresh(commands))
-            return [refused.get(topic.name) or next(created) for topic in topics]
+            return [refused.get(one.name) or next(created) async for one in in_portions(topics, _NAMES)]
         finally:
             for topic_id in reserved:
                 self._bound.release(topic_id)
