@@ -1,8 +1,7 @@
 """Who waits to ask one thing: an address at a time, of it a name at a time, of that whoever came first. Pure.
 
 In one queue of all, a crowd of one address would be in front of everybody else's one request. An address or a name
-whose next one may not go on yet doesn't keep others waiting, either: the first of several are looked at. A name has a
-queue for each kind of work: the heartbeats of a group don't wait behind the fetches of all its members.
+whose next one may not go on yet doesn't keep others waiting, either: the first of several are looked at.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from penstock.time_shares import TimeMember
 LOOK_MAX: Final = 16
 #: And of each address so many names.
 LOOK_NAMES_MAX: Final = 4
-#: An address, and the numbers of a kind of work and of a name.
-Place: TypeAlias = tuple[str, tuple[int, int]]
+#: An address, and the number of a name.
+Place: TypeAlias = tuple[str, int]
 
 
 class _Waits(Protocol):
@@ -37,8 +36,8 @@ class Singles(Generic[W]):
     __slots__ = ("_addresses", "_size")
 
     def __init__(self) -> None:
-        #: Those of each address by kind and name, each in the order in which it's their turn; none is empty.
-        self._addresses: dict[str, dict[tuple[int, int], deque[W]]] = {}
+        #: Those of each address by name, addresses and names in the order in which it's their turn; none is empty.
+        self._addresses: dict[str, dict[int, deque[W]]] = {}
         self._size = 0
 
     def __len__(self) -> int:
@@ -48,9 +47,9 @@ class Singles(Generic[W]):
         return (one for names in self._addresses.values() for queue in names.values() for one in queue)
 
     def add(self, one: W) -> None:
-        """``one`` waits behind those of its address, kind and name."""
+        """``one`` waits behind those of its address and name."""
         names = self._addresses.setdefault(one.time.address, {})
-        names.setdefault((one.time.kind, one.time.name), deque()).append(one)
+        names.setdefault(one.time.name, deque()).append(one)
         self._size += 1
 
     def heads(self) -> Iterator[tuple[Place, W]]:

@@ -12,14 +12,12 @@ came in it waits here, too, however little each asks for.
 Who is limited to its share goes on when nobody else waits for the log: the threads that write it need the
 interpreter, and what they have done is to be told at once. It waits for that no longer than ``DEFER_S`` after its
 last slice, so that it gets on beside others who always have something in flight; and no longer than ``DEFER_S_MAX``
-in all, since slices of others who aren't limited come one after the other, too. One of those that pass one by one,
-since they ask one thing or their waits are over, goes on after ``DEFER_ONE_S_MAX``.
+in all, since slices of others who aren't limited come one after the other, too.
 """
 
 from __future__ import annotations
 
 __all__ = (
-    "DEFER_ONE_S_MAX",
     "DEFER_S",
     "DEFER_S_MAX",
     "LOOKS_MAX",
@@ -58,9 +56,6 @@ DEFER_S: Final = 0.001
 #: The first of those who wait for others' requests, or for threads, waits no longer: beside many who are always in
 #: the midst of something there is no moment at which nobody is.
 DEFER_S_MAX: Final = 0.25
-#: The first of those that ask one thing, or whose waits are over, waits no longer. All of a limited crowd pass there
-#: one by one, of whom four in a second would be none: members of a group would lose their sessions.
-DEFER_ONE_S_MAX: Final = 0.003
 #: Others are those who asked for little in this time. So many of them are looked at, the latest first.
 _OTHERS_S: Final = 0.1
 _OTHERS_LOOK_MAX: Final = 32
@@ -71,9 +66,8 @@ UNMEASURED_S_MAX: Final = 0.005
 SLICE_REQUESTS: Final = 64
 #: So many of those that wait for one pace are looked at for one that may go on.
 LOOKS_MAX: Final = 8
-#: Where nobody waits, and when that one may go on.
-_NOWHERE: Final[Place] = "", (0, 0)
-_NOBODY: Final[tuple[float, Place]] = math.inf, _NOWHERE
+#: Where nobody waits.
+_NOWHERE: Final[Place] = "", 0
 
 #: Who pays for what the current task does.
 _payer: ContextVar[TimeMember | None] = ContextVar("_payer", default=None)
@@ -147,13 +141,6 @@ class Turns:
         self._is_scheduled = False
         #: When the first of those that may have to wait went on in this iteration of the loop.
         self._iteration_began: float | None = None
-        #: Handlers whose waits are over, and that let others go first; since when the first of them waits for that.
-        self._resumed: deque[_Portion] = deque()
-        self._resumed_since = 0.0
-        #: Whether the next slice is one of theirs: each second one is.
-        self._resumed_first = True
-        #: Whether the next slice begins with one of those who ask one thing and are no crowd: not two in a row do.
-        self._spared_first = True
         #: When ``_wake`` is called next.
         self._wakes_at: float | None = None
         #: How long a connection may take in its turn.
@@ -172,17 +159,14 @@ class Turns:
             if member.is_limited:
                 goes_behind = self._threads > 0 if is_greedy else bool(self._singles)
                 return goes_behind or self._others_first(now) or self._is_used_up(now)
-            if member.among.is_limited and (self._singles or self._others_first(now)):
-                return True  # each of a crowd may have used nothing lately
             if self._is_used_up(now):
                 return True
         elif is_greedy and self._size > 0:
             return True
         elif now > self._contended_until:
             return False
-        if not member.among.is_limited:
-            self._others[connection] = now
-            self._others.move_to_end(connection)
+        self._others[connection] = now
+        self._others.move_to_end(connection)
         return False
 
     def forget(self, connection: _Waits) -> None:
@@ -210,16 +194,6 @@ class Turns:
         if member in self._at_work:
             return False
         return self._size > 0 or member.may_wait
-
-    def resumes_later(self, member: TimeMember) -> bool:
-        """Whether a handler whose wait is over, for data or for time, has to let others go first, or is behind such.
-
-        Its pace doesn't matter: it may have what others wait for.
-        """
-        if not member.is_crowded or member in self._at_work:
-            return False
-        now = self.clock()
-        return bool(self._resumed) or self._others_first(now) or self._is_used_up(now)
 
     def used(self, member: TimeMember, began: float, begin: float | None) -> None:
         """The loop computed for ``member`` until now, from ``began`` on the clock and ``begin`` of processor time.
@@ -279,15 +253,6 @@ class Turns:
         self.add(portion)
         return portion
 
-    def _resume(self, member: TimeMember) -> _Portion:
-        portion = _Portion(member, self)
-        if not self._resumed:
-            self._resumed_since = self.clock()
-        self._resumed.append(portion)
-        self._size += 1
-        self._run_soon()
-        return portion
-
     def add(self, connection: _Waits) -> None:
         """Give ``connection`` a turn after those that wait already."""
         self._size += 1
@@ -322,7 +287,7 @@ class Turns:
 
     def answered(self) -> None:
         """Some requests were, or a thread's work is done: see whether who let them go first can go on."""
-        is_deferred = self._deferred or self._resumed or self._single_deferred_since is not None
+        is_deferred = self._deferred or self._single_deferred_since is not None
         if is_deferred and not self._is_scheduled:
             self._is_scheduled = True
             self._call_soon(self._run)
@@ -334,7 +299,6 @@ class Turns:
             "single": self._singles,
             "limited": _each(group for _, _, group in self._limited),
             "deferred": _each(self._deferred),
-            "resumed": self._resumed,
         }
         found = "+".join(name for name, place in places.items() if any(one.time is member for one in place))
         return f"turn={found or 'none'} threads={self._threads} {self._shares.describe(member)}"
@@ -346,9 +310,6 @@ class Turns:
 
     def _schedule(self, now: float) -> None:
         at, _ = self._next_single(now, defers=self._others_first(now))
-        if self._resumed:
-            until = min(self._last_slice + DEFER_S, self._resumed_since + DEFER_ONE_S_MAX)
-            at = min(at, until if self._others_first(now) else now)
         if self._waiting or at <= now:
             self._run_soon()
             return
@@ -362,20 +323,15 @@ class Turns:
             self._wakes_at = at
             self._call_at(at, self._wake)
 
-    def _next_single(self, now: float, *, defers: bool, crowds: bool = True) -> tuple[float, Place]:
-        """When one of those who ask one thing at a time may go on, not after ``now`` if at once; and its place.
-
-        Without ``crowds`` one of those that aren't limited, nor their names.
-        """
+    def _next_single(self, now: float, *, defers: bool) -> tuple[float, Place]:
+        """When one of those who ask one thing at a time may go on, not after ``now`` if at once; and its place."""
         earliest, where = math.inf, _NOWHERE
         for place, single in self._singles.heads():
-            if not crowds and single.time.is_crowded:
-                continue
             ready = self._shares.ready_at(single.time, now, is_greedy=False)
             if ready <= now and defers and single.time.may_wait:
                 if self._single_deferred_since is None:
                     self._single_deferred_since = now
-                until = self._single_deferred_since + DEFER_ONE_S_MAX
+                until = self._single_deferred_since + DEFER_S_MAX
                 ready = now if until <= now else min(until, self._last_slice + DEFER_S)
             if ready < earliest:
                 earliest, where = ready, place
@@ -417,13 +373,12 @@ class Turns:
             self._singles_look_at = now + WINDOW_S
             for single in self._singles:
                 shares.ready_at(single.time, now)
-        looks = len(waiting)
-        spared, single_first, may_resume = self._whose_slice(now, waits_for_others)
-        while not self._slice_ended:
-            single_at, place = spared
-            if single_at > now and (single_first or not looks):
+        looks, single_first = len(waiting), self._single_first
+        self._single_first = not single_first
+        while True:
+            single_at, place = math.inf, _NOWHERE
+            if single_first or not looks:
                 single_at, place = self._next_single(now, defers=waits_for_others)
-            spared = _NOBODY
             connection: _Waits
             if single_at <= now:
                 connection = self._singles.take(place)
@@ -435,51 +390,18 @@ class Turns:
                     continue
                 connection = found
             else:
-                if may_resume:
-                    self._resume_next(now)
                 break
             single_first = False
-            may_resume = False
             self._size -= 1
             connection.turn()
             began, now = now, self.clock()
             begin, used = used, self.processor_time()
             shares.used(connection.time, used - begin, now - began, now)
             self._last_slice = now
-            if used >= end:
+            if used >= end or self._slice_ended:
                 break
         self._contended_until = now + _OTHERS_S
         self._schedule(now)
-
-    def _whose_slice(self, now: float, waits_for_others: bool) -> tuple[tuple[float, Place], bool, bool]:
-        """Who begins this slice: when one of those may who ask one thing and are no crowd, and its place; else
-        whether it's somebody who asks one thing; and whether one whose wait is over has it if nobody else may.
-
-        Of the first no two in a row go before all others. Each second of the other slices is, now, one whose wait is
-        over.
-        """
-        may_resume = bool(self._resumed) and (
-            not waits_for_others or now - self._resumed_since >= DEFER_ONE_S_MAX
-        )
-        if self._spared_first:
-            spared = self._next_single(now, defers=waits_for_others, crowds=False)
-            if spared[0] <= now:
-                self._spared_first = False
-                return spared, False, False
-        self._spared_first = True
-        single_first = self._single_first
-        self._single_first = not single_first
-        self._resumed_first = not self._resumed_first
-        if may_resume and self._resumed_first:
-            self._resume_next(now)
-        return _NOBODY, single_first, may_resume
-
-    def _resume_next(self, now: float) -> None:
-        """Let the first of those whose waits are over go on: its next step is this slice."""
-        self._size -= 1
-        self._resumed.popleft().turn()
-        self._resumed_since = self._last_slice = now
-        self._slice_ended = True  # also if it is gone
 
     def _look_at_next(self, now: float, *, defers: bool) -> _Waits | None:
         """The next of those that wait, if it may go on; else it's put where it waits for that."""
@@ -588,11 +510,8 @@ def metered(work: Coroutine[Any, Any, T], member: TimeMember, turns: Turns) -> G
         while True:
             try:
                 yield waits
-                if waits is None:  # a checkpoint: it could go on at once
-                    if turns.makes_wait(member):
-                        yield from turns._wait(member).__await__()
-                elif turns.resumes_later(member):
-                    yield from turns._resume(member).__await__()
+                if waits is None and turns.makes_wait(member):  # a checkpoint: it could go on at once
+                    yield from turns._wait(member).__await__()
             except BaseException as raised:  # noqa: BLE001 - it is raised where work waits
                 waits = step(work.throw, raised)
             else:

@@ -297,21 +297,6 @@ def test_of_those_who_ask_one_thing_addresses_take_turns_then_names_then_whoever
     assert loop.history == ["ax", "b", "ay", "ax", "ay", "ax"]
 
 
-def test_of_those_who_ask_one_thing_heartbeats_do_not_wait_behind_fetches_of_their_name() -> None:
-    """A consumer has a connection for each, with the same name: the member of a slow group would lose its session."""
-    loop = Loop()
-    for _ in range(4):
-        held_back(loop, "a", "group")
-    beat = Single(loop, SLICE_S)
-    beat.time = loop.shares.join("a")
-    beat.time.set_name("group")
-    beat.time.kind = 1
-    beat.label("beat")
-    loop.turns.add(beat)
-    loop.iterate(4)
-    assert loop.history == ["agroup", "beat"]
-
-
 def test_an_address_that_may_not_go_on_keeps_no_other_waiting_behind_it() -> None:
     loop = Loop()
     crowd = [held_back(loop, "crowd") for _ in range(500)]
@@ -386,100 +371,6 @@ def test_a_crowd_that_comes_in_one_iteration_goes_on_by_turns_though_each_asks_f
     assert loop.history[-1] == "late", "in an iteration of its own it goes on at once"
 
 
-def test_one_of_a_limited_crowd_lets_others_go_first_whatever_it_used_itself() -> None:
-    """Each of 500 used nothing for a while: they went on in each iteration in which somebody waited for the log."""
-    loop = Loop()
-    greedy, modest = limited(loop, 2)
-    one = Single(loop, SLICE_S)
-    one.time = loop.shares.join(greedy.time.address)
-    one.ask()
-    assert one.time.among.is_limited
-    assert not one.time.is_limited
-    loop.iterate(4)
-    assert loop.history == []
-    one.awaits_log = True
-    assert not any(other is one for other in loop.turns._others), "nobody lets it go first"
-    modest.awaits_log = False
-    loop.turns.answered()
-    loop.iterate()
-    assert loop.history == ["crowd"]
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("is_answered", [True, False])
-async def test_handlers_of_a_limited_crowd_whose_waits_are_over_go_on_behind_others_one_in_a_slice(
-    is_answered: bool,
-) -> None:
-    """The times of many fetches are up at a time, and each of them takes as long as a request."""
-    loop = Loop()
-    greedy, modest = limited(loop, 2)
-    event = anyio.Event()
-
-    async def wait(number: int) -> None:
-        await event.wait()
-        loop.history.append(f"{number}")
-
-    async def run(number: int) -> None:
-        await metered(wait(number), loop.shares.join(greedy.time.address), loop.turns)
-
-    async def turn() -> None:
-        for _ in range(5):
-            await anyio.lowlevel.checkpoint()
-        loop.iterate(2)
-        for _ in range(5):
-            await anyio.lowlevel.checkpoint()
-
-    async with anyio.create_task_group() as tasks:
-        for number in range(4):
-            tasks.start_soon(run, number)
-        await anyio.lowlevel.checkpoint()
-        event.set()
-        await turn()
-        assert loop.history == []
-        assert len(loop.turns) == 4
-        if is_answered:
-            modest.awaits_log = False
-            loop.turns.answered()
-            await turn()
-            assert loop.history == ["0"]
-        else:
-            loop.idle()
-            await turn()
-            assert loop.history == ["0"], "no longer than for DEFER_S"
-            await turn()
-            assert loop.history == ["0"]
-            modest.awaits_log = False
-            loop.turns.answered()
-        for _ in range(8):
-            await turn()
-    assert loop.history == ["0", "1", "2", "3"]
-    assert len(loop.turns) == 0
-
-
-def test_who_asks_one_thing_and_is_no_crowd_goes_before_a_crowd_that_came_first_but_not_twice_in_a_row() -> (
-    None
-):
-    """What came in an iteration that had its slice waited for those of the crowd whose turns came first."""
-    loop = Loop()
-
-    def waiting(name: str) -> Single:
-        single = held_back(loop, "a", name)
-        assert single.time.may_wait, "its address is limited"
-        return single
-
-    flood = loop.shares.join("a")
-    flood.set_name("flood")
-    loop.limit(flood)
-    crowd = [waiting("flood") for _ in range(5)]
-    loop.shares.ready_at(crowd[0].time, loop.now)  # counted with its name
-    for one in [*crowd, waiting("good"), waiting("other")]:
-        loop.shares.ready_at(one.time, loop.now)
-    loop.now += WINDOW_S / 2
-    loop.iterate(6)
-    assert loop.history == ["agood", "aflood", "aother"]
-
-
 def test_answers_of_a_crowd_leave_some_at_a_time_behind_those_of_others() -> None:
     """Each takes as long as a small request: five hundred that are woken together held the loop for 10 ms."""
     loop = Loop()
@@ -502,36 +393,6 @@ def test_answers_of_a_crowd_leave_some_at_a_time_behind_those_of_others() -> Non
     assert flushed[9:] == ["late", *map(str, range(8, 16))]
     loop.iterate(2)
     assert flushed[18:] == ["16", "17", "18", "19"]
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("is_resumed", [True, False])
-async def test_a_limited_crowd_goes_on_each_few_milliseconds_beside_others_whose_slices_have_no_end(
-    is_resumed: bool,
-) -> None:
-    """Four in a second did: the members of a group of 200 lost their sessions."""
-    loop = Loop()
-    greedy, modest = limited(loop, 2)
-    crowd = [Single(loop, 0.0) for _ in range(20)]
-    portions = []
-    for one in crowd:
-        one.time = loop.shares.join(greedy.time.address)
-        if is_resumed:
-            portions.append(loop.turns._resume(one.time))
-        else:
-            one.ask()
-    assert loop.history == []
-    end = loop.now + 20 * DEFER_S
-    while loop.now < end:
-        loop.now += DEFER_S / 4
-        loop.turns.hold_back(modest, loop.now, is_greedy=False)
-        loop.turns.used_slice(modest.time, loop.now, loop.now)
-        loop.iterate(2)
-        if any(at <= loop.now for at, _ in loop._later):
-            loop.idle()
-    served = sum(one._go_on.done() for one in portions) + loop.history.count("crowd")
-    assert 4 <= served <= 7, "as often as that, and no more often"
 
 
 def test_a_timer_is_set_for_a_millisecond_at_least() -> None:
