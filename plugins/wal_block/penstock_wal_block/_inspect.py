@@ -14,7 +14,7 @@ __all__ = (
 
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from penstock.files import open_own
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WalEntry
 from penstock.threads import run_in_thread
-from penstock.wal import Cursor, DecodedGroup, LogScan
+from penstock.wal import DecodedGroup
 from penstock_wal_block._format import (
     BLOCK_BYTES,
     HEADER_AREA_BYTES,
@@ -35,7 +35,7 @@ from penstock_wal_block._format import (
     newest_of,
     parse_slots,
 )
-from penstock_wal_block._log import CachedReader
+from penstock_wal_block._log import scan_from
 from penstock_wal_block._place import check_place, find_header, real_path
 from penstock_wal_block._reservation import medium_error
 from penstock_wal_block._settings import Settings
@@ -101,7 +101,7 @@ class Inspection:
         header, start = self.header, self.header.start
         for _ in range(_ROUNDS_MAX):
             with _ReadOnlySet(self.paths, header) as medium:
-                scan = _scan_from(start, header, medium.read)
+                scan = scan_from(start, header, medium.read)
                 try:
                     yield from scan
                 except CorruptError:
@@ -111,7 +111,7 @@ class Inspection:
                     if header.log_id != self.header.log_id:
                         raise
                     if header.start.position <= scan.cursor.position:
-                        if next(iter(_scan_from(scan.cursor, header, medium.read)), None) is None:
+                        if next(iter(scan_from(scan.cursor, header, medium.read)), None) is None:
                             raise
                         return
                     start = header.start
@@ -157,21 +157,6 @@ class Inspection:
             "payload_bytes": payload_bytes,
             "error": error,
         }
-
-
-def _scan_from(cursor: Cursor, header: Header, read: Callable[[int, int], memoryview]) -> LogScan:
-    return LogScan(
-        CachedReader(read, header).read,
-        cursor,
-        log_id=header.log_id,
-        alignment=BLOCK_BYTES,
-        end_limit=header.start.position + header.ring_bytes,
-        confirmed_position=header.confirmed_position,
-        lookahead_bytes=header.lookahead_bytes,
-        settled_position=header.settled_position,
-        settled_epoch=header.settled_epoch,
-        ring_bytes=0 if header.shared else header.ring_bytes,
-    )
 
 
 def inspect_wal(*paths: str | Path) -> Inspection:

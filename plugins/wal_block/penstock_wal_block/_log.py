@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("NO_SPACE", "BlockLog", "CachedReader", "Flight")
+__all__ = ("NO_SPACE", "BlockLog", "CachedReader", "Flight", "scan_from")
 
 import errno
 import threading
@@ -135,18 +135,7 @@ class BlockLog:
         found = self._found
         if found.clean and found.confirmed_position == found.start.position:
             return
-        scan = LogScan(
-            CachedReader(self._device.read, found).read,
-            found.start,
-            log_id=found.log_id,
-            alignment=BLOCK_BYTES,
-            end_limit=found.start.position + found.ring_bytes,
-            confirmed_position=found.confirmed_position,
-            lookahead_bytes=found.lookahead_bytes,
-            settled_position=found.settled_position,
-            settled_epoch=found.settled_epoch,
-            ring_bytes=0 if found.shared else found.ring_bytes,
-        )
+        scan = scan_from(found.start, found, self._device.read)
         for group in scan:
             if group.header.epoch > self._owner.epoch:
                 # whoever was overtaken in its recovery must not take what the newer one writes for its own
@@ -451,6 +440,22 @@ def _ring_around(header: Header, end: int, confirmed: int, location: str) -> Rin
             f"it; end them, then start on the host of the last one: path={location} take_overs={len(ring.sections)}"
         )
     return ring
+
+
+def scan_from(cursor: Cursor, header: Header, read: Callable[[int, int], memoryview]) -> LogScan:
+    """The groups from ``cursor`` on of the log that ``header`` describes; ``read`` is of the medium."""
+    return LogScan(
+        CachedReader(read, header).read,
+        cursor,
+        log_id=header.log_id,
+        alignment=BLOCK_BYTES,
+        end_limit=header.start.position + header.ring_bytes,
+        confirmed_position=header.confirmed_position,
+        lookahead_bytes=header.lookahead_bytes,
+        settled_position=header.settled_position,
+        settled_epoch=header.settled_epoch,
+        ring_bytes=0 if header.shared else header.ring_bytes,
+    )
 
 
 class CachedReader:
