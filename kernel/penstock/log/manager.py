@@ -612,13 +612,15 @@ class LogManager:
         starts: list[_Start] = []
 
         async def prepare(asked: _Start) -> None:
-            partition, offset, _ = asked
+            partition, offset, config = asked
             try:
                 await partition.save_producers(offset)
             except PenstockError as error:
                 errors.append(kept(error))
-            else:
-                starts.append(asked)
+                return
+            offset = partition.trim_limit(offset)  # the rest is for the next run
+            if offset > partition.log_start_offset:
+                starts.append(_Start(partition, offset, config))
                 logger.debug("retention moves %s-%d to offset %d", partition.topic, partition.index, offset)
 
         async with anyio.create_task_group() as tasks:

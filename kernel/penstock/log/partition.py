@@ -209,8 +209,7 @@ class Partition:
     @property
     def uploaded_end(self) -> int:
         """The offset up to which records are in objects, committed."""
-        state = self._engine.metadata.image.streams.get(self.stream.stream_id)
-        return 0 if state is None else state.end
+        return self._engine.uploaded_end(self.stream.stream_id)
 
     @property
     def last_stable_offset(self) -> int:
@@ -660,6 +659,7 @@ class Partition:
             raise KafkaError(ErrorCode.OFFSET_OUT_OF_RANGE)
         if target > self.stream.start_offset:
             await self.save_producers(target)
+            await self._snapshots.upload(target)
             await self._engine.trim_streams([(self.stream.stream_id, target)])
             if self.stream.start_offset < target:  # deleted meanwhile
                 raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
@@ -726,6 +726,10 @@ class Partition:
         Raises the WAL's error; waits while there is no room.
         """
         await self._snapshots.save(start, self._appended_bytes)
+
+    def trim_limit(self, start: int) -> int:
+        """How far towards ``start`` the log may be trimmed now: a WAL that is lost takes what it alone held."""
+        return self._snapshots.trim_limit(start)
 
     def expired_offset(self, now_ms: int) -> int:
         """The log start that retention asks for (``retention.ms``, ``retention.bytes``); the present one if none."""

@@ -1,6 +1,9 @@
 """The producers' state of a partition in its second stream: snapshots written there, the state rebuilt from them.
 
-The newest snapshot, plus the headers of the batches after it, gives the state back.
+The newest snapshot, plus the headers of the batches after it, gives the state back. So before batches are deleted
+there must be a snapshot of what they said of their producers, and it must last as long as they would have: of batches
+that are uploaded, it is uploaded, too. A WAL that is lost takes what it alone held, and what objects said isn't among
+that.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ class ProducerSnapshots:
         "_state",
         "_table",
         "_unsaved_uploads",
+        "_uploaded_end",
+        "_written",
         "replay_offset",
     )
 
@@ -58,6 +63,11 @@ class ProducerSnapshots:
         self._is_closed = False
         #: Log end when the newest snapshot was taken.
         self._end = -1
+        #: Snapshots that aren't known to be uploaded, oldest first: where each ends in its stream, and the log end
+        #: when it was taken.
+        self._written: tuple[tuple[int, int], ...] = ()
+        #: Log end when the newest one was taken that is uploaded.
+        self._uploaded_end = -1
         #: Bytes that the last rebuilding read, and bytes replayed and appended up to the newest snapshot.
         self._replayed_bytes = 0
         self._saved_bytes = 0
@@ -75,6 +85,8 @@ class ProducerSnapshots:
         table, log, state = self._table, self._log, self._state
         self.forget()
         self.replay_offset = None
+        self._end = self._uploaded_end = -1
+        self._written = ()
         self._replayed_bytes = self._saved_bytes = self._unsaved_uploads = 0
         replay_from = log.start_offset
         if state.confirmed_offset > state.start_offset:
@@ -82,7 +94,7 @@ class ProducerSnapshots:
             if not newest:
                 raise CorruptError(f"snapshot of the producers' state is missing: stream={state.stream_id}")
             replay_from = max(replay_from, table.restore(bytes(newest[-1].data)))
-            self._end = replay_from
+            self._taken(state.confirmed_offset, replay_from)
         while replay_from < log.confirmed_offset:
             self.replay_offset = replay_from
             entries = await self._engine.reads.read(log, replay_from, REPLAY_BYTES)
@@ -163,12 +175,43 @@ class ProducerSnapshots:
             if errors:
                 raise again(errors[0])
 
+    async def upload(self, start: int) -> None:
+        """Have the snapshot uploaded without which the log can't be trimmed to ``start``; it was saved for that.
+
+        Raises ClosedError.
+        """
+        if self.trim_limit(start) < start:
+            needed = min(start, self._engine.uploaded_end(self._log.stream_id))
+            written = next((state_end for state_end, end in self._written if end >= needed), 0)
+            await self._engine.upload_to(self._state, written)
+
+    def trim_limit(self, start: int) -> int:
+        """How far towards ``start`` the log may be trimmed, so that a lost WAL takes nothing that objects had."""
+        if not len(self._table) or not self._is_whole:
+            return start
+        self._look_what_is_uploaded()
+        needed = min(start, self._engine.uploaded_end(self._log.stream_id))
+        return start if needed <= max(self._uploaded_end, self._log.start_offset) else self._uploaded_end
+
+    def _look_what_is_uploaded(self) -> None:
+        uploaded = self._engine.uploaded_end(self._state.stream_id)
+        while self._written and self._written[0][0] <= uploaded:
+            self._uploaded_end = max(self._uploaded_end, self._written[0][1])
+            self._written = self._written[1:]
+
+    def _taken(self, state_end: int, end: int) -> None:
+        """The snapshot that ends at ``state_end`` in its stream says what the log said up to ``end``."""
+        self._end = max(self._end, end)
+        self._written += ((state_end, end),)
+        self._look_what_is_uploaded()  # else those that nobody asks for would never go
+
     def _write(self, appended_bytes: int, on_done: Callable[[Exception | None], None]) -> None:
         end, saved_bytes = self._log.confirmed_offset, self._replayed_bytes + appended_bytes
+        state_end = self._state.next_offset + 1
 
         def written(error: Exception | None) -> None:
             if error is None:
-                self._end = max(self._end, end)
+                self._taken(state_end, end)
                 self._saved_bytes = max(self._saved_bytes, saved_bytes)
                 self._unsaved_uploads = 0
             on_done(error)

@@ -644,6 +644,25 @@ class StreamEngine:
         stream = self._streams.get(stream_id)
         return None if stream is None else stream.confirmed_offset
 
+    def uploaded_end(self, stream_id: int) -> int:
+        """The offset up to which the stream is uploaded and committed, whether its records are still there or not."""
+        state = self.metadata.image.streams.get(stream_id)
+        return 0 if state is None else state.end
+
+    async def upload_to(self, stream: Stream, offset: int) -> None:
+        """Return when the stream is uploaded up to ``offset``, which is durable, or trimmed or deleted.
+
+        Many who ask at once are served by the same uploads, of which one at a time is begun for their sake.
+        Raises ClosedError if the engine ends before that.
+        """
+        streams = self.metadata.image.streams
+        while (state := streams.get(stream.stream_id)) is not None and max(state.start, state.end) < offset:
+            if not self._uploader.pending_blocks:
+                self._freeze()
+            if not self._uploader.pending_blocks:
+                raise ClosedError("the broker is stopping, the WAL has what isn't uploaded")
+            await self._uploader.wait_commit()
+
     async def flush(self) -> None:
         """Upload and commit everything that is durable now."""
         self._freeze()

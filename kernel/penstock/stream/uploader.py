@@ -147,10 +147,18 @@ class Uploader(Generic[B]):
 
     async def wait_pending(self, blocks_max: int) -> None:
         """Return when at most so many blocks are pending. Raises ClosedError if that won't happen."""
+        await self._wait_until(lambda: len(self._queue) <= blocks_max)
+
+    async def wait_commit(self) -> None:
+        """Return when the oldest of the pending blocks is committed. Raises ClosedError if that won't happen."""
+        oldest = self._queue[0]
+        await self._wait_until(lambda: not self._queue or self._queue[0] is not oldest)
+
+    async def _wait_until(self, is_reached: Callable[[], bool]) -> None:
         self._waiting += 1
         self._hurry.wake()
         try:
-            while len(self._queue) > blocks_max:
+            while not is_reached():
                 if self._ended:
                     raise ClosedError("uploads ended before everything was committed; the WAL holds the rest")
                 await self._progress.wait()

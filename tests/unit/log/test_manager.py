@@ -12,7 +12,7 @@ import pytest
 from tests.patience import HANG_S
 from tests.simulation.world import SimulatedStore
 from tests.unit.log.test_partition import NOW_MS, Logs, append, batch, codes, open_logs, read
-from tests.unit.stream.harness import World
+from tests.unit.stream.harness import FakeWal, World
 
 from penstock.errors import AlreadyExistsError, ClosedError, UnavailableError
 from penstock.log import manager as manager_module
@@ -408,6 +408,40 @@ async def test_producers_go_on_after_a_crash_though_what_they_wrote_was_deleted(
         again = append(partition, batch(b"b", producer=(7, 0, 1)))
         assert [(o.error_code, o.base_offset) for o in again] == [(0, 1)]
         assert codes(append(partition, batch(b"c", producer=(7, 0, 2)))) == [0]
+
+
+@pytest.mark.parametrize("by", ["request", "retention"])
+async def test_producers_whose_uploaded_batches_were_deleted_are_known_without_the_wal(
+    world: World, by: str
+) -> None:
+    """A lost WAL takes what it alone held: their state went on from what objects said, and so must stay in one."""
+    async with open_logs(world) as logs:
+        logs.engine_bus.subscribe(BlockUploaded, logs.manager.upload_committed)
+        partition = await logs.create(retention_bytes="0" if by == "retention" else "-1")
+        for number in range(3):
+            append(partition, batch(b"%d" % number, producer=(7, 0, number)))
+            await logs.manager._engine.flush()
+        assert partition.state_stream.confirmed_offset == 3, "the newest snapshot is in the WAL only"
+        if by == "retention":
+            assert await logs.manager.clean() == 1
+        else:
+            assert await partition.delete_records(-1) == 3
+        deleted = partition.log_start_offset
+        assert deleted == (2 if by == "retention" else 3)
+    world.wal = FakeWal()
+    async with open_logs(world) as logs:
+        partition = logs.partition()
+        assert partition.log_start_offset == deleted
+        again = append(partition, batch(b"2", producer=(7, 0, 2)))
+        assert [(o.error_code, o.base_offset) for o in again] == [(0, 2)]
+        assert codes(append(partition, batch(b"3", producer=(7, 0, 3)))) == [0]
+        if by == "retention":
+            for moved, start in ((0, 2), (1, 4)):
+                await logs.manager._engine.flush()
+                assert await logs.manager.clean() == moved, (
+                    "it leaves for the next run what it can't delete yet"
+                )
+                assert partition.log_start_offset == start
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "under way"])

@@ -62,6 +62,9 @@ async def fill(logs: Logs) -> None:
                 append(partition, batch(b"x" * 50, producer=(7, 0, partition.stream.next_offset)))
         if not round_:
             await logs.manager._engine.flush()
+            for partition in partitions(logs):
+                partition.snapshot_producers(NOW_MS)
+            await logs.manager._engine.flush()
 
 
 def starts(logs: Logs) -> list[int]:

@@ -317,6 +317,35 @@ async def test_memory_pressure_evicts_what_is_uploaded_and_uploads_the_rest(worl
         assert all(payload == bytes([offset]) * 100_000 for offset, payload in found)
 
 
+async def test_those_who_need_something_uploaded_share_an_upload_and_the_end_of_the_engine(
+    world: World,
+) -> None:
+    async with anyio.create_task_group() as waiting, world.open() as e:
+        for _ in range(2):
+            e.append(b"a")
+            e.append(b"b", stream=1)
+            async with anyio.create_task_group() as tasks:
+                for stream in (0, 1, 0):
+                    tasks.start_soon(e.engine.upload_to, e.streams[stream], e.stream.confirmed_offset)
+        assert len(world.uploads) == 2
+        assert [e.engine.uploaded_end(stream.stream_id) for stream in e.streams] == [2, 2]
+        e.append(b"c")
+        e.store.gate = anyio.Event()
+        told: list[str] = []
+
+        async def wait() -> None:
+            try:
+                await e.engine.upload_to(e.stream, 3)
+            except ClosedError as error:
+                told.append(str(error))
+
+        waiting.start_soon(wait)
+        await e.store.held.wait()
+    with pytest.raises(ClosedError):
+        await e.engine.upload_to(e.stream, 3)
+    assert len(told) == 1
+
+
 async def test_waiting_for_room_ends_when_the_engine_does(world: World) -> None:
     world.settings = dataclasses.replace(SETTINGS, in_flight_bytes_max=10)
     outcome: list[type] = []
