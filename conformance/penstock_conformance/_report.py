@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("DEADLINE", "UNDECIDED", "ClauseResult", "Report")
+__all__ = ("DEADLINE", "UNDECIDED", "ClauseResult", "Report", "check_places")
 
 import dataclasses
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import penstock
+from penstock.errors import ConfigError
 from penstock.plugins import PluginInfo
 from penstock.spi import SPI_VERSION
 from penstock_conformance._catalogue import LEVELS, clause_names
@@ -282,3 +283,15 @@ def _machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "python": f"{platform.python_implementation()} {sys.version.split()[0]}",
     }
+
+
+def check_places(target: Target, report: Path | None) -> None:
+    """Raise ConfigError, before anything is tried, where clauses can have no data or the report can't be written."""
+    for name, place in (
+        ("work directory", target.work_dir),
+        ("report's directory", report and report.parent),
+    ):
+        if place and not (Path(place).is_dir() and os.access(place, os.W_OK | os.X_OK)):
+            raise ConfigError(f"the {name} must be there, and be ours to write to: path={place}")
+    if report is not None and report.exists() and (report.is_dir() or not os.access(report, os.W_OK)):
+        raise ConfigError(f"the report must be a new file, or one to write over: path={report}")

@@ -18,7 +18,7 @@ import pytest
 from penstock.errors import ConfigError, PluginError
 from penstock.spi.kinds import SERVICES
 from penstock_conformance._catalogue import clause_files, clause_places
-from penstock_conformance._report import ClauseResult, Report
+from penstock_conformance._report import ClauseResult, Report, check_places
 from penstock_conformance._target import Target
 
 _FOLDER = Path(__file__).parent
@@ -39,13 +39,15 @@ def run(
     no module without one of them is looked at. Without ``tracebacks`` a failed clause says only what was wrong, since
     finding the source of each frame can take longer than the clause. ``on_clause`` is called after each clause.
     Raises PluginError or ConfigError when the plugin can't be tried at all: unknown, unloadable, wrong settings,
-    or no clause selected; and KeyError where ``clauses`` has one that the kind hasn't.
+    no clause selected, no place for the report or for data; and KeyError where ``clauses`` has one that the kind
+    hasn't.
     """
     from penstock_conformance import plugin  # for others pytest loads it, which may rewrite its assertions
 
     registry = target.registry()
     target.info(registry)
     target.effective_settings(registry)
+    check_places(target, report_path)
     arguments = _arguments(target, select, clauses, report_path)
     listener = _Listener(on_clause, tracebacks)
     # Only what the suite needs: plugins and settings of whatever project this runs in stay out.

@@ -28,7 +28,7 @@ from penstock.spi.kinds import SERVICES
 from penstock_conformance._catalogue import LEVELS
 from penstock_conformance._clause import Clause, MissedDeadline, NotApplicable, Undecided, clause_of
 from penstock_conformance._env import Env
-from penstock_conformance._report import DEADLINE, UNDECIDED, ClauseResult, Report
+from penstock_conformance._report import DEADLINE, UNDECIDED, ClauseResult, Report, check_places
 from penstock_conformance._target import KINDS, STRATEGY, Target
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def pytest_configure(config: pytest.Config) -> None:
         info = target.info(registry)
         settings = target.effective_settings(registry)
         secrets = target.secrets(registry)
+        check_places(target, Path(option.penstock_report) if option.penstock_report else None)
     except (PenstockError, ValueError) as error:
         raise pytest.UsageError(str(error)) from error
     config.stash[_TARGET] = target
@@ -393,7 +394,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     report.finish()
     path = session.config.option.penstock_report
     if path:
-        Path(path).write_text(report.to_json())
+        try:
+            Path(path).write_text(report.to_json())
+        except OSError as error:
+            raise pytest.exit.Exception(
+                f"the report can't be written, {error.strerror}: path={path}", 2
+            ) from error
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -314,6 +314,12 @@ def test_suite_runs_under_a_foreign_pytest(tmp_path: Path) -> None:
         (("wal", "--plugin", "wal_block", "--set", "capacty=4MiB"), "capacity"),
         (("wal", "--plugin", "wal_block", "--set", "capacity"), "key=value"),
         (("partitioner", "--plugin", "partitioner", "-k", "no_such_clause"), "no clause is selected"),
+        (("partitioner", "--plugin", "partitioner", "--report", "/proc/none/x"), "path=/proc/none"),
+        (
+            ("partitioner", "--plugin", "partitioner", "--report", "/proc"),
+            "a new file, or one to write over: path=/proc",
+        ),
+        (("partitioner", "--plugin", "partitioner", "--work-dir", "/proc/none"), "path=/proc/none"),
     ],
 )
 def test_mistakes_of_the_user_are_one_sentence(

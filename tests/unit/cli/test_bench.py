@@ -168,3 +168,27 @@ def test_a_file_that_is_there_is_left_as_it_is_before_anything_is_measured(
             capsys.readouterr().err == f"penstock: file is there already, it is left as it is: path={path}\n"
         )
     assert path.read_text() == "a user's"
+
+
+@pytest.mark.parametrize("command", ["floor", "start", "cold-reads"])
+@pytest.mark.parametrize("option", ["--dir", "--json"])
+def test_places_that_are_not_there_are_told_before_anything_is_measured(
+    command: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", command, option, str(tmp_path / "none" / "x")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("penstock: ")
+    assert captured.err.count("\n") == 1
+    assert str(tmp_path / "none") in captured.err
+    assert captured.out == ""
+
+
+def test_output_directory_that_cannot_be_made_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["bench", str(SMOKE), "--out", str(tmp_path / "file" / "x")]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"penstock: --out can't be made, Not a directory: path={tmp_path / 'file' / 'x'}\n"
+    )

@@ -51,8 +51,11 @@ _WorkDir = Annotated[
 
 def _must_be_new(path: Path | None) -> Path | None:
     """Asked before anything is measured."""
-    if path is not None and os.path.lexists(path):
-        raise ConfigError(f"file is there already, it is left as it is: path={path}")
+    if path is not None:
+        if os.path.lexists(path):
+            raise ConfigError(f"file is there already, it is left as it is: path={path}")
+        if not path.parent.is_dir():
+            raise ConfigError(f"file can't be written, there is no such directory: path={path.parent}")
     return path
 
 
@@ -116,7 +119,10 @@ def run_workloads(
         loaded = [workload.lasting(_seconds(duration)) for workload in loaded]
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
     began = datetime.now(UTC)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out can't be made, {error.strerror}: path={out}") from error
     results = []
     for workload in loaded:
         result = _run_one(workload, bootstrap_server, setup, name, directory)
@@ -148,9 +154,7 @@ def _run_one(
         broker = None
         facts: dict[str, Any] = {"label": label}
         if place is None:
-            data = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-bench-", dir=directory))
-            )
+            data = stack.enter_context(_data_directory("bench", directory))
             broker = stack.enter_context(
                 BrokerProcess(data, setup.sets, setup.config_path, _plugin_arguments(setup))
             )
@@ -463,8 +467,19 @@ def _stoppable() -> Iterator[None]:
 
 @contextmanager
 def _scratch(name: str, directory: Path | None) -> Iterator[Path]:
-    with _stoppable(), tempfile.TemporaryDirectory(prefix=f"penstock-{name}-", dir=directory) as folder:
-        yield Path(folder)
+    with _stoppable(), _data_directory(name, directory) as folder:
+        yield folder
+
+
+@contextmanager
+def _data_directory(name: str, directory: Path | None) -> Iterator[Path]:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f"penstock-{name}-", dir=directory)
+    except OSError as error:
+        place = directory or tempfile.gettempdir()
+        raise ConfigError(f"no directory for data can be made, {error.strerror}: path={place}") from error
+    with folder as path:
+        yield Path(path)
 
 
 def _sets(context: typer.Context, sets: list[str] | None) -> list[str]:
