@@ -10,11 +10,13 @@ __all__ = (
     "SYSTEM",
     "SYSTEM_SCHEMA",
     "binary_array",
+    "part_of",
     "raw_rows",
     "system_column",
 )
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,7 +33,7 @@ from pyiceberg.types import (
 )
 
 from penstock.spi import Buffer
-from penstock.spi.lake import BinaryColumn, LakeRecords
+from penstock.spi.lake import BinaryColumn, HeaderColumn, LakeRecords
 
 #: The column of what Kafka says of a record, in tables that aren't raw.
 SYSTEM = "_kafka"
@@ -91,6 +93,41 @@ def binary_array(column: BinaryColumn) -> pa.Array:
     """A copy of the column."""
     buffers = (column.valid, column.offsets, column.data)
     return pa.Array.from_buffers(pa.binary(), len(column), [_copied(buffer) for buffer in buffers])
+
+
+def part_of(records: LakeRecords, begin: int, end: int) -> LakeRecords:
+    """Those from ``begin`` up to ``end`` of the records, without a copy of what they hold."""
+    if begin == 0 and end >= len(records):
+        return records
+    starts, names, values = records.headers.starts, records.headers.names, records.headers.values
+    first, last = starts[begin], starts[min(end, len(records))]
+    return replace(
+        records,
+        offsets=records.offsets[begin:end],
+        timestamps=records.timestamps[begin:end],
+        keys=_part(records.keys, begin, end),
+        values=_part(records.values, begin, end),
+        headers=HeaderColumn(
+            starts=_moved(starts[begin : end + 1]),
+            names=_part(names, first, last),
+            values=_part(values, first, last),
+        ),
+    )
+
+
+def _part(column: BinaryColumn, begin: int, end: int) -> BinaryColumn:
+    ends, valid = column.offsets[begin : end + 1], column.valid
+    if valid is not None:
+        bits = int.from_bytes(memoryview(valid)[begin >> 3 : (end + 7) >> 3], "little") >> (begin & 7)
+        valid = bits.to_bytes(((len(ends) - 1 + 7) >> 3) + 1, "little")
+    return BinaryColumn(memoryview(column.data)[ends[0] : ends[-1]], _moved(ends), valid)
+
+
+def _moved(ends: memoryview) -> memoryview:
+    """The same distances, from 0 on."""
+    there = pa.Array.from_buffers(pa.int32(), len(ends), [None, pa.py_buffer(ends)])
+    moved = pc.subtract(there, pa.scalar(ends[0], pa.int32()))
+    return memoryview(moved.buffers()[1]).cast("B")[: 4 * len(ends)].cast("i")
 
 
 def raw_rows(records: LakeRecords) -> pa.Table:

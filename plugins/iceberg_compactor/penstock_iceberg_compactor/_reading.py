@@ -16,6 +16,10 @@ from penstock.spi.lake import BinaryColumn, LakeRecords, one_line
 from penstock_iceberg_compactor._columns import KEY, OPERATION, RESERVED, SYSTEM, raw_rows, system_column
 from penstock_iceberg_compactor._configs import TableConfigs
 
+#: So many records are read at a time, of which it isn't known yet how wide the table becomes by them.
+_ROWS_MAX = 16_384
+#: What rows that are read at a time take at least, in a table whose columns are known.
+_ROWS_BYTES = 64 * 2**20
 #: A reason is kept with each dead letter and shown to people; what it quotes is the producer's.
 _REASON_MAX = 500
 
@@ -43,6 +47,10 @@ class Read:
 class Reader(Protocol):
     """Reads records for one table."""
 
+    @property
+    def rows_max(self) -> int:
+        """So many records are read at a time: their rows may take far more memory than they do."""
+
     def read(self, records: LakeRecords) -> Read:
         """The rows, under the columns that the table has, or has from now on. Blocking.
 
@@ -56,6 +64,8 @@ class Reader(Protocol):
 
 class RawReader:
     """Takes every record as it is."""
+
+    rows_max = 2**31
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -133,6 +143,8 @@ class DecodingReader:
         self._keys = keys
         #: Lets go of what the decoders use.
         self.close = close
+        #: Records of a few bytes make rows of thousands of columns, if the table has them.
+        self.rows_max = _ROWS_MAX
         self._bind()
 
     def _type(self) -> pa.DataType:
@@ -141,7 +153,11 @@ class DecodingReader:
 
     def _bind(self) -> None:
         """Tell the decoders which columns there are."""
-        columns = {column.name: column for column in self._type()}
+        from penstock_iceberg_compactor.decode import null_bytes
+
+        kind = self._type()
+        self.rows_max = max(1, min(_ROWS_MAX, _ROWS_BYTES // max(1, null_bytes(kind))))
+        columns = {column.name: column for column in kind}
         key = columns.pop(KEY, None)
         self._values.bind(pa.struct(list(columns.values())))
         if self._keys is not None and key is not None and pa.types.is_struct(key.type):

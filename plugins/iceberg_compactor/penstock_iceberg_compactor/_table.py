@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("IcebergTable", "opened_table")
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -26,6 +27,7 @@ from penstock.errors import (
 )
 from penstock.spi.allocator import Charge
 from penstock.spi.lake import LakeCommit, LakeMaintenance, LakeRecord, LakeRecords, LakeTopic, LakeWritten
+from penstock_iceberg_compactor._columns import part_of
 from penstock_iceberg_compactor._commit import Landed
 from penstock_iceberg_compactor._configs import TableConfigs, beside
 from penstock_iceberg_compactor._dead_letters import DEAD_SCHEMA, SUFFIX, DeadLetters
@@ -128,24 +130,33 @@ class IcebergTable:
                 f"records begin where the last ones of their partition ended: table={self.name} "
                 f"partition={partition} expected={expected} start={records.start_offset}"
             )
-        written = LakeWritten(rows=0)
-        if len(records):
-            read = await self._run("reading records", lambda: self._read(records))
+        rejected: Counter[str] = Counter()
+        reason, is_full, at = "", False, 0
+        while at < len(records):
+            end = min(len(records), at + self._reader.rows_max)
+            read = await self._run("reading records", partial(self._read, part_of(records, at, end)))
+            at = end
+            rejected.update(read.counts)
+            reason = read.reason or reason
             if read.rows.num_rows:
                 self._keep(read.rows)
-            rejected = sum(read.counts.values())
-            written = LakeWritten(rows=len(records) - rejected, rejected=read.counts, reason=read.reason)
+            is_full |= await self._make_room()
         self._next[partition] = records.next_offset
+        rows = len(records) - rejected.total()
+        return LakeWritten(rows=rows, rejected=dict(rejected), reason=reason, is_full=is_full)
+
+    async def _make_room(self) -> bool:
+        """Let go of rows, if there are too many in memory; whether only a commit can."""
         if self._dead.nbytes >= self._buffer:
             await self._run("writing a file of dead letters", self._dead.spill)
         self._charge_dead()
         if self._bytes < self._buffer:
-            return written
+            return False
         if self._configs.mode == "append":
             await self._spill()
-            return written
+            return False
         await self._collapse()
-        return replace(written, is_full=self._kept_bytes > self._buffer // 2)
+        return self._kept_bytes > self._buffer // 2
 
     def _charge_dead(self) -> None:
         """Account for the dead letters that are in memory, which are there already."""

@@ -206,6 +206,10 @@ def test_arrays_in_blocks_with_sizes_are_read() -> None:
             "the schema has a name of a record's fields twice",
         ),
         (json.dumps({"type": "fixed", "name": "F", "size": 0}), "the schema has a fixed of no bytes"),
+        (
+            json.dumps(_record(f=["null", {"type": "fixed", "name": "F", "size": 500_000_000}])),
+            "the schema has rows that take 500000000 bytes without a value: bytes_max=1048576",
+        ),
     ],
 )
 def test_a_schema_that_cant_be_a_table_says_why(schema: str, reason: str) -> None:

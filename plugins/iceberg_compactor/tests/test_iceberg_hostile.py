@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from anyio import to_thread
 from google.protobuf import descriptor_pb2
-from penstock_iceberg_compactor import _life, _maintain, _owned, _schema
+from penstock_iceberg_compactor import _life, _maintain, _owned, _reading, _schema
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._configs import Field, TableConfigs, fault_of
 from penstock_iceberg_compactor._scan import read_parts
@@ -28,6 +28,7 @@ from tests.iceberg_readers import duckdb_with_iceberg
 from tests.lake_records import lake_records
 
 from penstock.errors import ConfigError, ConflictError, CorruptError, InvalidRequestError, UnavailableError
+from penstock.spi.lake import LakeRecords
 from penstock_conformance.reference._allocator import PlainAllocator
 
 pytestmark = pytest.mark.anyio
@@ -489,6 +490,44 @@ def test_a_topic_config_is_read_at_once_whatever_it_holds() -> None:
     read = TableConfigs.of({"partition.by": " day ( a.b ) , bucket( 16 , c ) ,d "})
     assert read.partition_by == (Field("a.b", "day"), Field("c", "bucket", 16), Field("d"))
     assert "stands there once" in fault_of({"sort.by": "a, a desc"})
+
+
+async def test_small_records_of_a_wide_table_take_little_memory_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight MiB of ``{}`` in a table of a thousand columns were gigabytes at once."""
+    monkeypatch.setattr(_reading, "_ROWS_BYTES", 2**14)
+    sizes: list[int] = []
+    read = _reading.DecodingReader.read
+
+    def measured(self: _reading.DecodingReader, records: LakeRecords) -> _reading.Read:
+        found = read(self, records)
+        sizes.append(found.rows.nbytes)
+        return found
+
+    monkeypatch.setattr(_reading.DecodingReader, "read", measured)
+    dead = {"on_bad_record": "dead_letter", "on_schema_change": "dead_letter"}
+    values = [*objects({}, None), b"{", *objects({"c1": "x"}, {"c1": 1})] * 40
+    keys = [None if at % 3 == 0 else b"k%d" % at for at in range(len(values))]
+    headers = [[(b"h", b"%d" % at), (b"n", None)][: at % 3] for at in range(len(values))]
+    async with opened(tmp_path) as compactor:
+        async with compactor.open_table(topic(value_format="json", **dead), 1) as table:
+            await table.write(lake_records(objects({f"c{at}": at for at in range(50)})))
+            sizes.clear()
+            written = await table.write(lake_records(values, start=1, keys=keys, headers=headers))
+            assert (written.rows, written.rejected) == (120, {"dead_letter": 80})
+            assert max(sizes) < 2**15
+            await table.commit({0: 201})
+        rows, letters = content(compactor)[1:], content(compactor, "orders__dead_letter")
+    for row in (*[row["_kafka"] for row in rows], *letters):
+        at = row["offset"] - 1
+        assert row["key"] == keys[at]
+        assert [(one["name"], one["value"]) for one in row["headers"]] in (
+            headers[at],
+            [(name.decode(), value) for name, value in headers[at]],
+        )
+    assert [row["value"] for row in letters] == [b"{", b'{"c1": "x"}'] * 40
+    assert [row["c1"] for row in rows] == [None, None, 1] * 40
 
 
 async def test_dead_letters_dont_pile_up_in_memory_until_the_commit(tmp_path: Path) -> None:

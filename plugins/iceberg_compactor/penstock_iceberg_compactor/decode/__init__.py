@@ -24,12 +24,13 @@ __all__ = (
     "compare",
     "conform",
     "fault_of",
+    "null_bytes",
     "open_decoder",
     "panics_caught",
     "plain",
 )
 
-from penstock_iceberg_compactor.decode._arrow import plain
+from penstock_iceberg_compactor.decode._arrow import null_bytes, plain
 from penstock_iceberg_compactor.decode._decoder import Decoded, Decoder, Failure, PlainDecoder, panics_caught
 from penstock_iceberg_compactor.decode._json import JsonDecoder
 from penstock_iceberg_compactor.decode._shapes import Fitter, Limits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("UUID", "arrow_column", "cut", "plain", "storage", "type_name")
+__all__ = ("UUID", "arrow_column", "cut", "null_bytes", "plain", "storage", "type_name")
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -87,6 +87,23 @@ def plain(kind: pa.DataType) -> pa.DataType:
     if types.is_timestamp(kind):
         return pa.timestamp("us", None if kind.tz is None else "UTC")
     return kind
+
+
+def null_bytes(kind: pa.DataType) -> int:
+    """What an item of the type takes in memory whatever it holds: also one that is null."""
+    types = pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        return null_bytes(kind.storage_type)
+    if types.is_struct(kind):
+        return sum(null_bytes(field.type) for field in kind)
+    if types.is_null(kind):
+        return 0
+    if types.is_fixed_size_binary(kind):  # whose width in bits overflows
+        return int(kind.byte_width)
+    try:
+        return max(1, int(kind.bit_width) // 8)
+    except ValueError:  # of variable width: an offset
+        return 4
 
 
 def storage(kind: pa.DataType) -> pa.DataType:

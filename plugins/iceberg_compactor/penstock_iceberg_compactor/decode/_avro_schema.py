@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from penstock_iceberg_compactor.decode._arrow import UUID
+from penstock_iceberg_compactor.decode._arrow import UUID, null_bytes
 
 _PRIMITIVES: dict[str, pa.DataType] = {
     "null": pa.null(),
@@ -41,6 +41,8 @@ _LOGICAL: dict[tuple[str, str], pa.DataType] = {
 _DEPTH_MAX = 64
 #: A schema that uses its own types again has few lines and any number of columns.
 _COLUMNS_MAX = 10_000
+#: What a row may take that holds nothing: a fixed takes its bytes also where it is null.
+_NULL_BYTES_MAX = 2**20
 
 
 @dataclass(slots=True, eq=False)
@@ -82,9 +84,18 @@ def parse_schema(text: str, references: Sequence[str] = ()) -> Node:
     try:
         for referred in references:
             parser.parse(_load(referred), "", 0)
-        return parser.parse(_load(text), "", 0)
+        return _bounded(parser.parse(_load(text), "", 0))
     except (LookupError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
         raise ValueError(f"the schema isn't what avro calls one: fault={type(error).__name__}") from error
+
+
+def _bounded(node: Node) -> Node:
+    size = null_bytes(node.type)
+    if size > _NULL_BYTES_MAX:
+        raise ValueError(
+            f"the schema has rows that take {size} bytes without a value: bytes_max={_NULL_BYTES_MAX}"
+        )
+    return node
 
 
 def _load(text: str) -> Any:

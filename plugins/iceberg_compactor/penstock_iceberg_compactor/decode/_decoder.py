@@ -22,13 +22,15 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from penstock.spi.lake import BinaryColumn
-from penstock_iceberg_compactor.decode._arrow import arrow_column, storage
+from penstock_iceberg_compactor.decode._arrow import arrow_column, null_bytes, storage
 from penstock_iceberg_compactor.decode.evolution import conform
 
 #: A run of so few records is decoded one by one: halving it further would cost more than it saves.
 _ROW_WISE_MAX = 64
 #: Once a bulk decoder refused, it is given runs of so many records: what it does before it refuses is lost each time.
 _RUN = 256
+#: Rows of so many bytes are Python's objects at a time, where their columns are known.
+_OBJECTS_BYTES = 2**20
 #: When so many times the records were decoded in bulk for nothing, the rest goes one by one.
 _WASTE_MAX = 8
 
@@ -159,6 +161,8 @@ def parts(
     asked for at the end.
     """
     made: list[pa.Array | list[Any]] = []
+    # objects of columns that hold nothing take much more than what is made of them
+    at_once = max(1, _OBJECTS_BYTES // max(1, null_bytes(kind))) if isinstance(kind, pa.DataType) else 0
     failures: list[Failure] = []
     todo = _runs(0, len(items)) if wary else [(0, len(items))]
     waste = 0
@@ -185,13 +189,16 @@ def parts(
                     middle = (begin + end) // 2
                     todo += ((middle, end), (begin, middle))
                     continue
-        rows = []
+        rows: list[Any] = []
         for index, item in enumerate(items[begin:end].to_pylist(), begin):
             try:
                 rows.append(None if item is None else row(item))
             except ValueError as error:
                 misfit = isinstance(error, MisfitError) and bool(error.path)
                 failures.append(Failure(index, str(error), misfit))
+            if at_once and len(rows) >= at_once:
+                made.append(_chunk(rows, kind))
+                rows = []
         made.append(rows)
     return joined(made, kind if isinstance(kind, pa.DataType) else kind(), len(items), failures)
 

@@ -138,23 +138,21 @@ class FramedDecoder:
         groups = _Groups(self._columns, len(items))
         groups.add_nulls(places.filter(items.is_null()))
         headers = pc.binary_slice(items, 0, _HEADER)
+        framed = pc.and_(pc.equal(pc.binary_length(headers), _HEADER), pc.starts_with(headers, b"\0"))
+        groups.fail(
+            places.filter(pc.invert(pc.fill_null(framed, True))), "it doesn't begin with the id of a schema"
+        )
+        named = pc.unique(headers.filter(framed))  # in order of first appearance, in which columns are added
+        too_many = f"too many schemas are named side by side: schemas_max={_SCHEMAS_MAX}"
+        groups.fail(places.filter(pc.is_in(headers, value_set=named[_SCHEMAS_MAX:])), too_many)
         asked = 0
-        for header in pc.unique(
-            headers
-        ).to_pylist():  # in order of first appearance, in which columns are added
-            if header is None:
-                continue
+        for header in named[:_SCHEMAS_MAX].to_pylist():
             mask = pc.fill_null(pc.equal(headers, header), False)
             there, bodies = places.filter(mask), cut(items.filter(mask), _HEADER)
-            if len(header) < _HEADER or header[0]:
-                groups.fail(there, "it doesn't begin with the id of a schema")
-                continue
             for indexes, some_places, some in self._split(there, bodies, groups):
                 asked += 1
                 if asked > _SCHEMAS_MAX:
-                    groups.fail(
-                        some_places, f"too many schemas are named side by side: schemas_max={_SCHEMAS_MAX}"
-                    )
+                    groups.fail(some_places, too_many)
                     continue
                 number = int.from_bytes(header[1:], "big")
                 try:
