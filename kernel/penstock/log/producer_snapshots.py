@@ -93,7 +93,12 @@ class ProducerSnapshots:
             newest = await self._engine.reads.read(state, state.confirmed_offset - 1, 1)
             if not newest:
                 raise CorruptError(f"snapshot of the producers' state is missing: stream={state.stream_id}")
-            replay_from = max(replay_from, table.restore(bytes(newest[-1].data)))
+            end = table.restore(bytes(newest[-1].data))
+            if end > log.confirmed_offset:
+                # uploaded before the batches, which went with a lost WAL; their offsets are given again
+                end = log.confirmed_offset
+                table.failed_from(end)
+            replay_from = max(replay_from, end)
             self._taken(state.confirmed_offset, replay_from)
         while replay_from < log.confirmed_offset:
             self.replay_offset = replay_from

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,6 +25,8 @@ from penstock.log.limiter import BytesLimiter
 from penstock.log.partition import Partition
 from penstock.log.producer_book import ProducerBook
 from penstock.log.topic import NewTopic, Topic
+from penstock.metadata.commands import Command
+from penstock.metadata.commands.objects import CommitUpload
 from penstock.spi.events import PartitionOpened, UploadCommitted
 from penstock.spi.plugin import Buffer
 from penstock.stream.events import BlockUploaded
@@ -442,6 +445,48 @@ async def test_producers_whose_uploaded_batches_were_deleted_are_known_without_t
                     "it leaves for the next run what it can't delete yet"
                 )
                 assert partition.log_start_offset == start
+
+
+async def test_a_snapshot_of_producers_says_nothing_of_batches_that_went_with_a_lost_wal(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload is committed in parts: the snapshot may have been in the first one, and the batches in the next."""
+    upload = replace(world.settings.upload, object_split_bytes=300, commit_ranges_max=1)
+    world.settings = replace(world.settings, upload=upload)
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        append(partition, batch(b"a", producer=(7, 0, 0)))
+        for producer in (8, 9):
+            partition.snapshot_producers(NOW_MS)
+            append(partition, batch(b"", producer=(producer, 0, 0)))
+        partition.snapshot_producers(NOW_MS)
+        metadata, state_stream = logs.manager._metadata, partition.state_stream.stream_id
+        submit, is_half_way = metadata.submit, anyio.Event()
+
+        async def submit_one(command: Command) -> Any:
+            if isinstance(command, CommitUpload):
+                if is_half_way.is_set():
+                    await anyio.sleep_forever()
+                is_half_way.set()
+            return await submit(command)
+
+        monkeypatch.setattr(metadata, "submit", submit_one)
+        logs.manager._engine.begin_upload()
+        await anyio.wait_all_tasks_blocked()
+        assert partition.uploaded_end == 0
+        assert logs.manager._engine.uploaded_end(state_stream) == 3
+    world.wal = FakeWal()
+    async with open_logs(world) as logs:
+        partition = logs.partition()
+        assert partition.high_watermark == 0
+        again = append(partition, batch(b"b", producer=(9, 0, 0)))
+        assert [(o.error_code, o.base_offset) for o in again] == [(0, 0)]
+        assert await read(partition) == [(0, b"b")]
+        await partition.delete_records(-1)
+    world.wal.crash()
+    async with open_logs(world) as logs:
+        again = append(logs.partition(), batch(b"b", producer=(9, 0, 0)))
+        assert [(o.error_code, o.base_offset) for o in again] == [(0, 0)], "what it says now is what is kept"
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "under way"])
