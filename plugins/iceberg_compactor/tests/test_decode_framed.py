@@ -137,6 +137,23 @@ def test_a_hostile_producer_cant_ask_the_registry_without_end(registry: SchemaRe
     assert "too many schemas are named side by side" in decoded.failures[-1].reason
 
 
+@pytest.mark.parametrize("answer", [b"<html>no such page</html>", {"error_code": 404}, ["404"], b""])
+def test_a_404_that_isnt_a_registrys_says_nothing_of_schemas(
+    registry: SchemaRegistryServer, answer: Any
+) -> None:
+    """A proxy without a backend, or a wrong path: all records were bad ones, and dead letters."""
+    registry.answers["/schemas/ids/1"] = 404, answer
+    with pytest.raises(UnavailableError, match="what answers for the schema registry knows no schemas"):
+        _decode(_decoder(_client(registry)), b"\0\0\0\0\1")
+
+
+def test_a_number_that_is_no_id_fails_alone_and_isnt_asked_for(registry: SchemaRegistryServer) -> None:
+    """Registries have signed ids, and say of others what they say of a wrong path."""
+    failure = _decode(_decoder(_client(registry)), b"\0\xff\0\0\0").failures[0]
+    assert failure.reason == "it names a schema by a number that is no id: id=4278190080"
+    assert not registry.asked
+
+
 def test_a_registry_that_fails_is_asked_again_and_then_unavailable(registry: SchemaRegistryServer) -> None:
     registry.answers["/schemas/ids/1"] = 503, {}
     item = _avro(1, _OLD, {"a": 1, "b": "x"})

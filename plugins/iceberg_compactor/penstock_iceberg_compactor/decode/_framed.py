@@ -26,6 +26,7 @@ _CODECS_MAX = 1000
 #: Ids and message types that one column may have at most: each new one is a question to the registry.
 _SCHEMAS_MAX = 200
 _HEADER = 5
+_ID_MAX = 2**31 - 1
 _INDEXES_MAX = 16
 
 
@@ -156,6 +157,8 @@ class FramedDecoder:
                     continue
                 number = int.from_bytes(header[1:], "big")
                 try:
+                    if number > _ID_MAX:  # which registries don't understand
+                        raise ValueError("it names a schema by a number that is no id:")
                     codec = self._codec(number, indexes)
                 except (ValueError, NotFoundError) as error:
                     groups.fail(

@@ -201,6 +201,11 @@ class SchemaRegistry:
         if response.status != 200 and otherwise is not None:
             return otherwise
         if response.status == 404:
+            if not _says_no_schema(data):
+                raise UnavailableError(
+                    f"what answers for the schema registry knows no schemas, check its url and what is in front of "
+                    f"it: url={self.location} path={path} status=404"
+                )
             raise NotFoundError(f"the schema registry has no such schema: url={self.location} path={path}")
         if response.status != 200:
             raise UnavailableError(
@@ -220,6 +225,16 @@ class SchemaRegistry:
                 f"the schema registry's answer is no schema: url={self.location} path={path}"
             )
         return answer
+
+
+def _says_no_schema(answer: bytes) -> bool:
+    """Whether an answer with status 404 is a registry's, of what it doesn't have: not a proxy's, or of another path."""
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError):
+        return False
+    code = found.get("error_code") if isinstance(found, dict) else None
+    return isinstance(code, int) and code // 100 == 404
 
 
 class _Connections:
