@@ -45,6 +45,9 @@ from penstock_iceberg_compactor.decode import plain
 #: Whatever schemas say, a table has no more columns, nested ones included: readers and metadata suffer.
 _COLUMNS_MAX = 10_000
 
+#: Levels of a column in Parquet files, of which a list or map has two of its own: Arrow writes more than it reads.
+_LEVELS_MAX = 96
+
 #: Columns of all schemas that a table had, together: its metadata have each of them, and are read and written whole.
 SCHEMAS_COLUMNS_MAX = 200_000
 
@@ -149,6 +152,11 @@ def change_shape(table: Table, configs: TableConfigs, columns: pa.Schema | None 
                     "its columns changed too often, wait until old snapshots expire, and with them their schemas: "
                     f"schemas={len(table.metadata.schemas)}"
                 )
+            deep = next((column.name for column in new if _levels(column.type) > _LEVELS_MAX), None)
+            if deep is not None:
+                raise ValueError(
+                    f"column {deep} is nested deeper than readers of its files go: levels_max={_LEVELS_MAX}"
+                )
             with changes.update_schema() as update:
                 _unite(update, pa.schema(new))
             after = changes.table_metadata.schema()
@@ -173,6 +181,12 @@ def change_shape(table: Table, configs: TableConfigs, columns: pa.Schema | None 
             f"table={'.'.join(table.name())} cause={cause}"
         ) from error
     return send_updates(table, changes._updates, tuple(changes._requirements))
+
+
+def _levels(kind: pa.DataType) -> int:
+    own = 2 if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind) else 1
+    parts = () if isinstance(kind, pa.BaseExtensionType) else range(kind.num_fields)
+    return own + max((_levels(kind.field(at).type) for at in parts), default=0)
 
 
 class _Partners(PartnerIdByNameAccessor):

@@ -172,6 +172,21 @@ async def test_an_avro_field_with_a_name_of_the_tables_own_follows_the_policy(
         assert [row["id"] for row in content(compactor)] == [1, 3, 1, 2, 3]
 
 
+async def test_a_column_that_is_nested_deeper_than_files_are_read_follows_the_policy(tmp_path: Path) -> None:
+    """Nobody could read the table any more: Arrow, and with it maintenance and upserts, refuse such files."""
+    deep: Any = "long"
+    for _ in range(50):
+        deep = {"type": "array", "items": deep}
+    schema = avro_schema(tmp_path, maybe_long("id"), {"name": "deep", "type": deep})
+    values = [b"\x02\x02\x00", b"\x02\x04" + b"\x02" * 51 + b"\x00" * 50]
+    async with opened(tmp_path) as compactor:
+        configs: dict[str, Any] = {"value_format": "avro", "value_schema_file": schema}
+        written = await put(compactor, values, on_schema_change="null", **configs)
+        assert written.rejected == {"null": 2}
+        assert "column deep is nested deeper than readers of its files go" in written.reason
+        assert [row["id"] for row in content(compactor)] == [1, 2]
+
+
 async def test_columns_that_a_table_cant_have_dont_keep_others_from_it(tmp_path: Path) -> None:
     """``a-b`` and ``a_x2Db`` are one name in Parquet files."""
     async with opened(tmp_path) as compactor:

@@ -228,7 +228,7 @@ class SchemaRegistry:
 
 
 def _says_no_schema(answer: bytes) -> bool:
-    """Whether an answer with status 404 is a registry's, of what it doesn't have: not a proxy's, or of another path."""
+    """Whether an answer with status 404 is a registry's, of what it doesn't have, and not a proxy's."""
     try:
         found = json.loads(answer)
     except (ValueError, RecursionError):
