@@ -34,6 +34,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from heapq import heappop, heappush
 from itertools import islice
 from types import coroutine
@@ -321,7 +322,7 @@ class Turns:
             at = min(at, self._deferred_since + DEFER_S_MAX)
         if at < (math.inf if self._wakes_at is None else self._wakes_at):
             self._wakes_at = at
-            self._call_at(at, self._wake)
+            self._call_at(at, partial(self._wake, at))
 
     def _next_single(self, now: float, *, defers: bool) -> tuple[float, Place]:
         """When one of those who ask one thing at a time may go on, not after ``now`` if at once; and its place."""
@@ -347,7 +348,9 @@ class Turns:
         """
         self._call_soon(self._run)
 
-    def _wake(self) -> None:
+    def _wake(self, at: float) -> None:
+        if at != self._wakes_at:
+            return  # overtaken by one that was set later for earlier: of two each would set the next, and so on
         self._wakes_at = None
         if not self._is_scheduled:
             self._run()

@@ -56,14 +56,20 @@ class Loop:
         self.history: list[str] = []
         self._next: list[Callable[[], None]] = []
         self._later: list[tuple[float, Callable[[], None]]] = []
+        #: For when each timer was set.
+        self.timers: list[float] = []
         self.shares = TimeShares()
         self.turns = Turns(
             self._next.append,
-            lambda at, call: self._later.append((at, call)),
+            self._call_at,
             lambda: self.now,
             lambda: self.now,
             self.shares,
         )
+
+    def _call_at(self, at: float, call: Callable[[], None]) -> None:
+        self.timers.append(at)
+        self._later.append((at, call))
 
     def iterate(self, times: int = 1) -> None:
         for _ in range(times):
@@ -135,6 +141,24 @@ def test_who_used_its_part_waits_until_it_may_go_on_and_others_go_first() -> Non
         if not len(loop.turns):
             break
     assert loop.history == ["b", "b", "a", "a"]
+
+
+def test_a_timer_that_was_overtaken_by_another_sets_none_of_its_own() -> None:
+    loop = Loop()
+    later, sooner = Work(loop, "later", 9), Work(loop, "sooner", 9)
+    modest = loop.shares.join("modest")
+    for sooner_s in (WINDOW_S / 4, SLICE_S):
+        loop.now += WINDOW_S
+        for member, used_s in ((modest, SLICE_S), (later.time, WINDOW_S), (sooner.time, sooner_s)):
+            loop.shares.used(member, used_s, used_s, loop.now)
+    for one in (later, sooner):
+        loop.turns.add(one)
+        loop.iterate(2)
+    assert len(loop._later) == 2, "the second is due before the first"
+    while len(loop.turns):
+        loop.idle()
+        loop.iterate(2)
+    assert len(loop.timers) <= 1 + len(set(loop.timers)), "one was overtaken, and set again"
 
 
 def limited(loop: Loop, slices: int) -> tuple[Work, Work]:
