@@ -60,9 +60,10 @@ def check_changes(kind: int, changes: Sequence[AlterableConfig], table: TopicCon
                 ErrorCode.INVALID_REQUEST,
                 f"config has no value, null only deletes: name={quoted(change.name)}",
             )
-    lists = _lists_of(kind, table)
-    for change in changes:
-        if change.config_operation in _OF_LISTS and lists is not None and change.name not in lists:
+    of_lists = [change for change in changes if change.config_operation in _OF_LISTS]
+    lists = _lists_of(kind, table) if of_lists else None
+    for change in of_lists:
+        if lists is not None and change.name not in lists:
             raise KafkaError(
                 ErrorCode.INVALID_CONFIG,
                 f"only lists can be appended to or subtracted from: name={quoted(change.name)}",

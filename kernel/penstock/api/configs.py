@@ -80,12 +80,12 @@ from penstock.work.pieces import in_portions, pieces
 
 #: Resources that are described before others get their turn.
 _SLICE_RESOURCES: Final = 10
-#: Resources whose configs are changed in one go, if that takes no waiting.
-_CHANGES: Final = 20
 #: A topic of 10 or 20 bytes is answered with 35 configs: 13 KB as objects and, encoded, as bytes.
 _ANSWER_PARTS: Final = 500
-#: Configs of a resource that are taken for little; more count as other resources do.
-_CONFIGS_OF_ONE: Final = 10
+#: A config that is changed takes as long as so many resources without any.
+_CONFIG: Final = 2
+#: Resources that are refused in one go, each with a sentence.
+_REFUSALS: Final = 50
 #: Resources that are counted in one go.
 _NAMES: Final = 1_000
 #: What is asked of the authorizer for each of them; all others are the cluster's.
@@ -249,7 +249,7 @@ async def handle_describe_configs(
     answer = ConfigsAnswer(context.version, told.shared)
     if unknown:  # as in Kafka, all of the request is refused then
         error = _unsupported(min(unknown))
-        async for resource in in_portions(request.resources):
+        async for resource in in_portions(request.resources, _REFUSALS):
             answer.add(_undescribed(resource, error.error_code, str(error)))
         return answer.body()
     for chunk in pieces(request.resources, _SLICE_RESOURCES):
@@ -403,9 +403,7 @@ async def handle_incremental_alter_configs(
     times = Counter(
         [(one.resource_type, one.resource_name) async for one in in_portions(request.resources, _NAMES)]
     )
-    async for resource in in_portions(
-        request.resources, _CHANGES, more=lambda one: len(one.configs) // _CONFIGS_OF_ONE
-    ):
+    async for resource in in_portions(request.resources, more=lambda one: _CONFIG * len(one.configs)):
         response = AlterConfigsResourceResponse(
             error_message=None, resource_type=resource.resource_type, resource_name=resource.resource_name
         )
@@ -420,7 +418,9 @@ async def handle_incremental_alter_configs(
                 check_unstored(kind, resource.resource_name, resource.configs, context.api.logs.node_id)
                 continue
             change = partial(changed, resource.configs, table)
-            await deadline.of(_store(resource.resource_name, change, request.validate_only, context))
+            topic = _checked_topic(resource.resource_name, change, context)
+            if not request.validate_only:
+                await deadline.of(context.api.logs.change_configs(topic.name, change))
         except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)
             response.error_message = str(error)
@@ -436,9 +436,7 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
     times = Counter(
         [(one.resource_type, one.resource_name) async for one in in_portions(request.resources, _NAMES)]
     )
-    async for resource in in_portions(
-        request.resources, _CHANGES, more=lambda one: len(one.configs) // _CONFIGS_OF_ONE
-    ):
+    async for resource in in_portions(request.resources, more=lambda one: _CONFIG * len(one.configs)):
         response = AlteredResource(
             error_message=None, resource_type=resource.resource_type, resource_name=resource.resource_name
         )
@@ -456,7 +454,9 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
                 check_unstored(kind, resource.resource_name, changes, context.api.logs.node_id)
                 continue
             change = partial(replaced, resource.configs, table)
-            await deadline.of(_store(resource.resource_name, change, request.validate_only, context))
+            topic = _checked_topic(resource.resource_name, change, context)
+            if not request.validate_only:
+                await deadline.of(context.api.logs.change_configs(topic.name, change))
         except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)
             response.error_message = str(error)
@@ -479,22 +479,17 @@ def _check_resource(kind: int, name: str) -> None:
         _check_topic_name(name)
 
 
-async def _store(
-    name: str,
-    change: Callable[[Mapping[str, str]], Mapping[str, str]],
-    validate_only: bool,
-    context: RequestContext,
-) -> None:
-    """Carry out a change of a topic's configs. What is wrong with it is told before anything waits, and before
-    that there is no such topic.
+def _checked_topic(
+    name: str, change: Callable[[Mapping[str, str]], Mapping[str, str]], context: RequestContext
+) -> Topic:
+    """The topic whose configs are to be changed. What is wrong with ``change`` is told before that there is no such
+    topic, and either before anything waits.
     """
     known = context.api.logs.topics().get(name)
     if known is not None and known.internal:
         raise KafkaError(ErrorCode.INVALID_CONFIG, f"configs of internal topics are fixed: name={name}")
     change({} if known is None else known.configs)
-    topic = existing_topic(name, context)
-    if not validate_only:
-        await context.api.logs.change_configs(topic.name, change)
+    return existing_topic(name, context)
 
 
 def _topic(name: str, context: RequestContext) -> Topic:

@@ -22,6 +22,8 @@ from penstock.work.pieces import PORTION, in_portions
 
 _FIND_BATCH_VERSION: Final = 4
 
+#: Answers that say in words what is wrong: a request may have a million keys of a byte, each with 64 bytes of words.
+_MESSAGES_MAX: Final = 100
 #: Characters of a key that takes no time.
 _SHORT_KEY: Final = 250
 _KEY_TYPE_GROUP: Final = 0
@@ -43,12 +45,18 @@ async def handle_find_coordinator(
     if is_batch:
         # a key is looked at character by character, and may have tens of thousands
         portion = PORTION if max(map(len, keys), default=0) <= _SHORT_KEY else 1
-        return FindCoordinatorResponse(
-            coordinators=[
-                _coordinator(key, request.key_type, denied, context)
-                async for key in in_portions(keys, portion)
-            ]
-        )
+        coordinators: list[Coordinator] = []
+        found: dict[str, Coordinator] = {}
+        async for key in in_portions(keys, portion):
+            if len(coordinators) == _MESSAGES_MAX:
+                found.clear()
+            one = found.get(key)
+            if one is None:
+                one = found[key] = _coordinator(key, request.key_type, denied, context)
+                if one.error_code and len(coordinators) >= _MESSAGES_MAX:
+                    one.error_message = None
+            coordinators.append(one)
+        return FindCoordinatorResponse(coordinators=coordinators)
     one = _coordinator(request.key, request.key_type, denied, context)
     return FindCoordinatorResponse(
         error_code=one.error_code,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 __all__ = ("APIS", "handle_offset_commit", "handle_offset_delete", "handle_offset_fetch")
 
-from collections.abc import Mapping, Sequence
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Final, TypeAlias, TypeVar
 
 import anyio.lowlevel
 
@@ -16,7 +17,9 @@ from penstock.api.authorization import DENIED, each, the_group
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, Frame, one_code
 from penstock.api.lookup import AskedTopic, TopicKey, find_topic, resolve_topics
+from penstock.api.portions import Steps, by_portions
 from penstock.coordinator.group_types import CommittedOffset, OffsetAndMetadata, TopicPartition
+from penstock.coordinator.placement import hash_steps
 from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -36,6 +39,7 @@ from penstock.wire.messages.offset_delete import (
 )
 from penstock.wire.messages.offset_fetch import (
     OffsetFetchRequest,
+    OffsetFetchRequestTopic,
     OffsetFetchRequestTopics,
     OffsetFetchResponse,
     OffsetFetchResponseGroup,
@@ -44,7 +48,7 @@ from penstock.wire.messages.offset_fetch import (
     OffsetFetchResponseTopic,
     OffsetFetchResponseTopics,
 )
-from penstock.work.pieces import in_portions
+from penstock.work.pieces import PORTION, in_portions
 
 # Versions at which a rule changed.
 _COMMIT_GROUP_NOT_FOUND_VERSION: Final = 9
@@ -53,10 +57,14 @@ _FETCH_GROUPS_VERSION: Final = 8
 _TOPIC_IDS_VERSION: Final = 10
 #: Partitions of a request that are gathered in one go.
 _SLICE_OFFSETS: Final = 500
+#: One group takes as long as so many of its topics.
+_STEPS_OF_GROUP: Final = 3
 #: All offsets of a group that is named again are told up to this: a short request must make no response of any size.
 _REPEATED_PARTITIONS_MAX: Final = 10_000
 #: Metadata of offsets that may be told again.
 _REPEATED_BYTES_MAX: Final = 256 * 1024
+#: A topic whose offsets are asked for: of one group, and of one of many.
+_AskedFor: TypeAlias = OffsetFetchRequestTopic | OffsetFetchRequestTopics
 #: A topic in the answer of a group.
 T = TypeVar("T", OffsetCommitResponseTopic, OffsetDeleteResponseTopic)
 #: Errors of topics whose offsets are told: they are kept by name, also of a topic that is gone.
@@ -179,54 +187,66 @@ async def handle_offset_fetch(request: OffsetFetchRequest, context: RequestConte
 
     What has no offset is -1 without an error, also in a group that doesn't exist.
     """
+    await anyio.lowlevel.checkpoint()
     if context.version >= _FETCH_GROUPS_VERSION:
         groups: list[OffsetFetchResponseGroup] = []
         repeated: dict[str, OffsetFetchResponseGroup] = {}
         repeats = _Repeats()
+        left = PORTION
         for one in request.groups:
+            if left <= 0:
+                await anyio.lowlevel.checkpoint()
+                left = PORTION
             group = repeated.get(one.group_id) if one.topics is None else None
             if group is None:
                 group = await _fetched_group(one.group_id, one.topics, context, repeats)
                 if one.topics is None:
                     repeated[one.group_id] = group
-            else:
-                await anyio.lowlevel.checkpoint()
-                if not repeats.allow_group(group):
-                    continue
-            groups.append(group)
+            elif not repeats.allow_group(group):
+                group = None
+            left -= _STEPS_OF_GROUP + hash_steps(one.group_id)
+            if group is not None:
+                groups.append(group)
+                left -= _steps(group)
         return OffsetFetchResponse(groups=groups)
-    topics = (
-        None
-        if request.topics is None
-        else [
-            OffsetFetchRequestTopics(name=one.name, partition_indexes=one.partition_indexes)
-            async for one in in_portions(request.topics)
-        ]
-    )
-    group = await _fetched_group(request.group_id, topics, context, _Repeats())
+    group = await _fetched_group(request.group_id, request.topics, context, _Repeats())
     error = group.error_code if context.version < _FETCH_GROUP_ERROR_VERSION else 0
     if error:  # v1 has no error of the group: every partition carries it
-        return OffsetFetchResponse(
-            topics=[
-                OffsetFetchResponseTopic(
-                    name=one.name,
-                    partitions=[
-                        _single(_fetched(index, None, error))
-                        async for index in in_portions(one.partition_indexes)
-                    ],
-                )
-                async for one in in_portions(topics or ())
-            ]
-        )
-    return OffsetFetchResponse(
-        error_code=group.error_code,
-        topics=[
-            OffsetFetchResponseTopic(
-                name=one.name, partitions=[_single(each) async for each in in_portions(one.partitions)]
-            )
-            async for one in in_portions(group.topics)
-        ],
-    )
+        return OffsetFetchResponse(topics=await by_portions(_all_with_error(request.topics or (), error)))
+    return OffsetFetchResponse(error_code=group.error_code, topics=await by_portions(_singles(group.topics)))
+
+
+def _all_with_error(topics: Iterable[_AskedFor], error: int) -> Steps[list[OffsetFetchResponseTopic]]:
+    answer: list[OffsetFetchResponseTopic] = []
+    for one in topics:
+        partitions: list[OffsetFetchResponsePartition] = []
+        for index in one.partition_indexes:
+            partitions.append(_single(_fetched(index, None, error)))
+            yield
+        answer.append(OffsetFetchResponseTopic(name=one.name, partitions=partitions))
+        yield
+    return answer
+
+
+def _singles(topics: list[OffsetFetchResponseTopics]) -> Steps[list[OffsetFetchResponseTopic]]:
+    """``topics`` of the answer of one group, as versions before v8 have them; they are gone then."""
+    answer: list[OffsetFetchResponseTopic] = []
+    topics.reverse()
+    while topics:
+        one = topics.pop()
+        partitions: list[OffsetFetchResponsePartition] = []
+        for each_one in one.partitions:
+            partitions.append(_single(each_one))
+            yield
+        answer.append(OffsetFetchResponseTopic(name=one.name, partitions=partitions))
+        yield
+    return answer
+
+
+def _steps(group: OffsetFetchResponseGroup) -> int:
+    """As how many elements of a request its answer counts."""
+    topics = group.topics
+    return PORTION if len(topics) > PORTION else sum(1 + len(one.partitions) for one in topics)
 
 
 class _Repeats:
@@ -260,7 +280,7 @@ class _Repeats:
 
 async def _fetched_group(
     group_id: str,
-    topics: Sequence[OffsetFetchRequestTopics] | None,
+    topics: Sequence[_AskedFor] | None,
     context: RequestContext,
     repeats: _Repeats,
 ) -> OffsetFetchResponseGroup:
@@ -268,36 +288,67 @@ async def _fetched_group(
         return OffsetFetchResponseGroup(group_id=group_id, error_code=DENIED[ResourceType.GROUP])
     if topics is None:
         return await _fetched_all(group_id, context)
-    by_id = context.version >= _TOPIC_IDS_VERSION
-    keys = (one.topic_id if by_id else one.name for one in topics)
+    keys = (_key(one, context.version) for one in topics)
     found = await resolve_topics(keys, Operation.DESCRIBE, context)
-    partitions = [
-        (known.name, index)
-        async for asked, known in in_portions(zip(topics, found, strict=True))
-        if known.name is not None and known.error in _HAS_OFFSETS
-        async for index in in_portions(asked.partition_indexes, _SLICE_OFFSETS)
-    ]
-    error, offsets = await context.groups.fetch_offsets(group_id, partitions)
+    partitions = await by_portions(_asked_partitions(topics, found))
+    fetched = context.groups.fetch_offsets_nowait(group_id, partitions)
+    error, offsets = fetched or await context.groups.fetch_offsets(group_id, partitions)
     if error is not ErrorCode.NONE:
         return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
+    told = partial(repeats.allow, group_id)
+    return OffsetFetchResponseGroup(
+        group_id=group_id, topics=await by_portions(_fetched_topics(topics, found, offsets, told))
+    )
+
+
+def _key(topic: _AskedFor, version: int) -> TopicKey:
+    if version >= _TOPIC_IDS_VERSION and isinstance(topic, OffsetFetchRequestTopics):
+        return topic.topic_id
+    return topic.name
+
+
+def _asked_partitions(
+    topics: Iterable[_AskedFor], found: Iterable[AskedTopic]
+) -> Steps[list[TopicPartition]]:
+    partitions: list[TopicPartition] = []
+    for asked, known in zip(topics, found, strict=True):
+        if known.name is not None and known.error in _HAS_OFFSETS:
+            for index in asked.partition_indexes:
+                partitions.append((known.name, index))
+                yield
+        yield
+    return partitions
+
+
+def _fetched_topics(
+    topics: Iterable[_AskedFor],
+    found: Iterable[AskedTopic],
+    offsets: Mapping[TopicPartition, CommittedOffset | None],
+    may_tell: Callable[[TopicPartition, CommittedOffset | None], bool],
+) -> Steps[list[OffsetFetchResponseTopics]]:
     described: list[OffsetFetchResponseTopics] = []
-    async for asked, known in in_portions(zip(topics, found, strict=True)):
-        topic_of = OffsetFetchResponseTopics(topic_id=asked.topic_id, name=asked.name, partitions=[])
-        async for index in in_portions(asked.partition_indexes):
+    for asked, known in zip(topics, found, strict=True):
+        topic_of = OffsetFetchResponseTopics(name=asked.name, partitions=[])
+        if isinstance(asked, OffsetFetchRequestTopics):
+            topic_of.topic_id = asked.topic_id
+        for index in asked.partition_indexes:
+            yield
             if known.name is not None and known.error in _HAS_OFFSETS:
                 partition = (known.name, index)
-                if not repeats.allow(group_id, partition, offsets[partition]):
+                if not may_tell(partition, offsets[partition]):
                     continue
                 one = _fetched(index, offsets[partition])
             else:
                 one = _fetched(index, None, known.error)
             topic_of.partitions.append(one)
         described.append(topic_of)
-    return OffsetFetchResponseGroup(group_id=group_id, topics=described)
+        yield
+    return described
 
 
 async def _fetched_all(group_id: str, context: RequestContext) -> OffsetFetchResponseGroup:
-    error, offsets = await context.groups.fetch_offsets(group_id)
+    fetched = context.groups.fetch_offsets_nowait(group_id)
+    error, offsets = fetched or await context.groups.fetch_offsets(group_id)
     if error is not ErrorCode.NONE:
         return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
     by_id = context.version >= _TOPIC_IDS_VERSION

@@ -55,6 +55,8 @@ _JOIN_SKIP_ASSIGNMENT_VERSION: Final = 9
 _SYNC_PROTOCOL_VERSION: Final = 5
 _LEAVE_BATCH_VERSION: Final = 3
 _DESCRIBE_NOT_FOUND_VERSION: Final = 6
+#: Groups that are described in one go.
+_DESCRIPTIONS: Final = 50
 
 
 async def handle_join_group(request: JoinGroupRequest, context: RequestContext) -> JoinGroupResponse:
@@ -161,8 +163,12 @@ async def handle_describe_groups(
     denied = context.denied(Operation.DESCRIBE, ResourceType.GROUP, asked)
     permitted = [name async for name in in_portions(asked) if name not in denied]
     descriptions = await context.groups.describe(permitted)
-    context.is_long = sum(len(one.members) for one in descriptions) > PORTION
-    groups = [await _described(one, context.version) async for one in in_portions(descriptions)]
+    groups: list[DescribedGroup] = []
+    members = 0
+    async for one in in_portions(descriptions, _DESCRIPTIONS):
+        groups.append(await _described(one, context.version))
+        members += len(one.members)
+    context.is_long = members > PORTION
     groups += [
         DescribedGroup(group_id=name, error_code=DENIED[ResourceType.GROUP])
         async for name in in_portions(asked)

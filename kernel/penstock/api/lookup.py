@@ -18,12 +18,12 @@ from typing import NamedTuple, TypeAlias
 from penstock.api.authorization import DENIED
 from penstock.api.context import RequestContext
 from penstock.api.errors import quoted
+from penstock.api.portions import Steps, by_portions
 from penstock.log.errors import KafkaError
 from penstock.log.manager import LogManager
 from penstock.log.topic import Topic
 from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.error_codes import ErrorCode
-from penstock.work.pieces import in_portions
 
 #: What a topic is asked for by: its name or its id. None: by neither, which finds nothing.
 TopicKey: TypeAlias = str | bytes | None
@@ -57,10 +57,23 @@ async def resolve_topics(
     The authorizer is asked of all of them together, also of names that no topic has: who may not ask doesn't
     learn whether there is such a topic.
     """
-    found = [(key, find_topic(key, context)) async for key in in_portions(keys)]
+    return await by_portions(_resolving(keys, operation, context))
+
+
+def _resolving(
+    keys: Iterable[TopicKey], operation: Operation, context: RequestContext
+) -> Steps[list[AskedTopic]]:
+    found: list[tuple[TopicKey, Topic | None]] = []
+    for key in keys:
+        found.append((key, find_topic(key, context)))
+        yield
     names = (name for key, topic in found if (name := _name(key, topic)) is not None)
     denied = context.denied(operation, ResourceType.TOPIC, names)
-    return [_asked(key, topic, denied) async for key, topic in in_portions(found)]
+    asked: list[AskedTopic] = []
+    for key, topic in found:
+        asked.append(_asked(key, topic, denied))
+        yield
+    return asked
 
 
 def _name(key: TopicKey, topic: Topic | None) -> str | None:

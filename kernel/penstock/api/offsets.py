@@ -58,8 +58,8 @@ _SINCE_VERSION: Final = {
 _READ_COMMITTED: Final = 1
 _ISOLATION_LEVELS: Final = frozenset({0, 1})
 _HIGH_WATERMARK: Final = -1
-#: Partitions whose records are deleted in one go, if that takes no waiting: each has a scope for its deadline.
-_DELETIONS: Final = 20
+#: Partitions whose records are deleted in one go, if that takes no waiting.
+_DELETIONS: Final = 50
 
 
 async def handle_list_offsets(request: ListOffsetsRequest, context: RequestContext) -> ListOffsetsResponse:
@@ -185,7 +185,11 @@ async def handle_delete_records(
             result = DeleteRecordsPartitionResult(partition_index=asked.partition_index, low_watermark=-1)
             try:
                 check_topic_permitted(name, denied)
-                result.low_watermark = await deadline.of(_delete_records(name, asked, context))
+                partition, offset = _deletable(name, asked, context)
+                if offset <= partition.log_start_offset and partition.unavailable is None:
+                    result.low_watermark = partition.log_start_offset
+                else:
+                    result.low_watermark = await deadline.of(partition.delete_records(offset))
             except OPERATING_ERRORS as error:
                 result.error_code = error_code_of(error)
             results.append(result)
@@ -193,7 +197,8 @@ async def handle_delete_records(
     return DeleteRecordsResponse(topics=topics)
 
 
-async def _delete_records(topic: str, asked: DeleteRecordsPartition, context: RequestContext) -> int:
+def _deletable(topic: str, asked: DeleteRecordsPartition, context: RequestContext) -> tuple[Partition, int]:
+    """The partition, and the offset up to which its records go."""
     partition = _find(topic, asked.partition_index, context)
     known = context.api.logs.topics().get(topic)
     if known is not None and known.internal:
@@ -213,9 +218,7 @@ async def _delete_records(topic: str, asked: DeleteRecordsPartition, context: Re
             ErrorCode.OFFSET_OUT_OF_RANGE,
             f"offset is beyond the high watermark: offset={offset} high_watermark={partition.high_watermark}",
         )
-    if offset <= partition.log_start_offset and partition.unavailable is None:
-        return partition.log_start_offset
-    return await partition.delete_records(offset)
+    return partition, offset
 
 
 def _find(topic: str, index: int, context: RequestContext) -> Partition:

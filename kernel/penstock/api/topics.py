@@ -420,7 +420,8 @@ async def handle_create_partitions(
             _check_once(asked.name, times)
             check_topic_permitted(asked.name, denied)
             _check_time(request.timeout_ms)
-            await deadline.of(context.api.logs.wait_changed([asked.name]))
+            if context.api.logs.is_changing(asked.name):
+                await deadline.of(context.api.logs.wait_changed([asked.name]))
             added = _check_growth(asked, context)
             if request.validate_only:
                 context.api.logs.check_room(added, counted)

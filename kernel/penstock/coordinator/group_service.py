@@ -41,7 +41,7 @@ from penstock.coordinator.group_types import (
     SyncResult,
     TopicPartition,
 )
-from penstock.coordinator.placement import partition_for
+from penstock.coordinator.placement import hash_steps, partition_for
 from penstock.coordinator.timers import Timers
 from penstock.coordinator.waiting import Clock, SystemClock
 from penstock.errors import PenstockError, UnavailableError, again
@@ -55,6 +55,8 @@ from penstock.work.retry import Backoff, doubling
 logger = logging.getLogger("penstock.coordinator")
 
 _STRING_BYTES_MAX: Final = 32_767
+#: Groups that are described in one go.
+_DESCRIPTIONS: Final = 50
 #: Groups of one request that are deleted at the same time: each has a task, and their tombstones go together.
 _DELETIONS: Final = 50
 #: States and types of groups to list that are read in one go.
@@ -354,6 +356,17 @@ class GroupService:
             return ErrorCode.NONE, found.fetch_offsets(group_id, partitions)
         return found, {}
 
+    def fetch_offsets_nowait(
+        self, group_id: str, partitions: Iterable[TopicPartition] | None = None
+    ) -> tuple[ErrorCode, dict[TopicPartition, CommittedOffset | None]] | None:
+        """As ``fetch_offsets``, for one of many groups; None while the group is being deleted."""
+        found = self._admit_nowait(group_id, may_be_empty=True)
+        if isinstance(found, ErrorCode):
+            return found, {}
+        if isinstance(found, GroupCoordinator):
+            return ErrorCode.NONE, found.fetch_offsets(group_id, partitions)
+        return None
+
     async def delete_offsets(
         self, group_id: str, partitions: Collection[TopicPartition]
     ) -> tuple[ErrorCode, dict[TopicPartition, ErrorCode]]:
@@ -441,10 +454,16 @@ class GroupService:
 
     async def describe(self, group_ids: Sequence[str]) -> list[GroupDescription]:
         """DescribeGroups: unknown groups are Dead with GROUP_ID_NOT_FOUND (an error from version 6 on only)."""
-        return [await self._describe(group_id) for group_id in group_ids]
+        await anyio.lowlevel.checkpoint()
+        return [
+            await self._describe(group_id)
+            async for group_id in in_portions(group_ids, _DESCRIPTIONS, more=hash_steps)
+        ]
 
     async def _describe(self, group_id: str) -> GroupDescription:
-        found = await self._admit(group_id, may_be_empty=True)
+        found = self._admit_nowait(group_id, may_be_empty=True)
+        if isinstance(found, anyio.Event):
+            found = await self._admit(group_id, may_be_empty=True)
         error = ErrorCode.GROUP_ID_NOT_FOUND
         if isinstance(found, GroupCoordinator):
             entry = found.entries.get(group_id)
@@ -496,7 +515,18 @@ class GroupService:
             else:
                 results[group_id] = found
 
-        for chunk in pieces(list(dict.fromkeys(group_ids)), _DELETIONS):
+        await anyio.lowlevel.checkpoint()
+        there: list[str] = []
+        async for group_id in in_portions(dict.fromkeys(group_ids), more=hash_steps):
+            found = self._admit_nowait(group_id, may_be_empty=True)
+            if isinstance(found, ErrorCode):
+                results[group_id] = found
+            elif isinstance(found, GroupCoordinator) and group_id not in found.entries:
+                results[group_id] = ErrorCode.GROUP_ID_NOT_FOUND
+            else:
+                results[group_id] = ErrorCode.NONE  # its place among the results
+                there.append(group_id)
+        for chunk in pieces(there, _DELETIONS):
             async with anyio.create_task_group() as tasks:
                 for group_id in chunk:
                     tasks.start_soon(delete, group_id)
@@ -513,24 +543,29 @@ class GroupService:
         """
         until_ms = self._clock.now_ms() + self._settings.write_timeout_ms
         await anyio.lowlevel.checkpoint()
+        while True:
+            found = self._admit_nowait(group_id, may_be_empty=may_be_empty)
+            if isinstance(found, ErrorCode):
+                return found
+            if isinstance(found, GroupCoordinator):
+                return ErrorCode.NOT_COORDINATOR if may_park and self._is_draining else found
+            left_ms = until_ms - self._clock.now_ms()
+            if left_ms <= 0:
+                return ErrorCode.COORDINATOR_NOT_AVAILABLE
+            await self._clock.wait(found, left_ms)
+
+    def _admit_nowait(
+        self, group_id: str, *, may_be_empty: bool = False
+    ) -> GroupCoordinator | ErrorCode | anyio.Event:
+        """As ``_admit``; or what says that a deletion of the group that is under way has ended."""
         if not group_id and not may_be_empty:
             return ErrorCode.INVALID_GROUP_ID
         if len(group_id.encode()) > _STRING_BYTES_MAX:
             return ErrorCode.INVALID_GROUP_ID
-        while True:
-            found = self._find(group_id)
-            if not isinstance(found, GroupCoordinator):
-                return found
-            deletion = found.deletion_of(group_id)
-            if deletion is None:
-                break
-            left_ms = until_ms - self._clock.now_ms()
-            if left_ms <= 0:
-                return ErrorCode.COORDINATOR_NOT_AVAILABLE
-            await self._clock.wait(deletion, left_ms)
-        if may_park and self._is_draining:
-            return ErrorCode.NOT_COORDINATOR
-        return found
+        found = self._find(group_id)
+        if not isinstance(found, GroupCoordinator):
+            return found
+        return found.deletion_of(group_id) or found
 
     def _find(self, group_id: str) -> GroupCoordinator | ErrorCode:
         if self._not_ready is not ErrorCode.NONE:

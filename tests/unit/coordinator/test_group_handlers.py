@@ -493,3 +493,16 @@ async def test_find_coordinator_in_every_version(wire: Wire, version: int) -> No
         for one in found:
             assert one.error_code == error
             assert (one.node_id, one.host, one.port) == (-1, "", -1) if error else (3, "broker", 9092)
+
+
+@pytest.mark.parametrize("key_type", [0, 9])
+async def test_the_same_coordinator_is_one_object_and_words_are_told_some_times_only(
+    wire: Wire, key_type: int
+) -> None:
+    """A request of 1 MiB has a million empty keys: 170 MiB of answers and their bytes, most of that words."""
+    request = FindCoordinatorRequest(key_type=key_type, coordinator_keys=[""] * 300)
+    context = RequestContext(api=wire.api, client=wire.client, version=6)
+    answer = await HANDLERS[ApiKey.FIND_COORDINATOR](request, context)
+    assert len(answer.coordinators) == 300
+    assert len({id(one) for one in answer.coordinators}) == 2
+    assert [one.error_message is None for one in answer.coordinators] == [False] * 100 + [key_type == 9] * 200

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, Self, TypeAlias
 
@@ -18,6 +19,7 @@ from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, se
 from tests.unit.coordinator.test_group_service import OFFSET, REQUEST, SETTINGS
 
 from penstock.api import find_coordinator, groups
+from penstock.api.group_offsets import handle_offset_fetch
 from penstock.coordinator import group_coordinator, records
 from penstock.coordinator.answers import ANSWERS
 from penstock.coordinator.group_machine import Group
@@ -30,6 +32,7 @@ from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.describe_groups import DescribeGroupsRequest
 from penstock.wire.messages.find_coordinator import FindCoordinatorRequest
 from penstock.wire.messages.join_group import JoinGroupRequest, JoinGroupRequestProtocol
+from penstock.wire.messages.offset_fetch import OffsetFetchRequest, OffsetFetchRequestGroup
 from penstock.wire.messages.sync_group import SyncGroupRequest, SyncGroupRequestAssignment
 from penstock.work.pieces import PORTION
 
@@ -198,7 +201,9 @@ async def test_coordinators_of_groups_with_long_names_are_found_one_by_one(
             denied=lambda *_: (),
             client=SimpleNamespace(advertised=SimpleNamespace(node_id=1, host="h", port=1)),
         )
-        request = FindCoordinatorRequest(key_type=0, coordinator_keys=[key] * 300)
+        request = FindCoordinatorRequest(
+            key_type=0, coordinator_keys=[f"{key}{number}" for number in range(300)]
+        )
         response = await find_coordinator.handle_find_coordinator(request, context)
     assert len(response.coordinators) == turns.calls == 300
     assert at_a_time // 4 <= turns.most <= at_a_time
@@ -384,3 +389,26 @@ async def test_timers_of_an_owner_that_is_forgotten_between_two_portions_fire_no
         await settle()
         tasks.cancel_scope.cancel()
     assert fired == list(range(PORTION))
+
+
+@pytest.mark.parametrize("length", [1, 1_000])
+async def test_many_groups_are_looked_at_in_one_go_unless_their_names_are_long(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """300,000 groups aren't 300,000 turns, each of which waits beside others; but hashing names takes time."""
+    names = [f"{number:0{length}}" for number in range(300)]
+    fetched = OffsetFetchRequest(groups=[OffsetFetchRequestGroup(group_id=name, topics=[]) for name in names])
+    async with opened() as service:
+        context: Any = SimpleNamespace(version=8, groups=service, may=lambda *_: True, denied=lambda *_: ())
+        for asked in (
+            partial(service.describe, names),
+            partial(service.delete_groups, names),
+            partial(handle_offset_fetch, fetched, context),
+        ):
+            turns = Turns(monkeypatch)
+            turns.count(service, "_find")
+            async with turns:
+                await asked()
+            assert turns.calls == 300
+            assert turns.most <= (PORTION if length == 1 else 2)
+            assert turns.most >= (PORTION // 4 if length == 1 else 1)

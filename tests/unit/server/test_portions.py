@@ -40,6 +40,10 @@ pytestmark = [
 #: Of one callback: two milliseconds, about.
 STEPS_MAX: Final = 50_000
 ELEMENTS: Final = 2_500
+#: Of all callbacks together, for each element: 30 microseconds, about.
+WORST_STEPS_MAX: Final = 750
+#: Metadata makes topics, and keeps what it has encoded of those that are there.
+ELEMENT_STEPS_MAX: Final = {ApiKey.METADATA: 2_500}
 TABLE: Final = apis()
 
 
@@ -70,6 +74,8 @@ class Meter:
     def __init__(self) -> None:
         self.most = 0
         self.where = ""
+        #: All bytecodes, and callbacks.
+        self.total = self.callbacks = 0
         #: For each code that this callback has entered, what counts its steps, and says how many they are.
         self._counters: dict[CodeType, tuple[Callable[..., Any], Callable[[], int]]] = {}
 
@@ -85,8 +91,11 @@ class Meter:
             finally:
                 sys.settrace(None)
                 counts = {code.co_qualname: steps() for code, (_, steps) in self._counters.items()}
-                if sum(counts.values()) > self.most:
-                    self.most = sum(counts.values())
+                taken = sum(counts.values())
+                self.total += taken
+                self.callbacks += 1
+                if taken > self.most:
+                    self.most = taken
                     top = sorted(counts.items(), key=lambda item: -item[1])[:4]
                     self.where = ", ".join(f"{name}: {steps}" for name, steps in top)
 
@@ -268,6 +277,10 @@ async def test_a_long_request_is_handled_in_portions(key: ApiKey, path: tuple[st
         with meter.measuring():
             await run_in_thread(exchange, port, frame)
     assert meter.most <= STEPS_MAX, meter.where
+    assert meter.total <= ELEMENT_STEPS_MAX.get(key, WORST_STEPS_MAX) * ELEMENTS, (
+        "a request of 1 MiB takes long"
+    )
+    assert meter.callbacks <= ELEMENTS // 5, "each is a turn, for which it waits beside others"
 
 
 @pytest.mark.parametrize("key", [ApiKey.INCREMENTAL_ALTER_CONFIGS, ApiKey.CREATE_TOPICS])
