@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("OPERATION", "DecodingReader", "RawReader", "Read", "Reader", "Rejected")
+__all__ = ("OPERATION", "DecodingReader", "RawReader", "Read", "Reader", "Rejected", "TooManyError")
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +22,10 @@ _ROWS_MAX = 16_384
 _ROWS_BYTES = 64 * 2**20
 #: A reason is kept with each dead letter and shown to people; what it quotes is the producer's.
 _REASON_MAX = 500
+
+
+class TooManyError(Exception):
+    """Fewer records have to be read at a time, for what they may take in memory."""
 
 
 class Rejected(NamedTuple):
@@ -54,7 +58,7 @@ class Reader(Protocol):
     def read(self, records: LakeRecords) -> Read:
         """The rows, under the columns that the table has, or has from now on. Blocking.
 
-        Raises InvalidRequestError for what a policy stops at.
+        Raises InvalidRequestError for what a policy stops at, and TooManyError if fewer have to be read at a time.
         """
 
     @property
@@ -165,14 +169,19 @@ class DecodingReader:
 
     def read(self, records: LakeRecords) -> Read:
         """A row for each record that can be read; of upsert and cdc with what it does."""
+        from penstock_iceberg_compactor import decode
+
         found = _Findings(self._name, records)
-        decoded = self._values.decode(records.values)
+        try:
+            decoded = self._values.decode(records.values)
+            keys = None if self._keys is None else self._keys.decode(records.keys)
+        except decode.TooManyError:
+            raise TooManyError from None
         self._fail(decoded.failures, "a record", found)
         rows, indices = _as_struct(decoded.rows), decoded.indices
         operations = decoded.operations
         made = self._without_reserved(rows, indices, found)
-        if self._keys is not None:
-            keys = self._keys.decode(records.keys)
+        if keys is not None:
             self._fail(keys.failures, "the key of a record", found)
             made = _with_column(made, KEY, _at(keys, len(records), indices))
         fitted = self._fit(made, indices, found)

@@ -36,7 +36,7 @@ from penstock_iceberg_compactor._describe import described
 from penstock_iceberg_compactor._maintain import Keeper
 from penstock_iceberg_compactor._owned import Change, OwnedTable
 from penstock_iceberg_compactor._place import Place
-from penstock_iceberg_compactor._reading import RawReader, Read, Reader
+from penstock_iceberg_compactor._reading import RawReader, Read, Reader, TooManyError
 from penstock_iceberg_compactor._scan import files_of, read_files, records_of
 from penstock_iceberg_compactor._upsert import collapsed, upsert
 
@@ -131,11 +131,16 @@ class IcebergTable:
                 f"partition={partition} expected={expected} start={records.start_offset}"
             )
         rejected: Counter[str] = Counter()
-        reason, is_full, at = "", False, 0
+        reason, is_full, at, step = "", False, 0, len(records)
         while at < len(records):
-            end = min(len(records), at + self._reader.rows_max)
-            read = await self._run("reading records", partial(self._read, part_of(records, at, end)))
-            at = end
+            step = max(1, min(step, self._reader.rows_max))
+            end = min(len(records), at + step)
+            try:
+                read = await self._run("reading records", partial(self._read, part_of(records, at, end)))
+            except TooManyError:
+                step = (end - at) // 2
+                continue
+            at, step = end, 2 * step
             rejected.update(read.counts)
             reason = read.reason or reason
             if read.rows.num_rows:

@@ -18,7 +18,7 @@ from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._configs import Field, TableConfigs, fault_of
 from penstock_iceberg_compactor._scan import read_parts
 from penstock_iceberg_compactor._settings import Settings
-from penstock_iceberg_compactor.decode import Fitter, JsonDecoder
+from penstock_iceberg_compactor.decode import Fitter, JsonDecoder, _decoder, _protobuf
 from penstock_iceberg_compactor.decode._avro import AvroCodec
 from penstock_iceberg_compactor.decode._protobuf import ProtobufCodec, descriptor_pool
 from pyiceberg.schema import Schema
@@ -543,6 +543,61 @@ async def test_small_records_of_a_wide_table_take_little_memory_at_a_time(
         )
     assert [row["value"] for row in letters] == [b"{", b'{"c1": "x"}'] * 40
     assert [row["c1"] for row in rows] == [None, None, 1] * 40
+
+
+_WIDE = [f"c{at}" for at in range(50)]
+_BYTES = 1000
+
+
+def _swelling_avro(place: Path) -> tuple[str, list[bytes | None]]:
+    item = {"type": "record", "name": "W", "fields": [maybe_long(name) for name in _WIDE]}
+    schema = avro_schema(place, {"name": "l", "type": {"type": "array", "items": ["null", item]}})
+    return schema, [b"\0", b"\xd0\x0f" + bytes(_BYTES) + b"\0", b"\x02\0\0"]
+
+
+def _swelling_json(place: Path) -> tuple[str, list[bytes | None]]:
+    return "", objects({"l": [dict.fromkeys(_WIDE, 1)]}, {"l": [{}] * _BYTES}, {"l": [{}]})
+
+
+def _swelling_protobuf(place: Path) -> tuple[str, list[bytes | None]]:
+    file = descriptor_pb2.FileDescriptorProto(name="a.proto", syntax="proto3")
+    file.message_type.add(name="M").field.add(name="l", number=1, type=11, label=3, type_name=".W")
+    item = file.message_type.add(name="W")
+    for number, name in enumerate(_WIDE, 1):
+        item.field.add(name=name, number=number, type=3, label=1)
+    folder = place / "lake" / "schemas"
+    folder.mkdir(parents=True)
+    (folder / "a.desc").write_bytes(descriptor_pb2.FileDescriptorSet(file=[file]).SerializeToString())
+    return "a.desc", [b"", b"\x0a\0" * _BYTES, b"\x0a\0"]
+
+
+@pytest.mark.parametrize(
+    ("form", "swelling"),
+    [("avro", _swelling_avro), ("json", _swelling_json), ("protobuf", _swelling_protobuf)],
+)
+async def test_a_record_whose_lists_would_take_too_much_memory_fails_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    swelling: Callable[[Path], tuple[str, list[bytes | None]]],
+) -> None:
+    """An item takes a byte or two in a record, and 8 bytes for each of its columns in memory: 60 KB were 4 GB."""
+    for module in (_decoder, _protobuf):
+        monkeypatch.setattr(module, "MEMORY_MAX", 2**18)
+    file, values = swelling(tmp_path)
+    async with opened(tmp_path) as compactor:
+        written = await put(
+            compactor,
+            values * 2,
+            value_format=form,
+            value_schema_file=file,
+            on_bad_record="dead_letter",
+        )
+        assert (written.rows, written.rejected) == (4, {"dead_letter": 2})
+        assert "would take too much memory: bytes_max=262144" in written.reason
+        rows = [row["_kafka"]["offset"] for row in content(compactor)]
+        assert rows == [at for at in range(6) if at % 3 != 1]
+        assert [row["value"] for row in content(compactor, "orders__dead_letter")] == [values[1]] * 2
 
 
 async def test_dead_letters_dont_pile_up_in_memory_until_the_commit(tmp_path: Path) -> None:

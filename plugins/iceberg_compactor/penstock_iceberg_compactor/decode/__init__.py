@@ -21,6 +21,7 @@ __all__ = (
     "PlainDecoder",
     "Schema",
     "SchemaRegistry",
+    "TooManyError",
     "compare",
     "conform",
     "fault_of",
@@ -31,7 +32,14 @@ __all__ = (
 )
 
 from penstock_iceberg_compactor.decode._arrow import null_bytes, plain
-from penstock_iceberg_compactor.decode._decoder import Decoded, Decoder, Failure, PlainDecoder, panics_caught
+from penstock_iceberg_compactor.decode._decoder import (
+    Decoded,
+    Decoder,
+    Failure,
+    PlainDecoder,
+    TooManyError,
+    panics_caught,
+)
 from penstock_iceberg_compactor.decode._json import JsonDecoder
 from penstock_iceberg_compactor.decode._shapes import Fitter, Limits
 from penstock_iceberg_compactor.decode.changes import DebeziumDecoder, OperationDecoder

@@ -19,8 +19,9 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from penstock_iceberg_compactor.decode._arrow import null_bytes
 from penstock_iceberg_compactor.decode._avro_schema import Node, parse_schema, physical_schema
-from penstock_iceberg_compactor.decode._decoder import Decoded, RefusedError, panics_caught, parts
+from penstock_iceberg_compactor.decode._decoder import Decoded, RefusedError, memory_of, panics_caught, parts
 
 _Read: TypeAlias = Callable[[bytes, int], tuple[Any, int]]
 #: What of logical types' values there is, by the first word of their names: days, or microseconds; years 1 to 9999,
@@ -42,6 +43,7 @@ class AvroCodec:
     def __init__(self, node: Node, *, row_wise: bool = False) -> None:
         self._node = node
         self._read = _reader(node)
+        self._swell = _swelling(node)
         bulk = node.bulk and not row_wise and importlib.util.find_spec("pyruhvro") is not None
         self._physical = physical_schema(node) if bulk else ""
 
@@ -57,7 +59,12 @@ class AvroCodec:
 
     def decode(self, items: pa.Array) -> Decoded:
         """Decode an array of binary."""
-        return parts(items, self.type, self._bulk if self._physical else None, self._row)
+        bulk = self._bulk if self._physical else None
+        return parts(items, self.type, bulk, self._row, swell=self._swell)
+
+    def memory_of(self, items: pa.Array) -> int:
+        """What rows of these items may take in memory."""
+        return memory_of(items, self.type, self._swell)
 
     def _row(self, item: bytes) -> Any:
         try:
@@ -86,6 +93,22 @@ class AvroCodec:
         if wrong >= 0:
             raise RefusedError(wrong)
         return _logical(self._node, values)
+
+
+def _least(node: Node) -> int:
+    """How many bytes a value of the node takes at least."""
+    if node.kind == "record":
+        return sum(_least(one) for _, one in node.fields)
+    return {"null": 0, "float": 4, "double": 8, "fixed": node.size}.get(node.kind, 1)
+
+
+def _swelling(node: Node) -> int:
+    """As :func:`swelling`, by what items take at least."""
+    if node.items is None:
+        return max((_swelling(one) for _, one in node.fields), default=0)
+    least = _least(node.items) + (node.kind == "map")
+    width = null_bytes(node.items.type) + 4 * (node.kind == "map")
+    return width // max(1, least) + _swelling(node.items)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -6,12 +6,17 @@ __all__ = (
     "Decoded",
     "Decoder",
     "Failure",
+    "MEMORY_MAX",
     "MisfitError",
     "PlainDecoder",
     "RefusedError",
+    "TooManyError",
+    "check_memory",
     "joined",
+    "memory_of",
     "panics_caught",
     "parts",
+    "swelling",
 )
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from penstock.spi.lake import BinaryColumn
 from penstock_iceberg_compactor.decode._arrow import arrow_column, null_bytes, storage
@@ -29,6 +35,9 @@ from penstock_iceberg_compactor.decode.evolution import conform
 _ROW_WISE_MAX = 64
 #: Once a bulk decoder refused, it is given runs of so many records: what it does before it refuses is lost each time.
 _RUN = 256
+#: What records may become that are decoded together: a list of structs takes memory for each column of each item,
+#: and a byte or two in its record.
+MEMORY_MAX = 128 * 2**20
 #: Rows of so many bytes are Python's objects at a time, where their columns are known.
 _OBJECTS_BYTES = 2**20
 #: When so many times the records were decoded in bulk for nothing, the rest goes one by one.
@@ -76,6 +85,7 @@ class Decoder(Protocol):
         """Decode all items.
 
         Raises UnavailableError if the schema registry can't be asked now; what was remembered is then still true.
+        Raises TooManyError if they might take too much memory together; one alone fails, if it would.
         """
 
     def bind(self, columns: pa.DataType) -> None:
@@ -101,6 +111,53 @@ class RefusedError(Exception):
         super().__init__()
         #: Which one it is, if that is known; a wrong guess costs time only.
         self.at = at
+
+
+class TooManyError(Exception):
+    """Fewer records have to be decoded at a time."""
+
+
+def swelling(kind: pa.DataType, least_bytes: int = 2) -> int:
+    """How many bytes of memory a byte of a record may become in lists, whose items take ``least_bytes`` of it."""
+    types = pa.types
+    if types.is_struct(kind):
+        return max((swelling(field.type, least_bytes) for field in kind), default=0)
+    if not (types.is_list(kind) or types.is_map(kind)):
+        return 0
+    inner = kind.value_type if types.is_list(kind) else pa.struct([kind.key_field, kind.item_field])
+    return null_bytes(inner) // least_bytes + swelling(inner, least_bytes)
+
+
+def memory_of(items: pa.Array, kind: pa.DataType, swell: int) -> int:
+    """What rows of this type, made of these items, may take beside what stands in the items."""
+    return len(items) * null_bytes(kind) + (pc.sum(pc.binary_length(items)).as_py() or 0) * swell
+
+
+def check_memory(size: int, count: int) -> None:
+    """Raise TooManyError if so many records may take so much, and are more than one."""
+    if size > MEMORY_MAX and count > 1:
+        raise TooManyError
+
+
+def _taker(kind: pa.DataType) -> Callable[[Any], int] | None:
+    """What says how much memory the items of all lists in a row take; None if there are no lists."""
+    types = pa.types
+    if types.is_struct(kind):
+        parts = [(field.name, of) for field in kind if (of := _taker(field.type)) is not None]
+        if not parts:
+            return None
+        return lambda row: sum(of(row.get(name)) for name, of in parts) if row else 0
+    if types.is_list(kind):
+        width, of_item = null_bytes(kind.value_type), _taker(kind.value_type)
+        if of_item is None:
+            return lambda row: len(row) * width if row else 0
+        return lambda row: len(row) * width + sum(map(of_item, row)) if row else 0
+    if types.is_map(kind):
+        width, of_value = null_bytes(pa.struct([kind.key_field, kind.item_field])), _taker(kind.item_type)
+        if of_value is None:
+            return lambda row: len(row) * width if row else 0
+        return lambda row: len(row) * width + sum(of_value(one) for _, one in row) if row else 0
+    return None
 
 
 @contextmanager
@@ -152,14 +209,18 @@ def parts(
     row: Callable[[bytes], Any],
     *,
     wary: bool = False,
+    swell: int = 0,
 ) -> Decoded:
     """Decode ``items`` (binary) with ``bulk`` as far as it takes them, else each with ``row``.
 
     ``bulk`` raises RefusedError, and is then tried with short runs, without the one that is to blame, or with
     each half of a run, until that has cost more than it can save; ``wary`` begins with short runs. ``row`` raises
     ValueError with the reason as text. They agree wherever both give a result. ``kind`` is the type of all rows,
-    asked for at the end.
+    asked for at the end. With ``swell`` of :func:`swelling`, a record alone that might take too much memory is looked
+    at for what it takes.
     """
+    if len(items) == 1 and swell and memory_of(items, pa.null(), swell) > MEMORY_MAX:
+        bulk, row = None, _measured(row, kind)
     made: list[pa.Array | list[Any]] = []
     # objects of columns that hold nothing take much more than what is made of them
     at_once = max(1, _OBJECTS_BYTES // max(1, null_bytes(kind))) if isinstance(kind, pa.DataType) else 0
@@ -201,6 +262,19 @@ def parts(
                 rows = []
         made.append(rows)
     return joined(made, kind if isinstance(kind, pa.DataType) else kind(), len(items), failures)
+
+
+def _measured(
+    row: Callable[[bytes], Any], kind: pa.DataType | Callable[[], pa.DataType]
+) -> Callable[[bytes], Any]:
+    def measured(item: bytes) -> Any:
+        made = row(item)
+        taken = _taker(kind if isinstance(kind, pa.DataType) else kind())
+        if taken is not None and taken(made) > MEMORY_MAX:
+            raise ValueError(f"its lists would take too much memory: bytes_max={MEMORY_MAX}")
+        return made
+
+    return measured
 
 
 def _runs(begin: int, end: int) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from penstock.errors import NotFoundError
 from penstock.spi.lake import BinaryColumn
 from penstock_iceberg_compactor.decode._arrow import arrow_column, cut, plain
-from penstock_iceberg_compactor.decode._decoder import Decoded, Failure
+from penstock_iceberg_compactor.decode._decoder import Decoded, Failure, check_memory
 from penstock_iceberg_compactor.decode.evolution import Comparison, compare, conform
 
 _CODECS_MAX = 1000
@@ -36,6 +36,9 @@ class Codec(Protocol):
     @property
     def type(self) -> pa.DataType:
         """The type of its rows."""
+
+    def memory_of(self, items: pa.Array) -> int:
+        """What rows of these items may take in memory."""
 
     def decode(self, items: pa.Array) -> Decoded:
         """Decode an array of binary without nulls."""
@@ -249,6 +252,8 @@ class _Groups:
     def __init__(self, columns: _Columns, count: int) -> None:
         self._columns = columns
         self._count = count
+        #: What rows may take, of all schemas.
+        self._memory = 0
         self._rows: list[pa.Array] = []
         self._places: list[pa.Array] = []
         self._failures: list[Failure] = []
@@ -258,6 +263,8 @@ class _Groups:
     def add(self, codec: Codec, items: pa.Array, places: pa.Array) -> None:
         if not len(items):
             return
+        self._memory += codec.memory_of(items)
+        check_memory(self._memory, self._count)
         decoded = codec.decode(items)
         if self._columns.bound and not pa.types.is_struct(codec.type):
             decoded = _in_value(decoded)

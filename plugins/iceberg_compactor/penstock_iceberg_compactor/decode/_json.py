@@ -23,7 +23,16 @@ import pyarrow.json as pj
 from penstock.spi.lake import BinaryColumn
 from penstock_iceberg_compactor.decode._arrow import arrow_column, cut
 from penstock_iceberg_compactor.decode._connect import without_connect_schema
-from penstock_iceberg_compactor.decode._decoder import Decoded, Failure, MisfitError, RefusedError, parts
+from penstock_iceberg_compactor.decode._decoder import (
+    Decoded,
+    Failure,
+    MisfitError,
+    RefusedError,
+    check_memory,
+    memory_of,
+    parts,
+    swelling,
+)
 from penstock_iceberg_compactor.decode._shapes import (
     Fitter,
     Leaf,
@@ -84,7 +93,14 @@ class JsonDecoder:
         if not self._row_wise and not self._fitter.shape.fields and self._fitter.grow:
             self._learn(items)
         bulk = None if self._row_wise else self._bulk
-        decoded = parts(items, lambda: self._fitter.type, bulk, self._row, wary=self._wary)
+        decoded = parts(
+            items,
+            lambda: self._checked_type(items),
+            bulk,
+            self._row,
+            wary=self._wary,
+            swell=self._swell(items),
+        )
         self._wary = bool(decoded.failures)
         return Decoded(
             rows=decoded.rows,
@@ -93,6 +109,18 @@ class JsonDecoder:
             nulled=self._fitter.nulled - before,
             lost=self._lost_of(items) if self._fitter.nulled > before else None,
         )
+
+    def _swell(self, items: pa.Array) -> int:
+        """What :func:`swelling` says. Raises TooManyError if these items may take too much memory together."""
+        kind = self._fitter.type
+        swell = swelling(kind)
+        check_memory(memory_of(items, kind, swell), len(items))
+        return swell
+
+    def _checked_type(self, items: pa.Array) -> pa.DataType:
+        """The type of all columns, looked at again if there are more of them by now."""
+        self._swell(items)
+        return self._fitter.type
 
     def _lost_of(self, items: pa.Array) -> Failure:
         """The last of the records with a value that became null, or one with the same bytes."""

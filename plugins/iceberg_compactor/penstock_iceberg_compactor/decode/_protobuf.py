@@ -30,7 +30,15 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 
-from penstock_iceberg_compactor.decode._decoder import Decoded, RefusedError, panics_caught, parts
+from penstock_iceberg_compactor.decode._decoder import (
+    MEMORY_MAX,
+    Decoded,
+    RefusedError,
+    memory_of,
+    panics_caught,
+    parts,
+    swelling,
+)
 from penstock_iceberg_compactor.decode.evolution import conform
 
 _F = FieldDescriptor
@@ -84,6 +92,7 @@ class ProtobufCodec:
         columns = _Columns()
         self._type, self._convert = columns.message(message, ())
         self._merges = columns.merges
+        self._swell = swelling(self._type)
         self._handler: Any = None
         self._list_class: type[Message] | None = None
         if columns.bulk and not row_wise and importlib.util.find_spec("ptars") is not None:
@@ -113,9 +122,16 @@ class ProtobufCodec:
 
     def decode(self, items: pa.Array) -> Decoded:
         """Decode an array of binary."""
-        return parts(items, self._type, None if self._handler is None else self._bulk, self._row)
+        bulk = None if self._handler is None else self._bulk
+        return parts(items, self._type, bulk, self._row, swell=self._swell)
+
+    def memory_of(self, items: pa.Array) -> int:
+        """What rows of these items may take in memory."""
+        return memory_of(items, self._type, self._swell)
 
     def _row(self, item: bytes) -> Any:
+        if len(item) * self._swell > MEMORY_MAX:
+            _check_messages(item, self._class.DESCRIPTOR)
         try:
             return self._convert(self._class.FromString(item))
         except DecodeError:
@@ -178,6 +194,55 @@ class ProtobufCodec:
         if not _is_merged(made.rows, self._class.DESCRIPTOR):
             raise RefusedError
         return made.rows
+
+
+def _check_messages(data: bytes, message: Descriptor) -> None:
+    """Raise ValueError if the messages in it take too much memory: an empty one takes all of its fields.
+
+    What isn't a message's encoding is left to the parser.
+    """
+    taken, at = 0, 0
+    inside: list[tuple[int, Descriptor | None]] = [(len(data), message)]
+    try:
+        while inside:
+            end, kind = inside[-1]
+            if at >= end:
+                inside.pop()
+                continue
+            tag, at = _read_varint(data, at)
+            wire = tag & 7
+            field = None if kind is None else kind.fields_by_number.get(tag >> 3)
+            below = None if field is None else field.message_type
+            if wire == 4:
+                inside.pop()
+            elif wire == 3:
+                inside.append((end, below))
+            elif wire == 2:
+                size, at = _read_varint(data, at)
+                if below is None:
+                    at += size
+                else:
+                    inside.append((min(end, at + size), below))
+            elif wire == 0:
+                _, at = _read_varint(data, at)
+            else:
+                at += {1: 8, 5: 4}[wire]
+            if below is not None:
+                taken += 8 * len(below.fields)
+                if taken > MEMORY_MAX:
+                    raise ValueError(f"its messages would take too much memory: bytes_max={MEMORY_MAX}")
+    except (IndexError, KeyError):
+        return
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    found = shift = 0
+    while data[at] >= 0x80:
+        found |= (data[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if shift > 63:
+            raise IndexError
+    return found | data[at] << shift, at + 1
 
 
 def _list_class(message: Descriptor) -> type[Message] | None:
