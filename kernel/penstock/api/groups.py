@@ -62,6 +62,9 @@ _DESCRIPTIONS: Final = 50
 async def handle_join_group(request: JoinGroupRequest, context: RequestContext) -> JoinGroupResponse:
     """JoinGroup v0-9; answered when the join phase is over."""
     version = context.version
+    # the request views its frame, which doesn't outlive it
+    protocols = tuple([(one.name, bytes(one.metadata)) async for one in in_portions(request.protocols)])
+    request.protocols = []  # it waits, maybe for long: nothing stays of it but what is on the group's account
     result = await context.groups.join(
         request.group_id,
         JoinRequest(
@@ -72,10 +75,7 @@ async def handle_join_group(request: JoinGroupRequest, context: RequestContext) 
             session_timeout_ms=request.session_timeout_ms,
             rebalance_timeout_ms=request.rebalance_timeout_ms,
             protocol_type=request.protocol_type,
-            # The request views its frame, which doesn't outlive it.
-            protocols=tuple(
-                [(one.name, bytes(one.metadata)) async for one in in_portions(request.protocols)]
-            ),
+            protocols=protocols,
             require_known_member_id=version >= _JOIN_MEMBER_ID_REQUIRED_VERSION,
             supports_skip_assignment=version >= _JOIN_SKIP_ASSIGNMENT_VERSION,
         ),
@@ -104,6 +104,8 @@ async def handle_sync_group(request: SyncGroupRequest, context: RequestContext) 
     """SyncGroup v0-5; answered when the leader's assignment is durable."""
     if context.version >= _SYNC_PROTOCOL_VERSION and None in {request.protocol_type, request.protocol_name}:
         return SyncGroupResponse(error_code=ErrorCode.INCONSISTENT_GROUP_PROTOCOL)  # KIP-559
+    assignments = {one.member_id: bytes(one.assignment) async for one in in_portions(request.assignments)}
+    request.assignments = []  # as in handle_join_group; and who is named a hundred thousand times is one member
     result = await context.groups.sync(
         request.group_id,
         SyncRequest(
@@ -112,9 +114,7 @@ async def handle_sync_group(request: SyncGroupRequest, context: RequestContext) 
             group_instance_id=request.group_instance_id,
             protocol_type=request.protocol_type,
             protocol_name=request.protocol_name,
-            assignments={
-                one.member_id: bytes(one.assignment) async for one in in_portions(request.assignments)
-            },
+            assignments=assignments,
         ),
     )
     return SyncGroupResponse(

@@ -236,7 +236,7 @@ class GroupCoordinator:
 
     @contextmanager
     def _parked(self, size: int) -> Iterator[None]:
-        """Account for a request that may wait: its frame stays as long."""
+        """Account for a request that may wait, of which so much stays as long."""
         self._park(size)
         try:
             yield

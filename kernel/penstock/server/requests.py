@@ -127,8 +127,8 @@ async def _run(
 ) -> None:
     """Run one handler to its answer, or to the end of its client or of the server."""
     assert api.handler is not None
-    if api.frame is Frame.GROUP:
-        context.release_charges()  # groups account for what they keep, and may keep it long
+    if api.frame is Frame.GROUP and api.cancellable:
+        context.release_charges()  # groups account for what waits there, which may be for long
     scope = anyio.CancelScope()
     try:
         with scope:

@@ -9,7 +9,7 @@ from tests.unit.api.fakes import FakeLogs
 from tests.unit.server.harness import serving
 
 from penstock.api.context import RequestContext
-from penstock.api.declaration import Api
+from penstock.api.declaration import Api, Frame
 from penstock.log.limiter import BytesLimiter
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.describe_groups import (
@@ -113,8 +113,18 @@ async def test_who_goes_away_while_its_response_waits_leaves_nothing_behind() ->
         assert (logs.fetch_memory.used, harness.allocator.used) == (0, 0)
 
 
-@pytest.mark.parametrize(("parts", "weight"), [(0, 16), (100, 100), (1_000_000, 0)])
-async def test_a_long_request_is_counted_for_what_its_answer_may_take(parts: int, weight: int) -> None:
+@pytest.mark.parametrize(
+    ("parts", "weight", "bound"),
+    [
+        (0, 16, Frame.CONTROL),
+        (100, 100, Frame.CONTROL),
+        (1_000_000, 0, Frame.CONTROL),
+        (0, 16, Frame.GROUP),  # of a commit; what waits for members is on the account of groups
+    ],
+)
+async def test_a_long_request_is_counted_for_what_its_answer_may_take(
+    parts: int, weight: int, bound: Frame
+) -> None:
     """Sixteen that asked for configs of 10,000 topics, and read nothing, took 1.4 GB: each was counted as 2 MB."""
     begun, may_end = anyio.Event(), anyio.Event()
 
@@ -123,7 +133,7 @@ async def test_a_long_request_is_counted_for_what_its_answer_may_take(parts: int
         await may_end.wait()
         return response()
 
-    api = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), handler=wait, answer_parts=parts)
+    api = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), handler=wait, answer_parts=parts, frame=bound)
     async with (
         serving(handlers=[api], receive_bytes_max=8 << 20) as harness,
         await harness.connect() as client,
