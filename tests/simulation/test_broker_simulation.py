@@ -112,6 +112,8 @@ class Written:
     #: The log start that was acknowledged, and the greatest that was asked for.
     start: int = 0
     start_max: int = 0
+    #: Offsets [start, end) that were trimmed before anything began to upload them.
+    never_uploaded: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -191,6 +193,9 @@ class Simulation:
         )
         if self.random.random() < 0.5:
             self.store.now_ms = lambda: self.world.now_ms
+        #: Of what takes no number from others.
+        self._aside = Random(f"aside {seed}")
+        self._wal_is_lost = False
         self.orphans_deleted = 0
         self._sweeping = False
         self.written: dict[Place, Written] = {}
@@ -217,6 +222,11 @@ class Simulation:
             while number and self.random.random() < 0.3:
                 await self._start_that_dies()
                 clean = False
+            if number and self._aside.random() < 0.2:
+                self.note("lost wal")
+                self.wal = self.world.wal = SimulatedWal(self.random, self.wal.capacity_bytes)
+                self._wal_is_lost = True
+                clean = False
             with suppress(BrokerCrashError):
                 clean = await self._live(number, crash=not last and self.random.random() < 0.7, clean=clean)
                 continue
@@ -236,6 +246,9 @@ class Simulation:
                     assert not (clean and recovered), "a clean stop leaves nothing to recover"
                     self._sweeping = False
                     self.store.land(0.3)
+                    if self._wal_is_lost:
+                        await self._go_on_without_wal(life)
+                        self._wal_is_lost = False
                     await self._check(life)
                     self.leader_epochs = dict(self._leader_epochs(life))
                     self.store.fault_rate = self.random.choice([0.0, 0.05, 0.3])
@@ -246,6 +259,27 @@ class Simulation:
         assert allocator is not None
         assert allocator.statistics().used_by_purpose.get("append", 0) == 0, "nothing is charged for ever"
         return True
+
+    async def _go_on_without_wal(self, life: Life) -> None:
+        """A lost WAL took what it alone held, and nothing else; then clients take new producer ids."""
+        for place, written in self.written.items():
+            topic = life.logs.topic_by_id(place[0])
+            partition = None if topic is None else topic.partitions.get(place[1])
+            end = 0 if partition is None else partition.uploaded_end
+            written.acked = {offset: value for offset, value in written.acked.items() if offset < end}
+            for producer in self.producers:
+                sent = producer.sequences.pop(place, Sent())
+                last, is_in_window = sent.last, len(sent.unknown) < WINDOW_BATCHES
+                if partition is None or last is None or not is_in_window or last[2] >= end:
+                    continue
+                if not any(start <= last[2] < end for start, end in written.never_uploaded):
+                    outcome = await self._outcome(await self._send(life, partition, producer, *last[:2]))
+                    assert (outcome.error_code, outcome.base_offset) == (0, last[2]), (
+                        "what objects said is known"
+                    )
+                    self.note(f"known {partition.topic}-{partition.index}@{last[2]}")
+        for producer in self.producers[1:]:
+            producer.producer_id += 1000
 
     async def _start_that_dies(self) -> None:
         """It ends anywhere: while it reads the WAL, uploads, commits, opens partitions."""
@@ -295,6 +329,7 @@ class Simulation:
                 if partition is not None and partition.stream.stream_id == stream_id:
                     written = self._written(partition)
                     written.start_max = max(written.start_max, start)
+                    written.never_uploaded.append((engine.uploading_end(stream_id), start))
             await trim_streams(starts)
 
         engine.trim_streams = watched  # type: ignore[method-assign]
@@ -772,7 +807,19 @@ async def test_histories_hold_what_they_are_for(tmp_path: Path, lived: dict[int,
     histories = [await _history(seed, tmp_path, lived) for seed in seeds("broker_lives")]
     trace = [line for each in histories for line in each.trace]
     words = [line.split()[0] for line in trace]
-    for word in ("acked", "created", "grown", "deleted", "trimmed", "crash", "quiet", "wal", "hole"):
+    for word in (
+        "acked",
+        "created",
+        "grown",
+        "deleted",
+        "trimmed",
+        "crash",
+        "quiet",
+        "wal",
+        "hole",
+        "lost",
+        "known",
+    ):
         assert words.count(word) >= 3, word
     ends = [line for line in trace if line.startswith("wal ends")]
     assert any(not line.endswith("kept=0") for line in ends), "what failed is on the medium, and comes back"

@@ -612,16 +612,16 @@ class LogManager:
         starts: list[_Start] = []
 
         async def prepare(asked: _Start) -> None:
-            partition, offset, config = asked
+            partition, offset, _ = asked
             try:
                 await partition.save_producers(offset)
             except PenstockError as error:
                 errors.append(kept(error))
-                return
-            offset = partition.trim_limit(offset)  # the rest is for the next run
-            if offset > partition.log_start_offset:
-                starts.append(_Start(partition, offset, config))
-                logger.debug("retention moves %s-%d to offset %d", partition.topic, partition.index, offset)
+            else:
+                starts.append(asked)
+                logger.debug(
+                    "retention asks %s-%d to start at offset %d", partition.topic, partition.index, offset
+                )
 
         async with anyio.create_task_group() as tasks:
             for partition in partitions:
@@ -633,12 +633,13 @@ class LogManager:
 
     async def _trim(self, asked: list[_Start], now_ms: int, errors: list[PenstockError]) -> int:
         # who was told meanwhile that other configs are in force finds what these keep; what is being changed is left
-        # to the next run
+        # to the next run, as are batches whose producers only the WAL knows
         starts = [
-            (one.partition.stream.stream_id, one.offset)
+            (one.partition.stream.stream_id, limit)
             for one in asked
             if one.partition.topic not in self._changes
             and (one.config is one.partition.config or one.offset <= one.partition.expired_offset(now_ms))
+            and (limit := one.partition.trim_limit(one.offset)) > one.partition.log_start_offset
         ]
         try:
             if starts:

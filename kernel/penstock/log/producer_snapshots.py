@@ -186,8 +186,7 @@ class ProducerSnapshots:
         Raises ClosedError.
         """
         if self.trim_limit(start) < start:
-            needed = min(start, self._engine.uploaded_end(self._log.stream_id))
-            written = next((state_end for state_end, end in self._written if end >= needed), 0)
+            written = next((state_end for state_end, end in self._written if end >= start), 0)
             await self._engine.upload_to(self._state, written)
 
     def trim_limit(self, start: int) -> int:
@@ -195,7 +194,7 @@ class ProducerSnapshots:
         if not len(self._table) or not self._is_whole:
             return start
         self._look_what_is_uploaded()
-        needed = min(start, self._engine.uploaded_end(self._log.stream_id))
+        needed = min(start, self._engine.uploading_end(self._log.stream_id))
         return start if needed <= max(self._uploaded_end, self._log.start_offset) else self._uploaded_end
 
     def _look_what_is_uploaded(self) -> None:

@@ -649,6 +649,10 @@ class StreamEngine:
         state = self.metadata.image.streams.get(stream_id)
         return 0 if state is None else state.end
 
+    def uploading_end(self, stream_id: int) -> int:
+        """The offset up to which the stream is uploaded, or may be before a trim that is asked for now is written."""
+        return max(self.uploaded_end(stream_id), self._uploader.pending_end(stream_id))
+
     async def upload_to(self, stream: Stream, offset: int) -> None:
         """Return when the stream is uploaded up to ``offset``, which is durable, or trimmed or deleted.
 

@@ -133,6 +133,11 @@ class Uploader(Generic[B]):
         """Blocks that were submitted and aren't committed."""
         return len(self._queue)
 
+    def pending_end(self, stream_id: int) -> int:
+        """The offset up to which pending blocks have the stream; 0 if none of them has it."""
+        entries = (upload.block.streams.get(stream_id) for upload in self._queue)
+        return max((found[-1].next_offset for found in entries if found), default=0)
+
     def submit(self, block: B) -> None:
         """Queue a block; blocks come in log order."""
         upload = _Upload(block, time.perf_counter())

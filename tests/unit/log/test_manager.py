@@ -447,6 +447,36 @@ async def test_producers_whose_uploaded_batches_were_deleted_are_known_without_t
                 assert partition.log_start_offset == start
 
 
+async def test_what_is_being_uploaded_is_deleted_once_the_state_of_its_producers_is_uploaded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upload may be committed before a trim is written that was asked for earlier."""
+    async with open_logs(world) as logs:
+        partition = await logs.create(retention_bytes="0")
+        metadata, may_commit = logs.manager._metadata, anyio.Event()
+        submit = metadata.submit
+
+        async def submit_late(command: Command) -> Any:
+            if isinstance(command, CommitUpload):
+                await may_commit.wait()
+            return await submit(command)
+
+        monkeypatch.setattr(metadata, "submit", submit_late)
+        append(partition, batch(b"a", producer=(7, 0, 0)))
+        logs.manager._engine.begin_upload()
+        assert await logs.manager.clean() == 0
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partition.delete_records, -1)
+            await anyio.wait_all_tasks_blocked()
+            assert partition.log_start_offset == 0
+            may_commit.set()
+        assert partition.log_start_offset == 1
+    world.wal = FakeWal()
+    async with open_logs(world) as logs:
+        again = append(logs.partition(), batch(b"a", producer=(7, 0, 0)))
+        assert [(o.error_code, o.base_offset) for o in again] == [(0, 0)]
+
+
 async def test_a_snapshot_of_producers_says_nothing_of_batches_that_went_with_a_lost_wal(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
