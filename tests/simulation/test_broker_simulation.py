@@ -37,7 +37,8 @@ from penstock.log.partition import Partition
 from penstock.log.producer_book import WINDOW_BATCHES
 from penstock.log.topic import NewTopic
 from penstock.metadata import service as service_module
-from penstock.metadata.commands import decode_entry
+from penstock.metadata.commands import Command, decode_entry
+from penstock.metadata.commands.streams import TrimStreams
 from penstock.metadata.image import Image
 from penstock.metadata.service import load_image
 from penstock.stream import uploader as uploader_module
@@ -323,16 +324,25 @@ class Simulation:
         """Remember how far trims were asked for, by whomever."""
         trim_streams = engine.trim_streams
 
-        async def watched(starts: Sequence[tuple[int, int]]) -> None:
+        async def watched(starts: Sequence[tuple[int, int]], **more: Any) -> None:
             for stream_id, start in starts:
                 partition = logs._by_stream.get(stream_id)
                 if partition is not None and partition.stream.stream_id == stream_id:
                     written = self._written(partition)
                     written.start_max = max(written.start_max, start)
-                    written.never_uploaded.append((engine.uploading_end(stream_id), start))
-            await trim_streams(starts)
+            await trim_streams(starts, **more)
 
         engine.trim_streams = watched  # type: ignore[method-assign]
+        submit = engine.metadata.submit
+
+        async def submitted(command: Command) -> Any:
+            for stream_id, start in command.starts if isinstance(command, TrimStreams) else ():
+                partition = logs._by_stream.get(stream_id)
+                if partition is not None and partition.stream.stream_id == stream_id:
+                    self._written(partition).never_uploaded.append((engine.uploading_end(stream_id), start))
+            return await submit(command)
+
+        engine.metadata.submit = submitted  # type: ignore[method-assign]
 
     async def _everything_at_once(self, life: Life, crash: bool) -> None:
         async with anyio.create_task_group() as tasks:

@@ -5,7 +5,10 @@ from __future__ import annotations
 __all__ = ("APIS", "handle_delete_records", "handle_list_offsets", "handle_offset_for_leader_epoch")
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Final
+
+import anyio
 
 from penstock.api.authorization import each
 from penstock.api.context import RequestContext
@@ -38,6 +41,7 @@ from penstock.wire.messages.offset_for_leader_epoch import (
     OffsetForLeaderEpochResponse,
     OffsetForLeaderTopicResult,
 )
+from penstock.work.one_error import one_error
 from penstock.work.pieces import in_portions
 
 _LATEST: Final = -1
@@ -58,7 +62,7 @@ _SINCE_VERSION: Final = {
 _READ_COMMITTED: Final = 1
 _ISOLATION_LEVELS: Final = frozenset({0, 1})
 _HIGH_WATERMARK: Final = -1
-#: Partitions whose records are deleted in one go, if that takes no waiting.
+#: Partitions whose records are deleted together, and that are looked at in one go.
 _DELETIONS: Final = 50
 
 
@@ -179,6 +183,7 @@ async def handle_delete_records(
             wanted.setdefault(topic.name, {})[asked.partition_index] = asked
     denied = context.denied(Operation.DELETE, ResourceType.TOPIC, wanted)
     topics: list[DeleteRecordsTopicResult] = []
+    due: list[tuple[Partition, int, DeleteRecordsPartitionResult]] = []
     async for name, partitions in in_portions(wanted.items(), _DELETIONS):
         results: list[DeleteRecordsPartitionResult] = []
         async for asked in in_portions(partitions.values(), _DELETIONS):
@@ -186,15 +191,40 @@ async def handle_delete_records(
             try:
                 check_topic_permitted(name, denied)
                 partition, offset = _deletable(name, asked, context)
+            except OPERATING_ERRORS as error:
+                result.error_code = error_code_of(error)
+            else:
                 if offset <= partition.log_start_offset and partition.unavailable is None:
                     result.low_watermark = partition.log_start_offset
                 else:
-                    result.low_watermark = await deadline.of(partition.delete_records(offset))
-            except OPERATING_ERRORS as error:
-                result.error_code = error_code_of(error)
+                    due.append((partition, offset, result))
             results.append(result)
+            if len(due) == _DELETIONS:
+                await _delete_records(due, deadline)
+                due = []
         topics.append(DeleteRecordsTopicResult(name=name, partitions=results))
+    await _delete_records(due, deadline)
     return DeleteRecordsResponse(topics=topics)
+
+
+async def _delete_records(
+    due: Sequence[tuple[Partition, int, DeleteRecordsPartitionResult]], deadline: Deadline
+) -> None:
+    """Delete the records of these partitions together: they share metadata entries, and uploads."""
+
+    async def delete(partition: Partition, offset: int, result: DeleteRecordsPartitionResult) -> None:
+        try:
+            result.low_watermark = await deadline.of(partition.delete_records(offset))
+        except OPERATING_ERRORS as error:
+            result.error_code = error_code_of(error)
+
+    if len(due) == 1:
+        await delete(*due[0])
+        return
+    with one_error():
+        async with anyio.create_task_group() as tasks:
+            for one in due:
+                tasks.start_soon(delete, *one)
 
 
 def _deletable(topic: str, asked: DeleteRecordsPartition, context: RequestContext) -> tuple[Partition, int]:

@@ -659,8 +659,8 @@ class Partition:
             raise KafkaError(ErrorCode.OFFSET_OUT_OF_RANGE)
         if target > self.stream.start_offset:
             await self.save_producers(target)
-            await self._snapshots.upload(target)
-            await self._engine.trim_streams([(self.stream.stream_id, target)])
+            start = (self.stream.stream_id, target)
+            await self._engine.trim_streams([start], first=lambda: self._snapshots.upload(target))
             if self.stream.start_offset < target:  # deleted meanwhile
                 raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
         if self.unavailable is not None:

@@ -15,7 +15,7 @@ __all__ = ("EngineSettings", "EngineStatistics", "StreamEngine")
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import repeat, starmap
@@ -334,16 +334,23 @@ class StreamEngine:
                 stream.is_forgotten = True
             self._log_cache.drop_stream(stream_id)
 
-    async def trim_streams(self, starts: Sequence[tuple[int, int]]) -> None:
+    async def trim_streams(
+        self, starts: Sequence[tuple[int, int]], *, first: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         """Move starts forward, durably: (stream id, new start offset). Offsets below are never read again.
 
-        A cancelled call takes effect nevertheless: streams must start where metadata says that they do.
+        ``first`` is done before. A cancelled call takes effect nevertheless: streams must start where metadata says
+        that they do.
         """
         if self._closing:
             raise ClosedError("the broker is stopping")
-        await self._finisher.finish(lambda: self._trim(starts))
+        await self._finisher.finish(lambda: self._trim(starts, first))
 
-    async def _trim(self, starts: Sequence[tuple[int, int]]) -> None:
+    async def _trim(
+        self, starts: Sequence[tuple[int, int]], first: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        if first is not None:
+            await first()
         for chunk in pieces(starts, STREAMS_PER_COMMAND):
             await self.metadata.submit(TrimStreams(self._node_id, self._node_epoch, list(chunk)))
             for stream_id, start in chunk:

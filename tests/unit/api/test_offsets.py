@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import anyio
+import anyio.lowlevel
 import pytest
-from tests.unit.api.fakes import FakeLogs, make_context
+from tests.unit.api.fakes import FakeLogs, FakePartition, make_context
 
 from penstock.api import offsets
+from penstock.errors import UnavailableError
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.delete_records import (
     DeleteRecordsPartition,
@@ -126,6 +129,39 @@ async def test_delete_records(logs: FakeLogs, offset: int, result: tuple[int, in
     )
     got = response.topics[0].partitions[0]
     assert (got.error_code, got.low_watermark) == result
+
+
+async def test_records_of_many_partitions_are_deleted_together(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for a metadata entry, perhaps for an upload: they share them. One that fails says so of itself."""
+    most = under_way = 0
+
+    async def delete(self: FakePartition, offset: int) -> int:
+        nonlocal most, under_way
+        under_way += 1
+        most = max(most, under_way)
+        await anyio.lowlevel.checkpoint()
+        under_way -= 1
+        if self.index == 7:
+            raise UnavailableError("not now")
+        return offset
+
+    monkeypatch.setattr(FakePartition, "delete_records", delete)
+    monkeypatch.setattr(offsets, "_DELETIONS", 20)
+    logs.add("many", 50)
+    for index in range(50):
+        logs.at("many", index).write(2)
+    asked = [DeleteRecordsPartition(partition_index=index, offset=1) for index in range(51)]
+    topic = DeleteRecordsTopic(name="many", partitions=asked)
+    response = await offsets.handle_delete_records(
+        DeleteRecordsRequest(topics=[topic]), make_context(logs, 2)
+    )
+    assert most == 20
+    results = response.topics[0].partitions
+    assert [result.partition_index for result in results] == list(range(51))
+    failed = {result.partition_index: result.error_code for result in results if result.low_watermark != 1}
+    assert failed == {7: ErrorCode.KAFKA_STORAGE_ERROR, 50: ErrorCode.UNKNOWN_TOPIC_OR_PARTITION}
 
 
 async def test_records_of_a_compacted_topic_are_not_deleted(logs: FakeLogs) -> None:
