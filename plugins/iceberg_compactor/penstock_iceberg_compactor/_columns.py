@@ -96,7 +96,7 @@ def binary_array(column: BinaryColumn) -> pa.Array:
 
 
 def part_of(records: LakeRecords, begin: int, end: int) -> LakeRecords:
-    """Those from ``begin`` up to ``end`` of the records, without a copy of what they hold."""
+    """The records from ``begin`` up to ``end``, without a copy of what they hold."""
     if begin == 0 and end >= len(records):
         return records
     starts, names, values = records.headers.starts, records.headers.names, records.headers.values
@@ -124,7 +124,7 @@ def _part(column: BinaryColumn, begin: int, end: int) -> BinaryColumn:
 
 
 def _moved(ends: memoryview) -> memoryview:
-    """The same distances, from 0 on."""
+    """Ends with the distances of ``ends``, counted from 0 on."""
     there = pa.Array.from_buffers(pa.int32(), len(ends), [None, pa.py_buffer(ends)])
     moved = pc.subtract(there, pa.scalar(ends[0], pa.int32()))
     return memoryview(moved.buffers()[1]).cast("B")[: 4 * len(ends)].cast("i")
