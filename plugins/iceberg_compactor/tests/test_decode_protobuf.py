@@ -198,6 +198,20 @@ def test_names_that_no_files_can_have_are_refused(names: list[str]) -> None:
         compile_files({name: f'syntax = "proto3"; message A{at} {{}}' for at, name in enumerate(names)})
 
 
+def test_a_schema_that_crashes_its_compiler_is_refused_in_words() -> None:
+    """It ran in the process that makes all tables, which ended each time that the record was read."""
+    deep = "{x:[" * 1000 + "]}" * 1000
+    text = f"""syntax = "proto3"; import "google/protobuf/descriptor.proto";
+        extend google.protobuf.FileOptions {{ X x = 50000; }} message X {{ repeated X x = 1; }}
+        option (x) = {{ x: [{deep}] }};"""
+    with pytest.raises(ValueError, match="the schema can't be compiled: it is nested too deep, or too large"):
+        compile_files({"a.proto": text})
+    with pytest.raises(
+        ValueError, match=r"the schema can't be compiled: a.proto:1:1: Expected top-level statement"
+    ):
+        compile_files({"a.proto": "garbage"})
+
+
 def test_a_file_that_isnt_there_is_named() -> None:
     file = descriptor_pb2.FileDescriptorProto(name="t", dependency=["gone.proto"])
     with pytest.raises(ValueError, match=r"imports a file that isn't there: name=gone\.proto"):

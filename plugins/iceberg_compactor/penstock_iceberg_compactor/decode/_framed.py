@@ -126,7 +126,8 @@ class FramedDecoder:
         self._codec_of = codec_of
         self._indexed = indexed
         self._columns = _Columns(known, nulls=nulls)
-        self._codecs: OrderedDict[tuple[int, tuple[int, ...]], Codec] = OrderedDict()
+        #: Schemas never change, so what is wrong with one is remembered as well.
+        self._codecs: OrderedDict[tuple[int, tuple[int, ...]], Codec | ValueError] = OrderedDict()
 
     def bind(self, columns: pa.DataType) -> None:
         """The table has these columns now."""
@@ -175,10 +176,16 @@ class FramedDecoder:
         key = number, indexes
         codec = self._codecs.get(key)
         if codec is None:
-            codec = self._codecs[key] = self._codec_of(number, indexes)
+            try:
+                codec = self._codec_of(number, indexes)
+            except ValueError as error:
+                codec = ValueError(str(error))
+            self._codecs[key] = codec
             if len(self._codecs) > _CODECS_MAX:
                 self._codecs.popitem(last=False)
         self._codecs.move_to_end(key)
+        if isinstance(codec, ValueError):
+            raise ValueError(str(codec))
         return codec
 
     def _split(

@@ -18,6 +18,10 @@ import functools
 import importlib
 import importlib.util
 import logging
+import re
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +34,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 
+from penstock.errors import UnavailableError
 from penstock_iceberg_compactor.decode._decoder import (
     MEMORY_MAX,
     Decoded,
@@ -40,6 +45,7 @@ from penstock_iceberg_compactor.decode._decoder import (
     swelling,
 )
 from penstock_iceberg_compactor.decode.evolution import conform
+from penstock_iceberg_compactor.decode.waits import check_wanted, ended_with_call
 
 _F = FieldDescriptor
 _SCALARS = {
@@ -75,6 +81,10 @@ logger = logging.getLogger("penstock.lake.iceberg")
 #: Too long, a folder, or below what is no folder.
 _NO_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 _DEPTH_MAX = 32
+#: Of what protoc says of a schema.
+_TOLD_MAX = 4096
+#: What its library logs beside that.
+_NOISE = re.compile(r"^(?:WARNING: All log messages .*|[IW]\d{4} .*)$", re.MULTILINE)
 #: A schema that uses its messages in each other has few lines and any number of columns.
 _COLUMNS_MAX = 10_000
 #: The years 1 to 9999, in microseconds: what a ``Timestamp`` may be. Beyond +-292,000 years ptars starts anew.
@@ -519,12 +529,44 @@ def _written(folder: Path, name: str, text: str) -> Path:
     return path
 
 
+#: Compiles in a process of its own: nested deep enough, a schema overflows the stack of the one that compiles it, or
+#: keeps it busy for hours.
+_COMPILER = """
+import resource, sys
+from grpc_tools import protoc
+for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, 20), (resource.RLIMIT_AS, 2**31)):
+    resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
+sys.exit(protoc.main(["protoc", *sys.argv[1:]]))
+"""
+
+
+def _compile(arguments: Sequence[str], folder: str) -> None:
+    """Run protoc. Raises ValueError with what it says, without ``folder``, UnavailableError if it was ended."""
+    command = [sys.executable, "-P", "-c", _COMPILER, *arguments]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    with process, ended_with_call(process.kill):
+        assert process.stderr is not None
+        told = process.stderr.read(_TOLD_MAX).decode(errors="replace").replace(f"{folder}/", "")
+        while process.stderr.read(_TOLD_MAX):
+            pass  # it says more than anybody reads
+    if process.returncode == -signal.SIGKILL:
+        check_wanted()
+        raise UnavailableError("the process that compiles a protobuf schema was ended by SIGKILL")
+    if process.returncode < 0:
+        raise ValueError("the schema can't be compiled: it is nested too deep, or too large")
+    if process.returncode:
+        raise ValueError(f"the schema can't be compiled: {' '.join(_NOISE.sub('', told).split())}")
+
+
 def _compiled(
     texts: Mapping[str, str], others: Sequence[descriptor_pb2.FileDescriptorProto]
 ) -> list[descriptor_pb2.FileDescriptorProto]:
-    from grpc_tools import protoc
-
-    include = Path(protoc.__file__).parent / "_proto"
+    spec = importlib.util.find_spec("grpc_tools")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    include = Path(spec.submodule_search_locations[0]) / "_proto"
     with tempfile.TemporaryDirectory(prefix="penstock-protoc-") as folder:
         root = Path(folder)
         # Whole paths: a name is whatever somebody registered, and protoc takes "--python_out=..." for an option.
@@ -532,10 +574,9 @@ def _compiled(
         known = root / "known"
         known.write_bytes(descriptor_pb2.FileDescriptorSet(file=others).SerializeToString())
         out = root / "out"
-        command = ["protoc", f"-I{root / 'in'}", f"-I{include}", f"--descriptor_set_out={out}"]
+        command = [f"-I{root / 'in'}", f"-I{include}", f"--descriptor_set_out={out}"]
         if others:
             command.append(f"--descriptor_set_in={known}")
-        if protoc.main([*command, *map(str, sources)]):
-            raise ValueError("the schema can't be compiled, protoc says why on the broker's stderr")
+        _compile([*command, *map(str, sources)], str(root / "in"))
         made = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
     return list(made.file)
