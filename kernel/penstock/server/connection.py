@@ -23,7 +23,7 @@ from penstock.errors import PenstockError
 from penstock.server import long_produce, requests
 from penstock.server.channel import Channel
 from penstock.server.core import ServerCore
-from penstock.server.frames import FrameReader, ReadEnd, start_of
+from penstock.server.frames import FrameReader, ReadEnd, other_protocol, start_of
 from penstock.server.large_frame import LargeFrame, length_fault
 from penstock.server.long_produce import ProduceHeader
 from penstock.server.outbox import Outbox
@@ -212,10 +212,9 @@ class Connection(asyncio.BufferedProtocol):
         if ended is ReadEnd.LARGE:
             self._begin_large()
         elif ended is ReadEnd.MALFORMED:
-            length_max = core.settings.request_bytes_max
-            self.channel.fault(
-                f"frame length is out of range: length={reader.bad_length} length_max={length_max}"
-            )
+            length, length_max = reader.bad_length, core.settings.request_bytes_max
+            hint = "" if self.has_asked else other_protocol(length)
+            self.channel.fault(f"frame length is out of range{hint}: length={length} length_max={length_max}")
         elif ended is ReadEnd.TURN_OVER and pipeline.has_room():
             self._wait_for_turn()
         else:

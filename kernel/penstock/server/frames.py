@@ -14,7 +14,7 @@ first that isn't taken. So frames are taken in order, each once, and none is los
 
 from __future__ import annotations
 
-__all__ = ("LENGTH_BYTES", "FrameReader", "ReadEnd", "Take", "start_of")
+__all__ = ("LENGTH_BYTES", "FrameReader", "ReadEnd", "Take", "other_protocol", "start_of")
 
 import struct
 from collections.abc import Callable
@@ -30,6 +30,22 @@ LENGTH_BYTES: Final = 4
 _HEADER_BYTES_MIN: Final = 10
 _FRAME_BYTES_MIN: Final = LENGTH_BYTES + _HEADER_BYTES_MIN
 
+_HTTP: Final = ", it begins as an HTTP request does: this port speaks Kafka's protocol only"
+_PROXY: Final = ", it begins as the PROXY protocol does: have the load balancer send none"
+_TLS: Final = (
+    ", it begins as TLS does, which is not spoken here: set the client to security.protocol=PLAINTEXT"
+)
+#: How that begins which is often sent here by mistake. Read as a length, each is far above what is allowed.
+_OTHER_PROTOCOLS: Final = {
+    b"\x16\x03": _TLS,
+    b"GET ": _HTTP,
+    b"HEAD": _HTTP,
+    b"POST": _HTTP,
+    b"PROX": _PROXY,
+    b"\r\n\r\n": _PROXY,
+}
+
+_pack_length = struct.Struct(">i").pack
 _unpack_length = struct.Struct(">i").unpack_from
 _unpack_header = struct.Struct(">hhi").unpack_from
 _unpack_start = struct.Struct(">ihhi").unpack_from
@@ -53,6 +69,12 @@ class ReadEnd(Enum):
     TURN_OVER = auto()
     #: No request has such a length: ``FrameReader.bad_length``.
     MALFORMED = auto()
+
+
+def other_protocol(length: int) -> str:
+    """What the first length of a connection shows of a client that speaks something else; ``""``: nothing."""
+    start = _pack_length(length)
+    return _OTHER_PROTOCOLS.get(start) or _OTHER_PROTOCOLS.get(start[:2], "")
 
 
 def start_of(frame: memoryview) -> tuple[int, int, int]:

@@ -573,6 +573,23 @@ async def test_a_client_that_is_not_served_is_told_of_by_name_and_with_what_to_d
     assert "client_id='sarama'" in record.getMessage() or api_key == ApiKey.PRODUCE
 
 
+async def test_a_client_that_speaks_another_protocol_is_told_of_with_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
+    asked = struct.pack(">ihhih", 10, ApiKey.API_VERSIONS, 0, 1, -1)
+    async with serving() as harness:
+        for data in (hello, b"GET / HTTP/1.1\r\n\r\n", b"\r\n\r\n\0\r\nQUIT\n!", b"FTP!" * 4, asked + hello):
+            async with await harness.connect() as client:
+                await client.send_raw(data)
+                assert await client.ends()
+    said = [record.getMessage().split(": length=")[0] for record in caplog.records]
+    assert ["TLS" in each and "security.protocol=PLAINTEXT" in each for each in said] == [True, *[False] * 4]
+    assert ["HTTP" in each for each in said] == [False, True, False, False, False]
+    assert ["PROXY" in each for each in said] == [False, False, True, False, False]
+    assert {each.endswith("frame length is out of range") for each in said[3:]} == {True}
+
+
 @pytest.mark.parametrize("data", BAD_FRAMES.values(), ids=BAD_FRAMES.keys())
 async def test_bad_frame_ends_the_connection_with_one_line(
     data: bytes, caplog: pytest.LogCaptureFixture
