@@ -420,6 +420,7 @@ async def handle_incremental_alter_configs(
             change = partial(changed, resource.configs, table)
             topic = _checked_topic(resource.resource_name, change, context)
             if not request.validate_only:
+                context.changed_topics(1)
                 await deadline.of(context.api.logs.change_configs(topic.name, change))
         except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)
@@ -456,6 +457,7 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
             change = partial(replaced, resource.configs, table)
             topic = _checked_topic(resource.resource_name, change, context)
             if not request.validate_only:
+                context.changed_topics(1)
                 await deadline.of(context.api.logs.change_configs(topic.name, change))
         except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)

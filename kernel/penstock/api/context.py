@@ -6,6 +6,8 @@ Topics and partitions are the log layer's own: :mod:`penstock.log.manager`, ``to
 from __future__ import annotations
 
 __all__ = (
+    "CHANGED_PARTITION_S",
+    "CHANGE_S",
     "EVERYTHING",
     "ApiContext",
     "ApiSettings",
@@ -82,6 +84,13 @@ class ApiSettings:
     broker_configs: Mapping[str, str | None] = field(default_factory=dict)
 
 
+#: What a change of topics takes of the loop beside its request's handler: a few entries of metadata are written and
+#: applied. Changes that come together share entries.
+CHANGE_S: Final = 0.0015
+#: What each of its partitions takes: their streams are opened or closed.
+CHANGED_PARTITION_S: Final = 0.0001
+
+
 def _unknown_capacity() -> None:
     return None
 
@@ -149,8 +158,16 @@ class RequestContext:
     state: object = None
     #: Its answer is a long one: it is encoded in a thread.
     is_long: bool = False
+    #: Seconds that the broker's rooms computed for it in tasks of their own, by estimate: on its client's account.
+    elsewhere_s: float = 0.0
     #: How long the client is to wait with its next request, as the handler says.
     rest_s: float = 0.0
+
+    def changed_topics(self, partitions: int) -> None:
+        """Note that topics with so many partitions are to be made, grown, configured or deleted for it, in one go."""
+        self.elsewhere_s += (
+            CHANGE_S / (1 + self.api.logs.changes_under_way) + partitions * CHANGED_PARTITION_S
+        )
 
     @property
     def groups(self) -> GroupService:

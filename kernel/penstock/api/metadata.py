@@ -153,6 +153,7 @@ async def _create(names: Sequence[str], context: RequestContext) -> dict[str, in
     }
     names = [name async for name in in_portions(names, _NAMES) if name not in failed]
     count = context.api.settings.partitions_default
+    context.changed_topics(count * len(names))
     try:
         results = await logs.create_topics(
             [NewTopic(name=name, partition_count=count, configs={}) for name in names]

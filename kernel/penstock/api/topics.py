@@ -27,6 +27,7 @@ from penstock.api.lookup import check_topic_permitted, existing_topic, find_topi
 from penstock.api.names import RESERVED_TOPICS, by_metric_name, metric_name, topic_name_fault
 from penstock.errors import InvalidRequestError, again, kept
 from penstock.log.errors import KafkaError
+from penstock.log.manager import LogManager
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import TopicConfig, TopicConfigTable
 from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
@@ -118,6 +119,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
             _describe(result, new, _ZERO_ID, hidden, table, unset)
     elif valid:
         created: Sequence[Topic | Exception]
+        context.changed_topics(sum([new.partition_count async for new in in_portions(valid, _NAMES)]))
         try:
             created = await deadline.of(logs.create_topics(valid))
         except OPERATING_ERRORS as error:
@@ -304,6 +306,7 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
         names[name] = result
     if names:
         outcomes: Sequence[Exception | None]
+        context.changed_topics(sum([_partitions(logs, name) async for name in in_portions(names, _NAMES)]))
         try:
             outcomes = await deadline.of(logs.delete_topics(list(names), ids))
         except OPERATING_ERRORS as error:
@@ -313,6 +316,11 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
                 _refuse(result, outcome)
     responses = [one async for one in in_portions(results, _NAMES) if id(one) not in dropped]
     return DeleteTopicsResponse(responses=responses)
+
+
+def _partitions(logs: LogManager, name: str) -> int:
+    topic = logs.topics().get(name)
+    return 0 if topic is None else topic.partition_count
 
 
 async def _find_deletable(
@@ -427,6 +435,7 @@ async def handle_create_partitions(
                 context.api.logs.check_room(added, counted)
                 counted += added
             else:
+                context.changed_topics(added)
                 await deadline.of(_grow(asked, context))
         except OPERATING_ERRORS as error:
             result.error_code = controller_code_of(error)

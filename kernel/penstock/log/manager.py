@@ -382,6 +382,11 @@ class LogManager:
             self._changes.release(names)  # nothing is begun, so nothing comes to its end
         return await self._to_its_end(run)
 
+    @property
+    def changes_under_way(self) -> int:
+        """How many changes of topics wait for metadata, where those that come together are written together."""
+        return self._finisher.waiting
+
     async def _to_its_end(self, change: Callable[[], Awaitable[T]]) -> T:
         """Do ``change`` even if who asked for it goes away: what metadata says must be so on this broker.
 

@@ -141,6 +141,10 @@ async def _run(
             except Exception as error:  # noqa: BLE001 - logged and answered in _fail
                 _fail(channel, slot, api, message, error)
                 return
+            finally:
+                spent_s, core = context.elsewhere_s, channel.core
+                if spent_s:
+                    core.loop_time.used(channel.time, spent_s, spent_s, core.time())
             channel.scopes.add(scope)  # who is gone doesn't wait to be answered
             if context.rest_s > 0.0:
                 rest(channel, slot, context.rest_s)

@@ -348,6 +348,7 @@ class FakeLogs(LogManager):
 
     cluster_id = "fake-cluster"
     controller_id = 7
+    changes_under_way = 0
 
     def __init__(self) -> None:
         self.node_id = 7

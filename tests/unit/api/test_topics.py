@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import pytest
 from tests.unit.api.fakes import FakeLogs, make_context
 
 from penstock.api import topics
+from penstock.api.context import CHANGE_S, CHANGED_PARTITION_S
+from penstock.api.dispatch import apis
 from penstock.errors import UnavailableError
 from penstock.log.topic_config import (
     TOPIC_CONFIGS,
@@ -25,9 +29,16 @@ from penstock.wire.messages.create_topics import (
     CreateTopicsRequest,
 )
 from penstock.wire.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
+from penstock.wire.messages.incremental_alter_configs import (
+    AlterConfigsResource,
+    IncrementalAlterConfigsRequest,
+)
+from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopic
 from penstock.wire.registry import encode_response
 
 pytestmark = pytest.mark.anyio
+
+TABLE: Final = apis()
 
 TOPIC, BROKER = 2, 4
 
@@ -51,6 +62,52 @@ def new(name: str = "new", partitions: int = 2, factor: int = 1, **values: str |
             CreatableTopicConfig(name=key.replace("_", "."), value=value) for key, value in values.items()
         ],
     )
+
+
+@pytest.mark.parametrize("under_way", [0, 9])
+async def test_what_changes_of_topics_take_of_the_loop_is_on_their_clients_account(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch, under_way: int
+) -> None:
+    """Metadata are written in tasks of others; changes that wait at a time share their entries."""
+    monkeypatch.setattr(logs, "changes_under_way", under_way)
+
+    async def elsewhere_s(key: ApiKey, request: Any) -> float:
+        api, context = TABLE[key], make_context(logs, TABLE[key].high, partitions_default=2)
+        assert api.handler is not None
+        await api.handler(request, context)
+        return context.elsewhere_s
+
+    made = CreateTopicsRequest(topics=[new("a"), new("b", 3), new("t")])
+    judged = CreateTopicsRequest(topics=[new("c")], validate_only=True)
+    grown = CreatePartitionsRequest(
+        timeout_ms=1000,
+        topics=[CreatePartitionsTopic(name=name, count=4, assignments=None) for name in ("a", "none")],
+    )
+    wanted = MetadataRequest(topics=[MetadataRequestTopic(name="d")], allow_auto_topic_creation=True)
+    gone = DeleteTopicsRequest(
+        topics=[DeleteTopicState(name=name) for name in ("b", "d", "none")], timeout_ms=1000
+    )
+    again = DeleteTopicsRequest(topics=[DeleteTopicState(name="b")], timeout_ms=1000)
+    altered = IncrementalAlterConfigsRequest(
+        resources=[
+            AlterConfigsResource(resource_type=TOPIC, resource_name=name, configs=[])
+            for name in ("t", "none")
+        ]
+    )
+    for key, request, partitions in (
+        (ApiKey.CREATE_TOPICS, made, 2 + 3),
+        (ApiKey.CREATE_TOPICS, judged, None),
+        (ApiKey.CREATE_PARTITIONS, grown, 2),
+        (ApiKey.METADATA, wanted, 2),
+        (ApiKey.METADATA, wanted, None),
+        (ApiKey.DELETE_TOPICS, gone, 3 + 2),
+        (ApiKey.DELETE_TOPICS, again, None),
+        (ApiKey.INCREMENTAL_ALTER_CONFIGS, altered, 1),
+    ):
+        expected = (
+            0.0 if partitions is None else CHANGE_S / (1 + under_way) + partitions * CHANGED_PARTITION_S
+        )
+        assert await elsewhere_s(key, request) == pytest.approx(expected), key
 
 
 async def test_create_topic_answers_with_id_and_all_configs(logs: FakeLogs) -> None:

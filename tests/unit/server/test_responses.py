@@ -8,9 +8,10 @@ from tests.patience import HANG_S
 from tests.unit.api.fakes import FakeLogs
 from tests.unit.server.harness import serving
 
-from penstock.api.context import RequestContext
+from penstock.api.context import CHANGE_S, CHANGED_PARTITION_S, RequestContext
 from penstock.api.declaration import Api, Frame
 from penstock.log.limiter import BytesLimiter
+from penstock.time_shares import TimeMember
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.describe_groups import (
     DescribedGroup,
@@ -150,3 +151,27 @@ async def test_a_long_request_is_counted_for_what_its_answer_may_take(
         with anyio.fail_after(HANG_S):
             while handling.used:  # noqa: ASYNC110
                 await anyio.sleep(0.001)
+
+
+async def test_what_others_compute_for_a_request_is_on_its_clients_account(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paid: list[float] = []
+
+    async def change(request: Message, context: RequestContext) -> Message:
+        context.changed_topics(1_000)
+        return response()
+
+    api = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), handler=change)
+    async with serving(handlers=[api]) as harness, await harness.connect() as client:
+        shares = harness.server.core.loop_time
+        used = shares.used
+
+        def recorded(member: TimeMember, processor_s: float, clock_s: float, now: float) -> None:
+            paid.append(processor_s)
+            used(member, processor_s, clock_s, now)
+
+        monkeypatch.setattr(shares, "used", recorded)
+        await client.send(ApiKey.DESCRIBE_GROUPS, 1, REQUEST)
+        await client.receive()
+    assert paid.count(CHANGE_S + 1_000 * CHANGED_PARTITION_S) == 1
