@@ -12,6 +12,7 @@ __all__ = ("DEAD_SCHEMA", "SUFFIX", "DeadLetters")
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyiceberg.schema import Schema
 from pyiceberg.types import NestedField, StringType, TimestamptzType
 
@@ -19,6 +20,7 @@ from penstock.spi.lake import LakeRecords
 from penstock_iceberg_compactor._columns import RAW_SCHEMA, raw_rows
 from penstock_iceberg_compactor._owned import Change, OwnedTable
 from penstock_iceberg_compactor._reading import Rejected
+from penstock_iceberg_compactor._scan import read_as_written
 
 SUFFIX = "__dead_letter"
 DEAD_SCHEMA = Schema(
@@ -71,11 +73,14 @@ class DeadLetters:
         self._positions[partition] = max(there, records.offsets[new[-1].at] + 1)
 
     def _known(self, partition: int, start: int, end: int) -> set[int]:
-        """The offsets from ``start`` up to ``end`` that the table has."""
+        """The offsets from ``start`` up to ``end`` that were written, also of letters that somebody deleted since."""
         assert self._table is not None
         wanted = f"partition = {partition} and offset >= {start} and offset < {end}"
-        found = self._table.table.scan(row_filter=wanted, selected_fields=("offset",)).to_arrow()
-        return set(found.column("offset").to_pylist())
+        found: set[int] = set()
+        for rows in read_as_written(self._table.table, wanted, ("partition", "offset")):
+            there = rows.filter(pc.equal(rows.column("partition"), partition))
+            found.update(there.column("offset").to_pylist())
+        return found
 
     def spill(self) -> None:
         """Write what is in memory into files."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("EqualityDeletesError", "files_of", "read_files", "read_parts", "records_of")
+__all__ = ("EqualityDeletesError", "files_of", "read_as_written", "read_files", "read_parts", "records_of")
 
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.expressions import AlwaysTrue, parser
+from pyiceberg.expressions.visitors import _InclusiveMetricsEvaluator
 from pyiceberg.io.pyarrow import (
     ArrowScan,
     _get_column_projection_values,
@@ -17,7 +18,7 @@ from pyiceberg.io.pyarrow import (
     _to_requested_schema,
     pyarrow_to_schema,
 )
-from pyiceberg.manifest import FileFormat
+from pyiceberg.manifest import FileFormat, ManifestContent
 from pyiceberg.schema import prune_columns
 from pyiceberg.table import FileScanTask, Table
 
@@ -52,6 +53,18 @@ def files_of(table: Table) -> list[FileScanTask]:
 def read_files(table: Table, tasks: Sequence[FileScanTask], columns: Sequence[str] = ()) -> pa.Table:
     """All rows of some files, under the table's present schema, or under these columns of it."""
     return _scan(table, columns).to_table(tasks)
+
+
+def read_as_written(table: Table, wanted: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Columns of the files that may hold rows like ``wanted``, with other rows, and deleted ones."""
+    snapshot = table.current_snapshot()
+    may_hold = _InclusiveMetricsEvaluator(table.schema(), parser.parse(wanted)).eval
+    for manifest in snapshot.manifests(table.io) if snapshot else ():
+        if manifest.content != ManifestContent.DATA:
+            continue
+        for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True):
+            if may_hold(entry.data_file):
+                yield from read_parts(table, FileScanTask(entry.data_file), columns)
 
 
 def read_parts(table: Table, task: FileScanTask, columns: Sequence[str] = ()) -> Iterator[pa.Table]:

@@ -28,7 +28,7 @@ from pyiceberg.types import BinaryType, IntegerType, LongType, NestedField, Stru
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 
-from penstock.errors import ConflictError
+from penstock.errors import ConflictError, UnavailableError
 
 pytestmark = pytest.mark.anyio
 
@@ -63,9 +63,11 @@ async def test_rows_of_others_need_nothing_of_kafka_and_stay_when_their_files_ar
 class DeletingByEquality(_FastAppendFiles):
     """A commit of a writer that deletes the row with the id 1, as Flink does."""
 
+    name = "id"
+
     def _existing_manifests(self) -> list[ManifestFile]:
         schema, spec = self._transaction.table_metadata.schema(), self._transaction.table_metadata.spec()
-        column = schema.find_field("id")
+        column = schema.find_field(self.name)
         location = self._transaction._table.location() + "/data/deletes.parquet"
         kind = pa.schema([pa.field("id", pa.int64(), metadata={"PARQUET:field_id": str(column.field_id)})])
         with self._io.new_output(location).create() as stream:
@@ -88,6 +90,10 @@ class DeletingByEquality(_FastAppendFiles):
                 )
             )
         return [*super()._existing_manifests(), writer.to_manifest_file()]
+
+
+class DeletingOffset(DeletingByEquality):
+    name = "offset"
 
 
 class DeleteManifest(ManifestWriterV2):
@@ -123,6 +129,35 @@ async def test_deletes_by_equality_stop_what_has_to_read_them_in_words_and_nothi
                 await table.commit({0: 3})
         async with compactor.open_table(topic(**configs), 1) as table:
             assert await table.positions() == {0: 2}
+
+
+async def test_dead_letters_that_somebody_deleted_dont_come_again_when_records_are_read_again(
+    tmp_path: Path,
+) -> None:
+    """Their table was committed, the other one wasn't; deletes by equality then stopped the topic with a bug."""
+    configs = topic(value_format="json", on_bad_record="dead_letter")
+    steps: list[str] = []
+
+    def lose(name: str) -> None:
+        steps.append(name)
+        if steps.count("committed") and name == "manifests written":
+            raise UnavailableError("before the commit of the main table")
+
+    async with opened(tmp_path) as compactor:
+        async with compactor.open_table(configs, 1) as table:
+            await table.write(lake_records([b"{", b"{}"]))
+            compactor.watch(lose)
+            with pytest.raises(UnavailableError):
+                await table.commit({0: 2})
+        compactor.watch(lambda _: None)
+        transaction = load(compactor, "orders__dead_letter").transaction()
+        DeletingOffset(Operation.DELETE, transaction, transaction._table.io).commit()
+        transaction.commit_transaction()
+        async with compactor.open_table(configs, 1) as table:
+            await table.write(lake_records([b"{", b"{}", b"["]))
+            await table.commit({0: 3})
+        written = load(compactor, "orders__dead_letter").inspect.data_files()
+        assert written["record_count"].to_pylist() == [1, 1], "the first one once, and the new one"
 
 
 @pytest.mark.parametrize("how", ["dropped", "renamed", "dropped and added"])
