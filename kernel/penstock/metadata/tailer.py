@@ -109,20 +109,28 @@ class Tailer:
 
         Raises UnavailableError, CorruptError, NewerVersionError, BehindError; in place of that what ``check`` raises.
         """
-        try:
-            async for read in self._log.read(self.image.index + 1):
-                if read.index == self.image.index + 1:  # else it was applied while we read
-                    results = self.apply(read.index, decode_entry(read.index, read.data))
-                    if read.data == self._own:
-                        self.landed, self.landed_index = results, read.index
-                    else:
-                        self.followed_entries += 1
-        except NotFoundError as error:
-            self._check(await load_image(self._log))  # who was fenced meanwhile must not start again
-            raise BehindError(
-                f"this broker was away from the metadata log for so long that a new start is needed, which loads the "
-                f"newest snapshot: location={self._log.location} index={self.image.index} cause={error}"
-            ) from error
+        while True:
+            first = self.image.index + 1
+            try:
+                await self._read_from(first)
+            except NotFoundError as error:
+                if self.image.index >= first:
+                    continue  # it was applied while we read, and dropped below a snapshot, perhaps of our own
+                self._check(await load_image(self._log))  # who was fenced meanwhile must not start again
+                raise BehindError(
+                    f"this broker was away from the metadata log for so long that a new start is needed, which loads "
+                    f"the newest snapshot: location={self._log.location} index={self.image.index} cause={error}"
+                ) from error
+            return
+
+    async def _read_from(self, first: int) -> None:
+        async for read in self._log.read(first):
+            if read.index == self.image.index + 1:  # else it was applied while we read
+                results = self.apply(read.index, decode_entry(read.index, read.data))
+                if read.data == self._own:
+                    self.landed, self.landed_index = results, read.index
+                else:
+                    self.followed_entries += 1
 
     async def run(self) -> None:
         """Follow other writers until cancelled; ends when the log is closed.

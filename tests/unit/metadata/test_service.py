@@ -607,6 +607,31 @@ async def test_who_misses_entries_that_were_dropped_ends(
     assert is_fenced or "a new start is needed" in str(error)
 
 
+async def test_entries_that_were_applied_before_they_were_dropped_are_not_missed(log: FakeLog) -> None:
+    """Who follows reads slowly; meanwhile the writer catches up, goes on, and its snapshot drops what is read."""
+    log.tells_news = True
+    read, is_reading, may_read = log.read, anyio.Event(), anyio.Event()
+
+    async def read_late(start_index: int) -> AsyncIterator[MetadataEntry]:
+        log.read = read  # type: ignore[method-assign]
+        is_reading.set()
+        await may_read.wait()
+        async for entry in read(start_index):
+            yield entry
+
+    async with open_service(log) as service:
+        log.read = read_late  # type: ignore[method-assign]
+        await log.append(service.image.index + 1, encode_entry(Entry([topic("a")], "other", 1)))
+        await is_reading.wait()
+        await service.submit(topic("b"))
+        await service.write_snapshot()
+        log.dropped_index = service.image.index
+        may_read.set()
+        await anyio.wait_all_tasks_blocked()
+        await service.submit(topic("c"))
+        assert sorted(service.image.topics.names()) == ["a", "b", "c"]
+
+
 async def test_who_meets_an_entry_of_a_newer_version_ends(log: FakeLog) -> None:
     """Another writer was upgraded: what can't be read can't be followed, and nothing is written after it."""
     log.tells_news = True
