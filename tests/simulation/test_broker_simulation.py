@@ -122,10 +122,18 @@ class Sent:
     """What one idempotent producer knows of one partition."""
 
     next: int = 0
+    epoch: int = 0
     #: (first sequence, values) of batches whose outcome isn't known yet, as many as a client has in flight at most.
     unknown: list[tuple[int, list[bytes]]] = field(default_factory=list)
     #: (first sequence, values, base offset) of the last acknowledged batch.
     last: tuple[int, list[bytes], int] | None = None
+    #: The same of the epoch before, once a batch of this one is acknowledged.
+    fenced: tuple[int, list[bytes], int] | None = None
+
+    def begin_epoch(self) -> None:
+        """As clients do that give batches up: everything after them is of another epoch, and counts from 0."""
+        self.epoch += 1
+        self.next, self.last, self.fenced = 0, None, self.last or self.fenced
 
 
 @dataclass
@@ -274,7 +282,9 @@ class Simulation:
                 if partition is None or last is None or not is_in_window or last[2] >= end:
                     continue
                 if not any(start <= last[2] < end for start, end in written.never_uploaded):
-                    outcome = await self._outcome(await self._send(life, partition, producer, *last[:2]))
+                    outcome = await self._outcome(
+                        await self._send(life, partition, producer, sent.epoch, *last[:2])
+                    )
                     assert (outcome.error_code, outcome.base_offset) == (0, last[2]), (
                         "what objects said is known"
                     )
@@ -452,11 +462,11 @@ class Simulation:
             return
         place = (partition.topic_id, partition.index)
         sequence = producer.sequences.setdefault(place, Sent())
-        last = sequence.last
-        is_there = last is not None and last[2] >= partition.log_start_offset
-        if last is not None and is_there and not sequence.unknown and self.random.random() < 0.15:
-            await self._produce_again(life, producer, partition, last)
+        if sequence.last is not None and not sequence.unknown and self.random.random() < 0.15:
+            await self._produce_again(life, producer, partition, sequence)
             return
+        if producer.producer_id >= 0 and not sequence.unknown and self._aside.random() < 0.15:
+            sequence.begin_epoch()
         batches = list(sequence.unknown)  # first of all, and as they were
         in_flight = self.random.choice([1, 1, 2, WINDOW_BATCHES]) if producer.producer_id >= 0 else 1
         while len(batches) < in_flight:
@@ -468,7 +478,7 @@ class Simulation:
         asked: list[_Asked] = []
         for first, values in batches:
             written.sent.update(values)
-            asked.append(await self._send(life, partition, producer, first, values))
+            asked.append(await self._send(life, partition, producer, sequence.epoch, first, values))
             await self._turns(self.random.randrange(4))
         failed = False
         for (first, values), answer in zip(batches, asked, strict=True):
@@ -495,24 +505,41 @@ class Simulation:
         return values
 
     async def _produce_again(
-        self, life: Life, producer: Producer, partition: Partition, last: tuple[int, list[bytes], int]
+        self, life: Life, producer: Producer, partition: Partition, sequence: Sent
     ) -> None:
-        first, values, base_offset = last
-        if producer.producer_id < 0:
+        """What was acknowledged last, whether it is deleted meanwhile or not; or last in the epoch before."""
+        if producer.producer_id < 0 or sequence.last is None:
             return
-        outcome = await self._outcome(await self._send(life, partition, producer, first, values))
+        first, values, base_offset = sequence.last
+        if sequence.fenced is not None and self._aside.random() < 0.5:
+            first, values, _ = sequence.fenced
+            asked = await self._send(life, partition, producer, sequence.epoch - 1, first, values)
+            await asked.done.wait()
+            code = asked.outcomes[0].error_code
+            assert code in {ErrorCode.INVALID_PRODUCER_EPOCH, ErrorCode.NOT_LEADER_OR_FOLLOWER}, code
+            self.note(f"fenced {partition.topic}-{partition.index} {code}")
+            return
+        outcome = await self._outcome(
+            await self._send(life, partition, producer, sequence.epoch, first, values)
+        )
         if outcome.error_code == 0:
             assert outcome.base_offset == base_offset, "a duplicate gets the offset that it has"
 
     async def _send(
-        self, life: Life, partition: Partition, producer: Producer, first: int, values: list[bytes]
+        self,
+        life: Life,
+        partition: Partition,
+        producer: Producer,
+        epoch: int,
+        first: int,
+        values: list[bytes],
     ) -> _Asked:
         """Append like the Produce API; what is returned waits for the answer."""
         idempotent = producer.producer_id >= 0
         batch = build_batch(
             [(None, value, (), self.world.now_ms) for value in values],
             producer_id=producer.producer_id,
-            producer_epoch=0 if idempotent else -1,
+            producer_epoch=epoch if idempotent else -1,
             base_sequence=first if idempotent else -1,
         )
         asked = _Asked(self.wal)
@@ -829,6 +856,7 @@ async def test_histories_hold_what_they_are_for(tmp_path: Path, lived: dict[int,
         "hole",
         "lost",
         "known",
+        "fenced",
     ):
         assert words.count(word) >= 3, word
     ends = [line for line in trace if line.startswith("wal ends")]
