@@ -343,7 +343,8 @@ def send_updates(
 ) -> bool:
     """Commit changes that make no snapshot, if nobody committed since the table was loaded. False if there are none.
 
-    Raises LostError if somebody did.
+    Raises LostError if somebody did, and where they failed and the table is another by now: then they didn't fit it
+    any more, or were done and the reply was lost, and looking again tells.
     """
     if not updates:
         return False
@@ -355,4 +356,16 @@ def send_updates(
         table._do_commit(tuple(updates), (*requirements, *guards))
     except CommitFailedException as error:
         raise LostError(str(error)) from error
+    except Exception as error:
+        if _is_another(table):
+            raise LostError(cause_of(error)) from error
+        raise
     return True
+
+
+def _is_another(table: Table) -> bool:
+    """Whether the catalog has other metadata of the table by now, as far as it answers."""
+    try:
+        return table.catalog.load_table(table.name()).metadata_location != table.metadata_location
+    except Exception:  # noqa: BLE001 - what failed before is told
+        return False

@@ -190,8 +190,9 @@ class Keeper:
             if not found[0]:
                 return False
             self._owned.refresh()  # a tag goes with the snapshot that it names, and nothing guards it but this look
-            if names_of(table) != names:
-                raise LostError("another writer committed, or named a snapshot")
+            there = {one.snapshot_id for one in table.metadata.snapshots}
+            if names_of(table) != names or not found[0] <= there:
+                raise LostError("another writer committed, named a snapshot, or expired one")
             update = RemoveSnapshotsUpdate.model_validate({"snapshot-ids": sorted(found[0])})
             return send_updates(table, (update,))
 

@@ -41,6 +41,32 @@ async def values(compactor: IcebergCompactor) -> list[int]:
         return sorted([int(row.value or b"") async for row in table.rows()])
 
 
+async def test_snapshots_that_somebody_else_expires_meanwhile_are_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head stays where it was, so nothing else tells that the plan doesn't fit the table any more."""
+
+    def expired(self: Reach, snapshots: Iterable[Snapshot]) -> dict[str, int]:
+        monkeypatch.undo()
+        table = load(compactor)
+        old = [one.snapshot_id for one in table.metadata.snapshots if one != table.current_snapshot()]
+        table.maintenance.expire_snapshots().by_ids(old).commit()
+        return reached(self, snapshots)
+
+    reached = Reach.of
+    async with opened(tmp_path) as compactor:
+        await commits(compactor, 3)
+        async with compactor.open_table(topic(**EAGER, target_file_bytes="1048576"), 1) as table:
+            await table.maintain()
+            await table.write(lake_records([b"3"], start=3))
+            await table.commit({0: 4})
+            monkeypatch.setattr(Reach, "of", expired)
+            await table.maintain()
+            await table.write(lake_records([b"4"], start=4))
+            await table.commit({0: 5})
+        assert await values(compactor) == [0, 1, 2, 3, 4]
+
+
 async def test_many_small_commits_become_one_file_one_manifest_and_no_orphan(tmp_path: Path) -> None:
     async with opened(tmp_path, orphan_grace=0) as compactor:
         await commits(compactor, COMMITS)

@@ -50,6 +50,19 @@ async def test_a_commit_whose_reply_is_wrong_or_missing_is_there_once(
             assert sorted([row.offset async for row in table.rows()]) == [0, 1]
 
 
+@pytest.mark.parametrize("fault", ["lose", "done 500"])
+async def test_a_column_whose_reply_is_lost_is_looked_up(
+    tmp_path: Path, server: RestCatalogServer, fault: str
+) -> None:
+    async with opened(tmp_path, catalog={"type": "rest", "uri": server.url}) as compactor:
+        async with compactor.open_table(topic(value_format="json"), 1) as table:
+            server.faults = [fault]
+            await table.write(lake_records([b'{"a": 1}']))
+            assert not server.faults
+            await table.commit({0: 1})
+            assert "a long" in (await table.describe())["columns"]
+
+
 async def test_a_catalog_that_is_away_is_one_sentence_without_secrets(tmp_path: Path) -> None:
     catalog = {
         "type": "sql",
