@@ -240,6 +240,10 @@ class Pair:
                 (ApiKey.INIT_PRODUCER_ID, init_producer_id.InitProducerIdRequest(transactional_id=None)),
             ):
                 wait_until(partial(_code_of, side, api_key, 3, message))
+            if (
+                side is self.penstock
+            ):  # there it takes more than to be asked for, as there are no transactions
+                ask_to_create(side, _INTERNAL[1], 1)
             for name in _INTERNAL:
                 topic = metadata.MetadataRequestTopic(name=name)
                 request = metadata.MetadataRequest(topics=[topic], allow_auto_topic_creation=True)
@@ -304,8 +308,10 @@ def wait_until(error_code: Callable[[], int]) -> None:
         time.sleep(0.005)
 
 
-def create_topic(side: Side, name: str, partitions: int, **configs: str) -> None:
-    """Create a topic, wait until it can be used, and put three records into each partition."""
+def ask_to_create(
+    side: Side, name: str, partitions: int, **configs: str
+) -> create_topics.CreatableTopicResult:
+    """One CreateTopics; what came of it."""
     asked = create_topics.CreatableTopic(
         name=name,
         num_partitions=partitions,
@@ -316,9 +322,16 @@ def create_topic(side: Side, name: str, partitions: int, **configs: str) -> None
             for key, value in configs.items()
         ],
     )
+    made: create_topics.CreatableTopicResult
     (made,) = side.ask_message(
         ApiKey.CREATE_TOPICS, 7, create_topics.CreateTopicsRequest(topics=[asked], timeout_ms=10_000)
     ).topics
+    return made
+
+
+def create_topic(side: Side, name: str, partitions: int, **configs: str) -> None:
+    """Create a topic, wait until it can be used, and put three records into each partition."""
+    made = ask_to_create(side, name, partitions, **configs)
     assert made.error_code == 0, (side.name, made)
     side.learn(topic_id_of(name), bytes(made.topic_id))
     for index in range(partitions):

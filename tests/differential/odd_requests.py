@@ -206,6 +206,7 @@ _ODD: Final[Mapping[str, tuple[Any, ...]]] = {
     "alter_configs.resources.resource_name": (*_TOPIC_NAMES_ALL, "1", "2"),
     "incremental_alter_configs.resources.resource_name": (*_TOPIC_NAMES_ALL, "1", "2"),
     "describe_topic_partitions.topics.name": (*_TOPIC_NAMES_ALL, "__share_group_state"),  # which isn't there
+    "metadata.topics.name": (*_TOPIC_NAMES_ALL, "__share_group_state"),  # nor does asking make it
     "create_topics.topics.name": (*_TOPIC_NAMES_ALL, TOPIC, "a_b", "a.b"),
     "topic_id": (bytes(16), b"\x07" * 16, b"\0" * 15 + b"\1"),
     "delete_topics.topics.topic_id": (topic_id_of(VICTIM), b"\x07" * 16),

@@ -235,7 +235,9 @@ def _to_create(request: MetadataRequest, context: RequestContext) -> Steps[list[
     names: list[str] = []
     for name in (yield from _unknown(request, context)):
         yield
-        if is_valid_topic_name(name) and name not in RESERVED_TOPICS:
+        # What a coordinator keeps its state in can be neither deleted nor given more partitions: it is for the broker
+        # to make, not for whoever has a look at it.
+        if is_valid_topic_name(name) and name not in RESERVED_TOPICS and name not in INTERNAL_TOPICS:
             names.append(name)
     return _creatable(names, context) if names and context.api.authorizer is not None else names
 
@@ -384,7 +386,8 @@ def _asked_topic(
         if logs.is_changing(name):
             absent = ErrorCode.LEADER_NOT_AVAILABLE
         code = failed.get(name, int(absent))
-    return MetadataResponseTopic(error_code=code, name=name, partitions=[])
+    is_internal = name in INTERNAL_TOPICS
+    return MetadataResponseTopic(error_code=code, name=name, is_internal=is_internal, partitions=[])
 
 
 def describe_cluster_nowait(

@@ -223,6 +223,16 @@ async def test_the_name_of_the_metadata_log_is_no_topic(logs: FakeLogs) -> None:
     assert sorted(logs.topics()) == ["t"]
 
 
+async def test_who_asks_for_an_internal_topic_that_is_not_there_makes_none(logs: FakeLogs) -> None:
+    names = ["__consumer_offsets", "__share_group_state", "__transaction_state"]
+    asked = [MetadataRequestTopic(name=name) for name in names]
+    request = MetadataRequest(topics=asked, allow_auto_topic_creation=True)
+    answer: Any = await metadata.handle_metadata(request, make_context(logs, 9))
+    assert [topic.error_code for topic in answer.topics] == [ErrorCode.UNKNOWN_TOPIC_OR_PARTITION] * 3
+    assert [topic.is_internal for topic in answer.topics] == [True] * 3
+    assert sorted(logs.topics()) == ["t"]
+
+
 @pytest.mark.parametrize(
     "name", ["remote.storage.enable", "remote.log.copy.disable", "remote.log.delete.on.disable"]
 )
