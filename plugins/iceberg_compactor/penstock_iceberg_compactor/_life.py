@@ -54,6 +54,10 @@ class Life:
         self._begun = [location for location in self._begun if location not in gone]
         return sorted(gone)
 
+    def take_back_begun(self) -> list[str]:
+        """Let go of the file that was begun last, which couldn't be written to its end; where it is."""
+        return [self._begun.pop()]
+
     def forget(self) -> list[str]:
         """Let go of what waits and was begun: the locations, for whoever removes them as nothing committed them."""
         begun, self._begun, self.waiting = self._begun, [], []

@@ -148,7 +148,13 @@ class Keeper:
                 file = tasks[0].file
                 divided = file.spec_id == self._table.metadata.default_spec_id
                 rows = (part for task in tasks for part in read_parts(self._table, task))
-                written = self._owned.write_file(file.partition if divided else None, rows)
+                try:
+                    written = self._owned.write_file(file.partition if divided else None, rows)
+                except FileNotFoundError:
+                    self._owned.refresh()
+                    if self._are_there(tasks):
+                        raise
+                    continue  # another writer took it out, and removed it
                 made.append((tasks, written))
             head = self._found_at
             landed = self._owned.commit(plan)
@@ -156,6 +162,10 @@ class Keeper:
             self._owned.drop()
             raise
         return Rewritten(len(made), sum(len(tasks) for tasks, _ in made), landed.size_bytes)
+
+    def _are_there(self, tasks: _Bin) -> bool:
+        there = {task.file.file_path for task in files_of(self._table)}
+        return all(task.file.file_path in there for task in tasks)
 
     def _leave_changed(self, made: list[tuple[_Bin, DataFile]]) -> None:
         """Drop those that were made of files which aren't there any more, or which others deleted rows of."""

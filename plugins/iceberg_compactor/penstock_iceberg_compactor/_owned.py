@@ -227,9 +227,16 @@ class OwnedTable:
         self._place.step("files written")
 
     def write_file(self, partition: Record | None, parts: Iterator[pa.Table]) -> DataFile:
-        """Write one file for the next commit, of rows of one partition, or of any with None."""
+        """Write one file for the next commit, of rows of one partition, or of any with None.
+
+        Raises FileNotFoundError if what ``parts`` are read from isn't there any more, and nothing is left of it.
+        """
         life = self.begin()
-        file = self._writer(life).write_one(partition, parts)
+        try:
+            file = self._writer(life).write_one(partition, parts)
+        except FileNotFoundError:
+            remove_failed(self.table, life.take_back_begun())
+            raise
         life.waiting.append(file)
         self._place.step("file rewritten")
         return file

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from penstock_iceberg_compactor import _owned
+from penstock_iceberg_compactor import _maintain, _owned
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._maintain import Reach
+from penstock_iceberg_compactor._scan import read_parts
+from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.types import StringType
 from tests.depth import how_many
@@ -30,6 +33,10 @@ async def commits(compactor: IcebergCompactor, count: int, start: int = 0) -> No
         for offset in range(start, start + count):
             await table.write(lake_records([b"%d" % offset], start=offset))
             await table.commit({0: offset + 1})
+
+
+def data_files(place: Path) -> set[Path]:
+    return set(place.glob("lake/warehouse/kafka/orders/data/*.parquet"))
 
 
 def files(place: Path) -> set[Path]:
@@ -65,6 +72,28 @@ async def test_snapshots_that_somebody_else_expires_meanwhile_are_no_bug(
             await table.write(lake_records([b"4"], start=4))
             await table.commit({0: 5})
         assert await values(compactor) == [0, 1, 2, 3, 4]
+
+
+async def test_files_that_somebody_else_removes_while_they_are_read_are_left_to_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(table: Table, task: FileScanTask) -> Iterator[pa.Table]:
+        monkeypatch.undo()
+        load(compactor).delete("offset = 0")
+        first.unlink()
+        return read_parts(table, task)
+
+    async with opened(tmp_path) as compactor:
+        await commits(compactor, 1)
+        (first,) = data_files(tmp_path)
+        await commits(compactor, 2, 1)
+        async with compactor.open_table(topic(**EAGER), 1) as table:
+            monkeypatch.setattr(_maintain, "read_parts", gone)
+            done = await table.maintain()
+            assert done.figures["data files left to other writers"] == 3
+            assert len(data_files(tmp_path)) == 2, "nothing is left of what was begun"
+            assert (await table.maintain()).figures["data files rewritten"] == 2
+        assert await values(compactor) == [1, 2]
 
 
 async def test_many_small_commits_become_one_file_one_manifest_and_no_orphan(tmp_path: Path) -> None:
