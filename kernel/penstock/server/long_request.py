@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ("COUNTED_BYTES", "admit_and_decode", "admit_nowait", "encode")
+__all__ = ("COUNTED_BYTES", "admit_and_decode", "admit_nowait")
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from penstock.api.context import Client, RequestContext
+from penstock.api.context import RequestContext
 from penstock.api.declaration import Api
-from penstock.errors import FullError, PenstockError
+from penstock.errors import FullError
 from penstock.server.core import ServerCore
 from penstock.server.large_frame import HeldFrame
-from penstock.server.slots import Slot
+from penstock.server.slots import RequestCharge
 from penstock.shares import Member
-from penstock.wire.registry import Message, decode_request, encode_response
+from penstock.wire.registry import Message, decode_request
 
 #: A request is counted from this size on while it's handled, as so many times its size: what lists of short strings
 #: take once they are decoded.
@@ -25,11 +25,12 @@ _DECODED_PARTS: Final = 16
 
 def admit_nowait(core: ServerCore, member: Member, context: RequestContext, size: int) -> bool:
     """Count a request; False if it has to wait for its share."""
+    weight = size * _DECODED_PARTS
     try:
-        context.charges.append(core.handling.charge_nowait(size * _DECODED_PARTS, member))
+        place = core.handling.charge_nowait(weight, member)
     except FullError:
         return False
-    context.charges.append(core.allocator.charge_anyway(size * _DECODED_PARTS, "requests"))
+    context.charges.append(RequestCharge(place, core.allocator.charge_anyway(weight, "requests")))
     return True
 
 
@@ -49,19 +50,8 @@ async def admit_and_decode(
     # whatever the answer takes: more than half would have to wait until nobody else has a request here
     answer = min(len(frame) * api.answer_parts, core.handling.limit // 2)
     weight = max(len(frame) * _DECODED_PARTS, answer)
-    context.charges.append(await core.handling.charge(weight, member))
-    context.charges.append(core.allocator.charge_anyway(weight, "requests"))
+    place = await core.handling.charge(weight, member)
+    context.charges.append(RequestCharge(place, core.allocator.charge_anyway(weight, "requests")))
     decode = partial(decode_request, api.key, context.version, frame.take(), frame.body_pos, lenient=True)
     moved()
     return await core.turns.run_in_thread(decode, core.long_requests)
-
-
-async def encode(
-    core: ServerCore, client: Client, slot: Slot, api_key: int, response: Message
-) -> list[Any] | None:
-    """The bytes of the response to a long request, which counts as part of that; None if it can't be encoded."""
-    work = partial(encode_response, api_key, slot.version, slot.correlation_id, response)
-    try:
-        return await core.turns.run_in_thread(work, core.long_requests)
-    except PenstockError:
-        return None

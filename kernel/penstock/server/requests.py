@@ -20,7 +20,7 @@ from penstock.errors import PenstockError
 from penstock.server.admission import admit, rest, throttled
 from penstock.server.channel import Channel
 from penstock.server.large_frame import HeldFrame
-from penstock.server.long_request import COUNTED_BYTES, admit_and_decode, admit_nowait, encode
+from penstock.server.long_request import COUNTED_BYTES, admit_and_decode, admit_nowait
 from penstock.server.responses import count_response, encode_in_turn
 from penstock.server.slots import Slot
 from penstock.spi.allocator import Allocation
@@ -111,7 +111,10 @@ async def _run_long(
         _fail(channel, slot, api, message, error)
         return
     if response is not None:
-        await _answer_in_turn(channel, slot, api.key, response, is_long=True)
+        with anyio.CancelScope() as scope:
+            channel.scopes.add(scope)  # who is gone doesn't wait to be answered
+            await _answer_in_turn(channel, slot, api.key, response, in_thread=True)
+        channel.scopes.discard(scope)
     else:
         await _run(channel, slot, api, message, context, is_long=True)
 
@@ -148,8 +151,8 @@ async def _run(
             channel.scopes.add(scope)  # who is gone doesn't wait to be answered
             if context.rest_s > 0.0:
                 rest(channel, slot, context.rest_s)
-            in_thread = context.is_long
-            await _answer_in_turn(channel, slot, api.key, response, is_long=is_long, in_thread=in_thread)
+            in_thread = is_long or context.is_long
+            await _answer_in_turn(channel, slot, api.key, response, in_thread=in_thread)
     finally:
         channel.scopes.discard(scope)
 
@@ -160,18 +163,15 @@ async def _answer_in_turn(
     api_key: int,
     response: Message,
     *,
-    is_long: bool,
-    in_thread: bool = False,
+    in_thread: bool,
 ) -> None:
     buffers: list[Any] | None = None
     if slot.throttle_ms:
         response = throttled(response, slot.throttle_ms)
     if not channel.is_lost:
-        core, client = channel.core, channel.client
-        if is_long or (in_thread and slot.charges):
-            buffers = await encode(core, client, slot, api_key, response)
-        else:
-            buffers = await encode_in_turn(core, client, slot, api_key, response, in_thread=in_thread)
+        buffers = await encode_in_turn(
+            channel.core, channel.client, slot, api_key, response, in_thread=in_thread
+        )
     _answer(channel, slot, api_key, response, buffers)
 
 

@@ -59,10 +59,11 @@ async def encode_in_turn(
 ) -> list[Any] | None:
     """The bytes of ``response``; a large one waits until its client may hold as much. Cancellable.
 
-    One that takes long is encoded ``in_thread``. None if it can't be encoded, or has its charges: the caller goes on
-    as with a small one.
+    One that takes long is encoded ``in_thread``. None if it can't be encoded, or is short and has its charges: the
+    caller goes on as with a small one.
     """
-    if slot.charges is None or slot.charges:
+    charges = slot.charges
+    if charges is None or (slot.is_counted and not in_thread):
         return None
     work = partial(encode_response, api_key, slot.version, slot.correlation_id, response)
     try:
@@ -70,7 +71,7 @@ async def encode_in_turn(
     except PenstockError:
         return None
     size = sum(map(len, buffers))
-    if size <= _SMALL_BYTES:
+    if size <= _SMALL_BYTES or slot.is_counted:
         return buffers
     memory = core.api.logs.fetch_memory
     try:
@@ -79,13 +80,17 @@ async def encode_in_turn(
         del buffers  # what waits is the values, which share what they say with the state that they are of
         place = await memory.charge(size, client.outgoing)
         buffers = await core.turns.run_in_thread(work, core.long_requests) if in_thread else work()
-    slot.charges.append(_Charges(size, place, core.allocator.charge_anyway(size, "responses")))
+    charges.append(_Charges(size, place, core.allocator.charge_anyway(size, "responses")))
     return buffers
 
 
 def count_response(core: ServerCore, client: Client, slot: Slot) -> None:
-    """Count a large response that didn't wait: that of a handler that answers at once."""
-    if not slot.buffers or slot.charges is None or slot.charges:
+    """Count a large response that didn't wait: that of a handler that answers at once.
+
+    From now on nothing is counted for its request.
+    """
+    slot.handled()
+    if not slot.buffers or slot.charges is None or slot.is_counted:
         return
     size = sum(map(len, slot.buffers))
     if size > _SMALL_BYTES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Slot",)
+__all__ = ("RequestCharge", "Slot")
 
 from typing import Any, Final
 
@@ -15,6 +15,22 @@ from penstock.wire.api_keys import ApiKey
 _TIMES: Final = ("max_wait_ms", "rebalance_timeout_ms", "timeout_ms")
 #: A member waits for the one that makes the assignments; it has said in JoinGroup for how long, mostly so long.
 _SYNC_MS: Final = 300_000
+
+
+class RequestCharge:
+    """What a request takes while it is handled: its share, and its memory."""
+
+    __slots__ = ("_parts", "size")
+
+    def __init__(self, share: Charge, memory: Charge) -> None:
+        self.size = memory.size
+        self._parts: tuple[Charge, ...] = (share, memory)
+
+    def release(self) -> None:
+        """It is handled. Harmless if that was said before."""
+        parts, self._parts = self._parts, ()
+        for part in parts:
+            part.release()
 
 
 class Slot(msgspec.Struct, eq=False):
@@ -41,6 +57,17 @@ class Slot(msgspec.Struct, eq=False):
         if self.api_key == ApiKey.SYNC_GROUP:
             return _SYNC_MS
         return next((getattr(self.message, name) for name in _TIMES if hasattr(self.message, name)), 0)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether its response has its charges already; or nobody takes it."""
+        return self.charges is None or any(not isinstance(one, RequestCharge) for one in self.charges)
+
+    def handled(self) -> None:
+        """Give back what its request holds: its response may wait for long to be read."""
+        for charge in self.charges or ():
+            if isinstance(charge, RequestCharge):
+                charge.release()
 
     def lose(self) -> None:
         """The connection is gone: nobody takes the answer, if there ever is one."""

@@ -17,7 +17,7 @@ from penstock.api.produce import CheckedRequest, ProduceCall, check_request
 from penstock.api.produce_scan import has_too_many_partitions
 from penstock.errors import FullError, InvalidRequestError, PenstockError, kept
 from penstock.server.channel import Channel
-from penstock.server.slots import Slot
+from penstock.server.slots import RequestCharge, Slot
 from penstock.server.waiting import WaitingProduce
 from penstock.spi.allocator import Allocation
 from penstock.wire.api_keys import ApiKey
@@ -93,7 +93,8 @@ class WideProduce:
         if self._slot.charges is None:  # dropped meanwhile, and what it held is given back already
             held.release()
             return None
-        self._slot.charges += (held, core.allocator.charge_anyway(count_max * _PARTITION_BYTES, "requests"))
+        memory = core.allocator.charge_anyway(count_max * _PARTITION_BYTES, "requests")
+        self._slot.charges.append(RequestCharge(held, memory))
         try:
             checked = await core.turns.run_in_thread(self._check, core.long_requests)
         except PenstockError as error:

@@ -175,3 +175,23 @@ async def test_what_others_compute_for_a_request_is_on_its_clients_account(
         await client.send(ApiKey.DESCRIBE_GROUPS, 1, REQUEST)
         await client.receive()
     assert paid.count(CHANGE_S + 1_000 * CHANGED_PARTITION_S) == 1
+
+
+async def test_who_does_not_read_an_answer_holds_no_room_of_requests_that_are_handled() -> None:
+    """Thirty that sent long requests and read nothing kept all others of more than 2 KiB waiting, for minutes."""
+    logs = logs_with(1 << 30)
+
+    async def answer(request: Message, context: RequestContext) -> Message:
+        answers = response()
+        answers.groups *= 100  # more than the system takes
+        return answers
+
+    api = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), handler=answer)
+    async with serving(logs, handlers=[api]) as harness, await harness.connect() as client:
+        await client.send(ApiKey.DESCRIBE_GROUPS, 1, DescribeGroupsRequest(groups=["g" * 100] * 100))
+        with anyio.fail_after(HANG_S):
+            while not logs.fetch_memory.used:  # noqa: ASYNC110
+                await anyio.sleep(0.001)
+        await anyio.wait_all_tasks_blocked()
+        assert logs.fetch_memory.used >= 100 * len(METADATA)
+        assert harness.server.core.handling.used == 0
