@@ -27,7 +27,7 @@ class RequestCharge:
         self._parts: tuple[Charge, ...] = (share, memory)
 
     def release(self) -> None:
-        """It is handled. Harmless if that was said before."""
+        """Give the memory back; harmless if that was done before."""
         parts, self._parts = self._parts, ()
         for part in parts:
             part.release()
