@@ -7,18 +7,16 @@ __all__ = ("ProduceHeader", "start")
 from functools import partial
 from typing import Final
 
-import anyio
-
 from penstock.api.gate import UnidentifiedError
 from penstock.api.produce import PORTION_PARTITIONS, CheckedRequest, ProduceCall, response_of_one
 from penstock.api.produce_scan import has_too_many_partitions
-from penstock.errors import NotNowError, kept
+from penstock.errors import NotNowError, PenstockError, kept
 from penstock.log.append_outcome import AppendOutcome
 from penstock.log.errors import KafkaError
 from penstock.server.admission import admit
 from penstock.server.channel import Channel
 from penstock.server.produce_heads import HEAD_BYTES_MAX
-from penstock.server.responses import count_response, encode_in_turn
+from penstock.server.responses import count_response
 from penstock.server.slots import Slot
 from penstock.server.waiting import WaitingProduce
 from penstock.server.wide_produce import WideProduce
@@ -90,16 +88,15 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
 
     async def _encode(self, response: ProduceResponse) -> None:
         channel = self.channel
-        core, client = channel.core, channel.client
-        buffers = None
-        with anyio.CancelScope() as scope:
-            channel.scopes.add(scope)  # who is gone doesn't wait to be answered
-            buffers = await encode_in_turn(core, client, self, ApiKey.PRODUCE, response, in_thread=True)
-        channel.scopes.discard(scope)
-        if buffers is None:
+        core = channel.core
+        work = partial(encode_response, ApiKey.PRODUCE, self.version, self.correlation_id, response)
+        try:
+            self.buffers = await core.turns.run_in_thread(work, core.long_requests)
+        except PenstockError:
+            self.buffers = []
             self.close = True
-        self.buffers = buffers or []
-        count_response(core, client, self)
+        # Room or not: a client waits for one thing at a time, and may have several of these.
+        count_response(core, channel.client, self)
         channel.slot_completed(self)
 
     def complete_one(self, topic: TopicProduceData, index: int, result: AppendOutcome) -> None:

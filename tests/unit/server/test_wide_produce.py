@@ -159,6 +159,25 @@ async def test_a_wide_produce_that_waits_while_the_one_before_it_is_answered_has
         assert harness.server.core.handler_errors == 0
 
 
+async def test_answers_of_several_wide_produces_dont_wait_for_room_one_beside_the_other() -> None:
+    """A client waits for one thing at a time: the second to wait was taken for a bug, and ended the connection."""
+    count = 600
+    logs = FakeLogs()
+    logs.add("t", count)
+    logs.durable_at_once = False
+    async with serving(logs) as harness, await harness.connect() as client:
+        memory = logs.fetch_memory
+        memory.take(memory.join("another address", None), memory.limit)
+        for number in range(2):
+            await client.send(PRODUCE, 9, produce(*[make_batch()] * count))
+            await until(lambda number=number: len(logs.at("t", count - 1).batches) > number)
+        for at in range(count):
+            logs.at("t", at).commit()
+        for number in range(2):
+            assert offsets(await client.receive()) == [(0, number)] * count
+        assert harness.server.core.handler_errors == 0
+
+
 async def test_a_produce_to_many_topics_takes_a_step_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each portion began at the first topic: 49,000 unknown ones took seconds of the loop, and then were too late."""
     steps: Counter[str] = Counter()
