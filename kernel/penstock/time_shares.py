@@ -229,8 +229,12 @@ class TimeShares:
         self._forget(address)
 
     def _forget(self, address: _Address) -> None:
-        if not address.members and address.window != self._window:
-            self._addresses.pop(address.name, None)
+        if address.members or address.window == self._window:
+            return
+        if (
+            self._addresses.get(address.name) is address
+        ):  # not one that came since, while work for this one ended
+            del self._addresses[address.name]
 
     def used(self, member: TimeMember, processor_s: float, clock_s: float, now: float) -> None:
         """The loop computed for ``member`` until ``now``: so much processor time, which took so long."""

@@ -239,6 +239,23 @@ def test_nothing_is_left_of_those_who_are_gone() -> None:
     assert len(loop.shares._addresses) == 1
 
 
+def test_who_comes_again_while_work_of_a_former_connection_ends_is_at_the_same_address() -> None:
+    """What ended late took the address of those who had come since away: each newcomer was one of its own."""
+    loop = Loop()
+    gone, other = loop.join("a"), loop.join("b")
+    loop.compute(gone, SLICE_S)
+    loop.shares.leave(gone)
+    for _ in range(3):
+        loop.now += WINDOW_S
+        loop.compute(other, SLICE_S)
+    first = loop.join("a")
+    loop.compute(gone, SLICE_S)
+    for _ in range(3):
+        loop.now += WINDOW_S
+        loop.compute(other, SLICE_S)
+    assert loop.join("a").among is first.among
+
+
 def test_a_crowd_that_asks_for_one_kind_of_work_doesnt_push_aside_who_asks_for_another() -> None:
     """Of the same address, though it uses several times what a connection of the crowd gets."""
     loop = Loop()
