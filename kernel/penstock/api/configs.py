@@ -420,8 +420,7 @@ async def handle_incremental_alter_configs(
             change = partial(changed, resource.configs, table)
             topic = _checked_topic(resource.resource_name, change, context)
             if not request.validate_only:
-                context.changed_topics(1)
-                await deadline.of(context.api.logs.change_configs(topic.name, change))
+                await _change(topic, change, context, deadline)
         except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)
             response.error_message = str(error)
@@ -457,8 +456,7 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
             change = partial(replaced, resource.configs, table)
             topic = _checked_topic(resource.resource_name, change, context)
             if not request.validate_only:
-                context.changed_topics(1)
-                await deadline.of(context.api.logs.change_configs(topic.name, change))
+                await _change(topic, change, context, deadline)
         except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)
             response.error_message = str(error)
@@ -492,6 +490,19 @@ def _checked_topic(
         raise KafkaError(ErrorCode.INVALID_CONFIG, f"configs of internal topics are fixed: name={name}")
     change({} if known is None else known.configs)
     return existing_topic(name, context)
+
+
+async def _change(
+    topic: Topic,
+    change: Callable[[Mapping[str, str]], Mapping[str, str]],
+    context: RequestContext,
+    deadline: Deadline,
+) -> None:
+    if (
+        change(topic.configs) != topic.configs
+    ):  # else nothing is written: who sets what is set pays for nothing
+        context.changed_topics(1)
+    await deadline.of(context.api.logs.change_configs(topic.name, change))
 
 
 def _topic(name: str, context: RequestContext) -> Topic:

@@ -152,6 +152,8 @@ async def _create(names: Sequence[str], context: RequestContext) -> dict[str, in
         if metric_name(name) in taken
     }
     names = [name async for name in in_portions(names, _NAMES) if name not in failed]
+    if not names:
+        return failed
     count = context.api.settings.partitions_default
     context.changed_topics(count * len(names))
     try:

@@ -30,6 +30,7 @@ from penstock.wire.messages.create_topics import (
 )
 from penstock.wire.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
 from penstock.wire.messages.incremental_alter_configs import (
+    AlterableConfig,
     AlterConfigsResource,
     IncrementalAlterConfigsRequest,
 )
@@ -77,6 +78,7 @@ async def test_what_changes_of_topics_take_of_the_loop_is_on_their_clients_accou
         await api.handler(request, context)
         return context.elsewhere_s
 
+    logs.add("x.y", 1)
     made = CreateTopicsRequest(topics=[new("a"), new("b", 3), new("t")])
     judged = CreateTopicsRequest(topics=[new("c")], validate_only=True)
     grown = CreatePartitionsRequest(
@@ -84,13 +86,19 @@ async def test_what_changes_of_topics_take_of_the_loop_is_on_their_clients_accou
         topics=[CreatePartitionsTopic(name=name, count=4, assignments=None) for name in ("a", "none")],
     )
     wanted = MetadataRequest(topics=[MetadataRequestTopic(name="d")], allow_auto_topic_creation=True)
+    # a name that differs from another's in nothing that metrics show
+    refused = MetadataRequest(topics=[MetadataRequestTopic(name="x_y")], allow_auto_topic_creation=True)
     gone = DeleteTopicsRequest(
         topics=[DeleteTopicState(name=name) for name in ("b", "d", "none")], timeout_ms=1000
     )
     again = DeleteTopicsRequest(topics=[DeleteTopicState(name="b")], timeout_ms=1000)
     altered = IncrementalAlterConfigsRequest(
         resources=[
-            AlterConfigsResource(resource_type=TOPIC, resource_name=name, configs=[])
+            AlterConfigsResource(
+                resource_type=TOPIC,
+                resource_name=name,
+                configs=[AlterableConfig(name="retention.ms", config_operation=0, value="1000")],
+            )
             for name in ("t", "none")
         ]
     )
@@ -103,6 +111,8 @@ async def test_what_changes_of_topics_take_of_the_loop_is_on_their_clients_accou
         (ApiKey.DELETE_TOPICS, gone, 3 + 2),
         (ApiKey.DELETE_TOPICS, again, None),
         (ApiKey.INCREMENTAL_ALTER_CONFIGS, altered, 1),
+        (ApiKey.INCREMENTAL_ALTER_CONFIGS, altered, None),
+        (ApiKey.METADATA, refused, None),
     ):
         expected = (
             0.0 if partitions is None else CHANGE_S / (1 + under_way) + partitions * CHANGED_PARTITION_S
