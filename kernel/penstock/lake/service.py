@@ -35,8 +35,8 @@ from penstock.stream.engine import StreamEngine
 
 logger = logging.getLogger("penstock.lake")
 
-#: How long a stop waits for another try of tables that stand.
-_STANDING_STOP_S = 1.0
+#: How long a stop waits for another try of tables that stand, and for maintenance, at least.
+_WAIVED_STOP_S = 1.0
 
 
 class _Running:
@@ -198,10 +198,18 @@ class LakeService:
             running.task.stop()
         # one that stands has nothing that the next start doesn't read again, and may wait for what is dead
         standing = [running for running in all_running if running.task.is_standing]
-        with anyio.move_on_after(_STANDING_STOP_S):
-            for running in standing:
+        # maintenance may take hours, and goes on with the next owner; what came meanwhile is read again, too
+        maintained = [running for running in all_running if running.task.is_maintaining]
+        with anyio.move_on_after(_WAIVED_STOP_S):
+            for running in standing + maintained:
                 await running.task.stopped.wait()
         for running in standing:
             running.scope.cancel()
         for running in all_running:
+            if running not in maintained:
+                await running.task.stopped.wait()
+        # after the others' commits, as a compactor that doesn't leave off may be ended as a whole
+        for running in maintained:
+            if running.task.is_maintaining:
+                running.scope.cancel()
             await running.task.stopped.wait()

@@ -136,6 +136,8 @@ class TableTask:
         self._whole_at: dict[int, float] = {}
         #: When maintenance began last; None: not known before the topic is claimed.
         self._maintained_at: float | None = None
+        #: Maintenance is under way, which a stop doesn't wait for.
+        self.is_maintaining = False
         #: The greatest request for maintenance that was answered.
         self._answered_request = 0
         #: Whether the table could be opened when it was tried last.
@@ -548,9 +550,11 @@ class TableTask:
         turns = self._around.maintenance_turns
         if not turns.take(self.notify):
             return
+        self.is_maintaining = True
         try:
             await self._maintain_now(table)
         finally:
+            self.is_maintaining = False
             turns.end()
 
     async def _maintain_now(self, table: LakeTable) -> None:

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlparse
 
 from pyiceberg.manifest import DataFile, ManifestFile
@@ -31,6 +31,7 @@ from penstock_iceberg_compactor._owned import Change, OutrunError, OwnedTable
 from penstock_iceberg_compactor._scan import EqualityDeletesError, files_of, read_parts
 from penstock_iceberg_compactor._schema import SCHEMAS_COLUMNS_MAX
 from penstock_iceberg_compactor._stamp import PREFIX
+from penstock_iceberg_compactor.decode.waits import check_wanted
 
 logger = logging.getLogger("penstock.lake.iceberg")
 
@@ -46,6 +47,7 @@ _GROUP_FILES = 1000
 #: So many of the newest schemas stay.
 _SCHEMAS_KEPT = 10
 
+_T = TypeVar("_T")
 #: Files that become one, as they were found.
 _Bin = Sequence[FileScanTask]
 
@@ -147,7 +149,7 @@ class Keeper:
             for tasks in bins:
                 file = tasks[0].file
                 divided = file.spec_id == self._table.metadata.default_spec_id
-                rows = (part for task in tasks for part in read_parts(self._table, task))
+                rows = _while_wanted(part for task in tasks for part in read_parts(self._table, task))
                 try:
                     written = self._owned.write_file(file.partition if divided else None, rows)
                 except FileNotFoundError:
@@ -261,7 +263,7 @@ class Keeper:
     def _orphans(self, unneeded: Iterable[str]) -> list[Listed]:
         """Files below the table's place that no snapshot knows and that are older than the grace time."""
         # Listed first: what is committed between the two is known then.
-        there = list(listed(self._table.io, self._table.location()))
+        there = list(_while_wanted(listed(self._table.io, self._table.location())))
         self._owned.refresh()
         metadata = self._table.metadata
         known = set(map(_path, self._reach.of(metadata.snapshots)))
@@ -284,6 +286,13 @@ class Keeper:
             )
             return []
         return [file for file in unknown if file.modified is not None and file.modified < before]
+
+
+def _while_wanted(items: Iterable[_T]) -> Iterator[_T]:
+    """All of them. Raises UnavailableError in between when nobody waits for maintenance any more."""
+    for item in items:
+        check_wanted()
+        yield item
 
 
 def names_of(table: Table) -> dict[str, int]:
@@ -340,6 +349,7 @@ class Reach:
     def _reads(self, manifest: ManifestFile) -> str:
         path = manifest.manifest_path
         if path not in self._read:
+            check_wanted()
             entries = manifest.fetch_manifest_entry(self._io, discard_deleted=True)
             files = {entry.data_file.file_path: entry.data_file.file_size_in_bytes for entry in entries}
             self._read[path] = {path: manifest.manifest_length, **files}

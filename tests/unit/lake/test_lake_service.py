@@ -916,6 +916,27 @@ def test_maintenance_that_takes_long_keeps_no_other_topics_records_from_their_ta
     simulated(test)
 
 
+def test_a_stop_waits_little_for_maintenance_and_commits_what_others_have() -> None:
+    """It waited for all of ``drain_timeout``, and then for the compactor to leave off: 49 s."""
+
+    async def test(world: World) -> None:
+        world.settings = replace(world.settings, stop_timeout_s=1000)
+        world.maintain_s = 3600
+        for name in ("a", "b"):
+            world.create(name)
+        async with world.serve():
+            await anyio.sleep(1)
+            world.alter("a", maintenance_request="1")
+            await anyio.sleep(INTERVAL_S)
+            assert world.times("maintain", "a")
+            world.upload("b", 2)
+            began = world.clock()
+        assert world.clock() - began < 10
+        assert world.tables["b"].rows == [0, 1]
+
+    simulated(test)
+
+
 def test_a_table_that_is_full_is_committed_before_its_interval_is_over() -> None:
     async def test(world: World) -> None:
         world.create("orders")

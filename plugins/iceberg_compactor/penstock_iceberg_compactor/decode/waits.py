@@ -72,6 +72,6 @@ def is_wanted() -> bool:
 
 
 def check_wanted() -> None:
-    """Raise UnavailableError if whoever this thread works for gave up: before a wait that nothing ends."""
+    """Raise UnavailableError if whoever this thread works for gave up: before what nothing ends."""
     if not is_wanted():
-        raise UnavailableError("nobody waits for it any more, so no connection is begun")
+        raise UnavailableError("nobody waits for it any more")
