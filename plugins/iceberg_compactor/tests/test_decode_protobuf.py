@@ -14,6 +14,7 @@ import pytest
 from google.protobuf import descriptor_pb2, message_factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from penstock_iceberg_compactor.decode import _protobuf
 from penstock_iceberg_compactor.decode._decoder import Decoded
 from penstock_iceberg_compactor.decode._protobuf import (
     ProtobufCodec,
@@ -23,6 +24,8 @@ from penstock_iceberg_compactor.decode._protobuf import (
 )
 from tests.arrow_text import visible
 from tests.depth import examples
+
+from penstock.errors import UnavailableError
 
 _TEXT = """
 syntax = "proto3";
@@ -210,6 +213,21 @@ def test_a_schema_that_crashes_its_compiler_is_refused_in_words() -> None:
         ValueError, match=r"the schema can't be compiled: a.proto:1:1: Expected top-level statement"
     ):
         compile_files({"a.proto": "garbage"})
+
+
+def test_a_compiler_that_fails_itself_says_nothing_of_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with a schema is remembered; a host short of memory is better off later."""
+    monkeypatch.setattr(_protobuf, "_COMPILER", "raise MemoryError('none')")
+    with pytest.raises(
+        UnavailableError, match=r"compiles a protobuf schema failed: cause=.*MemoryError: none"
+    ):
+        compile_files({"a.proto": "garbage"})
+
+
+def test_schemas_are_compiled_where_the_host_has_lower_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    lower = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))"
+    monkeypatch.setattr(_protobuf, "_COMPILER", f"{lower}\n{_protobuf._COMPILER}")
+    assert compile_files({"a.proto": 'syntax = "proto3"; message A {}'})
 
 
 def test_a_file_that_isnt_there_is_named() -> None:

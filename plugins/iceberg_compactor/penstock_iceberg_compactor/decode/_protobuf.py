@@ -83,7 +83,10 @@ _NO_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 _DEPTH_MAX = 32
 #: Of what protoc says of a schema.
 _TOLD_MAX = 4096
-#: What its library logs beside that.
+_CHILD = "the process that compiles a protobuf schema"
+#: Of what it says when it failed itself: the end of a traceback.
+_CAUSE_MAX = 200
+#: What protoc's library logs beside that.
 _NOISE = re.compile(r"^(?:WARNING: All log messages .*|[IW]\d{4} .*)$", re.MULTILINE)
 #: A schema that uses its messages in each other has few lines and any number of columns.
 _COLUMNS_MAX = 10_000
@@ -532,32 +535,42 @@ def _written(folder: Path, name: str, text: str) -> Path:
 #: Compiles in a process of its own: nested deep enough, a schema overflows the stack of the one that compiles it, or
 #: keeps it busy for hours.
 _COMPILER = """
-import resource, sys
+import ctypes, resource, sys
 from grpc_tools import protoc
+getattr(ctypes.CDLL(None), "prctl", print)(1, 9)  # killed with who waits for it
 for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, 20), (resource.RLIMIT_AS, 2**31)):
-    resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
-sys.exit(protoc.main(["protoc", *sys.argv[1:]]))
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+sys.exit(3 if protoc.main(["protoc", *sys.argv[1:]]) else 0)
 """
+#: How it says that protoc refuses the schema; any other code is its own failure.
+_REFUSED = 3
 
 
 def _compile(arguments: Sequence[str], folder: str) -> None:
-    """Run protoc. Raises ValueError with what it says, without ``folder``, UnavailableError if it was ended."""
+    """Run protoc. Raises ValueError with what it says, without ``folder``, UnavailableError if it couldn't say it."""
     command = [sys.executable, "-P", "-c", _COMPILER, *arguments]
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+    except OSError as error:  # of processes, descriptors or memory
+        raise UnavailableError(f"{_CHILD} can't be started: cause={error}") from None
     with process, ended_with_call(process.kill):
         assert process.stderr is not None
         told = process.stderr.read(_TOLD_MAX).decode(errors="replace").replace(f"{folder}/", "")
         while process.stderr.read(_TOLD_MAX):
             pass  # it says more than anybody reads
+    said = " ".join(_NOISE.sub("", told).split())
     if process.returncode == -signal.SIGKILL:
         check_wanted()
-        raise UnavailableError("the process that compiles a protobuf schema was ended by SIGKILL")
+        raise UnavailableError(f"{_CHILD} was ended by SIGKILL")
     if process.returncode < 0:
         raise ValueError("the schema can't be compiled: it is nested too deep, or too large")
+    if process.returncode == _REFUSED:
+        raise ValueError(f"the schema can't be compiled: {said}")
     if process.returncode:
-        raise ValueError(f"the schema can't be compiled: {' '.join(_NOISE.sub('', told).split())}")
+        raise UnavailableError(f"{_CHILD} failed: cause={said[-_CAUSE_MAX:]}")
 
 
 def _compiled(
