@@ -64,8 +64,7 @@ def decoding_reader(
         if registry is not None:
             registry.close()
         raise
-    close = registry.close if registry is not None else _nothing
-    return DecodingReader(table, configs, configs.table_of(topic.name), decoder, keys, close)
+    return DecodingReader(table, configs, configs.table_of(topic.name), decoder, keys, registry)
 
 
 def _registry(url: str, registries: Sequence[str], outages: dict[str, Outage]) -> SchemaRegistry:
@@ -90,10 +89,6 @@ def _schema_file(kind: str, name: str, schemas: Path) -> str:
             f"name={name} directory={schemas}"
         )
     return str(path)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _decoder(

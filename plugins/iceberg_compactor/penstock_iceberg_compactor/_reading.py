@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ("OPERATION", "DecodingReader", "RawReader", "Read", "Reader", "Rejected", "TooManyError")
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -61,15 +61,20 @@ class Reader(Protocol):
         Raises InvalidRequestError for what a policy stops at, and TooManyError if fewer have to be read at a time.
         """
 
-    @property
-    def close(self) -> Callable[[], None]:
-        """Lets go of what is used for it. Blocking."""
+    def begin_batch(self) -> None:
+        """What is read from here on came with one ``write``."""
+
+    def close(self) -> None:
+        """Let go of what is used for it. Blocking."""
 
 
 class RawReader:
     """Takes every record as it is."""
 
     rows_max = 2**31
+
+    def begin_batch(self) -> None:
+        """All of them are read alike."""
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -128,6 +133,16 @@ class Columns(Protocol):
         """Have these columns, too. Raises InvalidRequestError if the table can't."""
 
 
+class Registry(Protocol):
+    """What decoders ask for schemas."""
+
+    def begin_batch(self) -> None:
+        """Ask again for what wasn't there."""
+
+    def close(self) -> None:
+        """Close its connections."""
+
+
 class DecodingReader:
     """Reads values, and keys where they are columns, with decoders."""
 
@@ -138,18 +153,27 @@ class DecodingReader:
         name: str,
         values: Decoder,
         keys: Decoder | None,
-        close: Callable[[], None],
+        registry: Registry | None,
     ) -> None:
         self._table = table
         self._configs = configs
         self._name = name
         self._values = values
         self._keys = keys
-        #: Lets go of what the decoders use.
-        self.close = close
+        self._registry = registry
         #: Records of a few bytes make rows of thousands of columns, if the table has them.
         self.rows_max = _ROWS_MAX
         self._bind()
+
+    def begin_batch(self) -> None:
+        """What is read from here on came with one ``write``."""
+        if self._registry is not None:
+            self._registry.begin_batch()
+
+    def close(self) -> None:
+        """Let go of the registry's connections. Blocking."""
+        if self._registry is not None:
+            self._registry.close()
 
     def _type(self) -> pa.DataType:
         """The table's columns but the system's, as a struct."""

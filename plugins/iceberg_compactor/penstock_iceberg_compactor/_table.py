@@ -130,6 +130,7 @@ class IcebergTable:
                 f"records begin where the last ones of their partition ended: table={self.name} "
                 f"partition={partition} expected={expected} start={records.start_offset}"
             )
+        self._reader.begin_batch()
         rejected: Counter[str] = Counter()
         reason, is_full, at, step = "", False, 0, len(records)
         while at < len(records):

@@ -206,6 +206,39 @@ def test_only_so_many_schemas_are_remembered(registry: SchemaRegistryServer) -> 
     assert registry.asked == [f"/schemas/ids/{number}" for number in (0, 1, 2, 1)]
 
 
+def test_only_so_many_bytes_of_schemas_are_remembered(
+    registry: SchemaRegistryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand of 4 MiB, each with 256 that it refers to, were remembered for each topic."""
+    monkeypatch.setattr("penstock_iceberg_compactor.decode.registry._KEPT_BYTES_MAX", 10_000)
+    for number in range(4):
+        registry.add(number, json.dumps(_OLD) + " " * 4_000)
+    client = _client(registry)
+    for number in (0, 1, 0, 2, 0, 1):
+        client.schema(number)
+    assert registry.asked == [f"/schemas/ids/{number}" for number in (0, 1, 2, 1)]
+    refer = [{"name": "n.In", "subject": "in", "version": 1}]
+    registry.add(4, _OLD, references=refer)
+    registry.answers["/subjects/in/versions/1"] = 200, {"schema": json.dumps(_OLD) + " " * 10_000}
+    monkeypatch.setattr("penstock_iceberg_compactor.decode.registry._SCHEMA_BYTES_MAX", 10_000)
+    with pytest.raises(NotFoundError, match="larger than is read with those that it refers to"):
+        client.schema(4)
+
+
+def test_what_a_registry_hasnt_is_asked_for_once_for_all_records_that_came_together(
+    registry: SchemaRegistryServer,
+) -> None:
+    client = _client(registry)
+    decoder = _decoder(client)
+    item = _avro(7, _OLD, {"a": 1, "b": "x"})
+    for _ in range(3):  # parts of what came together
+        assert "has no such schema" in _decode(decoder, item).failures[0].reason
+    assert registry.asked == ["/schemas/ids/7"]
+    registry.add(7, _OLD)
+    client.begin_batch()
+    assert not _decode(decoder, item).failures
+
+
 def test_references_are_followed(registry: SchemaRegistryServer) -> None:
     inner = {"type": "record", "name": "n.In", "fields": [{"name": "x", "type": "int"}]}
     middle = {"type": "record", "name": "n.Mid", "fields": [{"name": "i", "type": "n.In"}]}

@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
+from sys import getsizeof
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -25,6 +27,9 @@ from penstock_iceberg_compactor.decode.waits import ended_with_call, is_wanted
 #: What one answer may hold; descriptors of large protobuf schemas take some 100 KB.
 _ANSWER_BYTES_MAX = 4 * 2**20
 _REFERENCES_MAX = 256
+#: What a schema may take in memory together with those that it refers to, and what is kept of all.
+_SCHEMA_BYTES_MAX = 16 * 2**20
+_KEPT_BYTES_MAX = 64 * 2**20
 _RETRY_STATUSES = (429, 500, 502, 503, 504)
 
 
@@ -37,6 +42,11 @@ class Schema:
     text: str
     #: What it uses, by the name under which it does, each after those that it uses itself.
     references: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """What its texts take in memory."""
+        return sum(map(getsizeof, (self.text, *chain.from_iterable(self.references))))
 
 
 class _UnreachableError(UnavailableError):
@@ -79,7 +89,7 @@ class Outage:
 
 
 class SchemaRegistry:
-    """Asks a registry, and remembers the last ``schemas_max`` schemas, which never change.
+    """Asks a registry, and remembers the last schemas, which never change: ``schemas_max``, and 64 MiB of them.
 
     ``url`` may have user and password in it; they, and ``token``, are sent and never shown. Calls block, for
     ``deadline_s`` at most, whatever the registry sends meanwhile; one thread at a time.
@@ -113,6 +123,9 @@ class SchemaRegistry:
         self._base = self.location.rstrip("/")
         self._schemas_max = schemas_max
         self._schemas: OrderedDict[int, Schema] = OrderedDict()
+        self._kept_bytes = 0
+        #: Ids that the registry hasn't, and how it said so, since ``begin_batch``.
+        self._missing: dict[int, NotFoundError] = {}
         self._deadline_s = deadline_s
         self._outage = outage or Outage()
         self._connections = _Connections()
@@ -132,6 +145,10 @@ class SchemaRegistry:
         """Close its connections."""
         self._pool.clear()
 
+    def begin_batch(self) -> None:
+        """Records follow that may have been written after what the registry hadn't when it was asked last."""
+        self._missing.clear()
+
     def schema(self, number: int) -> Schema:
         """The schema with the id ``number``, and all that it refers to.
 
@@ -140,13 +157,23 @@ class SchemaRegistry:
         """
         known = self._schemas.get(number)
         if known is None:
-            with self._outage.asking(), self._connections.ending_after(self._deadline_s):
-                known = self._ask(number)
-            self._schemas[number] = known
-            if len(self._schemas) > self._schemas_max:
-                self._schemas.popitem(last=False)
+            if number in self._missing:
+                raise again(self._missing[number])
+            try:
+                with self._outage.asking(), self._connections.ending_after(self._deadline_s):
+                    known = self._ask(number)
+            except NotFoundError as error:
+                self._missing[number] = kept(error)
+                raise
+            self._keep(number, known)
         self._schemas.move_to_end(number)
         return known
+
+    def _keep(self, number: int, schema: Schema) -> None:
+        self._schemas[number] = schema
+        self._kept_bytes += schema.nbytes
+        while len(self._schemas) > self._schemas_max or self._kept_bytes > _KEPT_BYTES_MAX:
+            self._kept_bytes -= self._schemas.popitem(last=False)[1].nbytes
 
     def _ask(self, number: int) -> Schema:
         path = f"/schemas/ids/{number}"
@@ -156,14 +183,21 @@ class SchemaRegistry:
             answer = self._get(f"{path}?format=serialized", answer)
         found: dict[str, str] = {}
         try:
-            self._follow(answer, found, set(), kind)
+            self._follow(answer, found, set(), kind, _SCHEMA_BYTES_MAX - getsizeof(answer["schema"]))
         except (LookupError, TypeError, ValueError) as error:
             raise NotFoundError(
                 f"the schema registry's references are none: url={self.location} path={path}"
             ) from error
         return Schema(kind, answer["schema"], tuple(found.items()))
 
-    def _follow(self, answer: dict[str, Any], found: dict[str, str], seen: set[str], kind: str) -> None:
+    def _follow(
+        self, answer: dict[str, Any], found: dict[str, str], seen: set[str], kind: str, left: int
+    ) -> int:
+        """Find what ``answer`` refers to; how many of ``left`` bytes are left then."""
+        if left < 0:
+            raise NotFoundError(
+                f"a schema is larger than is read with those that it refers to: bytes_max={_SCHEMA_BYTES_MAX}"
+            )
         for reference in answer.get("references") or ():
             name = str(reference["name"])
             if name in seen:
@@ -176,8 +210,9 @@ class SchemaRegistry:
             referred = self._get(path)
             if kind == "PROTOBUF":
                 referred = self._get(f"{path}?format=serialized", referred)
-            self._follow(referred, found, seen, kind)
+            left = self._follow(referred, found, seen, kind, left - getsizeof(referred["schema"]))
             found[name] = referred["schema"]
+        return left
 
     def _fault(self, error: Exception) -> str:
         return f"no whole answer in {self._deadline_s:g} s" if self._connections.is_late else _fault(error)
