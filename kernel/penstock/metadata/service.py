@@ -76,6 +76,19 @@ def _unknown() -> int:
     return 0
 
 
+async def _checked_image(log: MetadataLog, check: Callable[[Image], Awaitable[None]] | None) -> Image:
+    while True:
+        image = await load_image(log)
+        if check is None:
+            return image
+        try:
+            await check(image)
+        except BehindError as error:
+            logger.info("other brokers wrote metadata snapshots meanwhile, reading the newest: %s", error)
+        else:
+            return image
+
+
 class _Call:
     """Commands that were handed over together: who did waits once for all their answers, not once for each."""
 
@@ -149,15 +162,14 @@ class MetadataService:
         """Read the log, format it if it is new (with ``cluster_id``, or a fresh one), and start writing.
 
         ``before_writing`` is awaited with the image that was read, before anything is written; it may refuse by
-        raising, and may bring the image up to date with :func:`follow`. From then on, what changes is published on
+        raising, and may bring the image up to date with :func:`follow`, whose BehindError has it awaited again, with
+        a newer one. From then on, what changes is published on
         ``bus``, or on one of its own. A snapshot is written each time that ``snapshot_entries`` entries came since
         the newest.
         Raises CorruptError, UnavailableError of the log; InvalidRequestError if the log belongs to a cluster
         of another name than ``cluster_id``.
         """
-        image = await load_image(log)
-        if before_writing is not None:
-            await before_writing(image)
+        image = await _checked_image(log, before_writing)
         async with anyio.create_task_group() as tasks:
             service = cls(log, image, now_ms, tasks, bus or EventBus(), snapshot_entries)
             tasks.start_soon(service._write_forever)

@@ -19,6 +19,8 @@ from penstock.errors import (
     NotFoundError,
     PenstockError,
     UnavailableError,
+    again,
+    kept,
 )
 from penstock.metadata.commands import Entry, decode_entry
 from penstock.metadata.image import Image
@@ -33,24 +35,40 @@ _PAUSES_S = doubling(0.1, 10.0)
 
 async def load_image(log: MetadataLog) -> Image:
     """The image that the log holds now; reads only. Raises CorruptError, UnavailableError."""
-    snapshot = await log.read_snapshot()
-    image = Image() if snapshot is None else Image.from_snapshot(snapshot.data)
-    if snapshot is not None and image.index != snapshot.index:
-        raise CorruptError(
-            f"metadata snapshot isn't of its index: index={snapshot.index} found={image.index}"
-        )
-    await follow(log, image)
-    return image
+    behind: BehindError | None = None
+    tried = -1
+    while True:
+        snapshot = await log.read_snapshot()
+        image = Image() if snapshot is None else Image.from_snapshot(snapshot.data)
+        if snapshot is not None and image.index != snapshot.index:
+            raise CorruptError(
+                f"metadata snapshot isn't of its index: index={snapshot.index} found={image.index}"
+            )
+        if behind is not None and image.index <= tried:
+            raise again(behind)
+        tried = image.index
+        try:
+            await follow(log, image)
+        except BehindError as error:
+            behind = kept(error)  # others wrote snapshots while this one was read
+        else:
+            return image
 
 
 async def follow(log: MetadataLog, image: Image) -> None:
-    """Fold what the log holds past the image."""
-    async for read in log.read(image.index + 1):
-        image.fold(read.index, decode_entry(read.index, read.data))
+    """Fold what the log holds past the image. Raises BehindError, CorruptError, UnavailableError."""
+    try:
+        async for read in log.read(image.index + 1):
+            image.fold(read.index, decode_entry(read.index, read.data))
+    except NotFoundError as error:
+        raise BehindError(
+            f"entries that follow the metadata snapshot were dropped while it was read: location={log.location} "
+            f"index={image.index} cause={error}"
+        ) from error
 
 
 class BehindError(UnavailableError):
-    """Entries that the image lacks were dropped below a snapshot: stop, a new start loads that."""
+    """Entries that the image lacks were dropped below a snapshot: load that."""
 
 
 class Tailer:

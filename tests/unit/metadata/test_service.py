@@ -31,7 +31,8 @@ from penstock.metadata.commands.nodes import RegisterNode, SetWord, UseWal
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.deltas import TopicAdded
-from penstock.metadata.service import MetadataService, load_image
+from penstock.metadata.image import Image
+from penstock.metadata.service import MetadataService, follow, load_image
 from penstock.metadata.topics import TopicState
 from penstock.metadata.versions import METADATA_VERSION
 from penstock.spi.metadata_log import (
@@ -409,6 +410,42 @@ async def test_a_snapshot_of_another_index_than_it_says_is_refused(log: FakeLog)
     async with open_service(log) as service:
         log.snapshots.append(MetadataSnapshot(7, service.image.to_snapshot()))
     with pytest.raises(CorruptError, match="found=1"):
+        await load_image(log)
+
+
+async def test_snapshots_that_others_write_while_the_log_is_read_have_it_read_again(
+    log: FakeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as they get newer: else the log lacks entries."""
+    async with open_service(log, snapshot_entries=4) as service:
+        for i in range(12):
+            await service.submit(topic(f"t{i}"))
+        expected = service.image.to_snapshot()
+    snapshots = [None, *log.snapshots]
+    given: list[int] = []
+    log.dropped_index = 8
+
+    async def lagging() -> MetadataSnapshot | None:
+        given.append(len(given))
+        return snapshots[min(given[-1], len(snapshots) - 1)]
+
+    monkeypatch.setattr(log, "read_snapshot", lagging)
+    assert (await load_image(log)).to_snapshot() == expected
+    assert len(given) == 3, "none, of 4, of 8"
+
+    async def follow_it(image: Image) -> None:
+        checked.append(image.index)
+        if len(checked) == 1:
+            image.index = 5  # it takes long: what follows is dropped
+        await follow(log, image)
+
+    checked: list[int] = []
+    async with MetadataService.open(log, now_ms=lambda: 1000, before_writing=follow_it) as service:
+        assert service.image.to_snapshot() == expected
+    assert checked == [13, 13]
+
+    log.dropped_index = 13
+    with pytest.raises(UnavailableError, match="index=12"):
         await load_image(log)
 
 
