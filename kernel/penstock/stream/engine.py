@@ -663,12 +663,14 @@ class StreamEngine:
     async def upload_to(self, stream: Stream, offset: int) -> None:
         """Return when the stream is uploaded up to ``offset``, which is durable, or trimmed or deleted.
 
-        Many who ask at once are served by the same uploads, of which one at a time is begun for their sake.
-        Raises ClosedError if the engine ends before that.
+        Many who ask at once are served by the same uploads, of which one at a time is begun for their sake, and with
+        a pause where these become many. Raises ClosedError if the engine ends before that.
         """
         streams = self.metadata.image.streams
         while (state := streams.get(stream.stream_id)) is not None and max(state.start, state.end) < offset:
             if not self._uploader.pending_blocks:
+                if not self._closing and not await self._uploader.may_be_asked():
+                    continue
                 self._freeze()
             if not self._uploader.pending_blocks:
                 raise ClosedError("the broker is stopping, the WAL has what isn't uploaded")

@@ -37,6 +37,10 @@ logger = logging.getLogger("penstock.stream.upload")
 T = TypeVar("T")
 B = TypeVar("B", bound=UploadBlock)
 
+#: Blocks that are submitted because somebody waits for that: so many at once, later one each so often. Each has
+#: objects, and ranges in metadata, of its own; with many who wait there could be some a second.
+ASKED_UPLOADS = 6
+ASKED_UPLOAD_PAUSE_S = 5.0
 _BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -116,6 +120,8 @@ class Uploader(Generic[B]):
         self._hurried = False
         self._quickened = False
         self._hurry = Room()
+        #: When the next block would be due that is asked for, had each waited for its pause.
+        self._asked_s = 0.0
         self._queue: deque[_Upload[B]] = deque()  # submitted, not committed, in log order
         self._fresh: deque[_Upload[B]] = deque()  # not yet being put
         self._news = anyio.Event()  # for the putting task
@@ -158,6 +164,17 @@ class Uploader(Generic[B]):
         """Return when the oldest of the pending blocks is committed. Raises ClosedError if that won't happen."""
         oldest = self._queue[0]
         await self._wait_until(lambda: not self._queue or self._queue[0] is not oldest)
+
+    async def may_be_asked(self) -> bool:
+        """Whether a block may be submitted now because somebody waits for it; if not, after a pause or a commit."""
+        now_s = anyio.current_time()
+        due_s = max(self._asked_s, now_s - (ASKED_UPLOADS - 1) * ASKED_UPLOAD_PAUSE_S)
+        if due_s <= now_s:
+            self._asked_s = due_s + ASKED_UPLOAD_PAUSE_S
+            return True
+        with anyio.move_on_after(due_s - now_s):
+            await self._progress.wait()
+        return False
 
     async def _wait_until(self, is_reached: Callable[[], bool]) -> None:
         self._waiting += 1

@@ -26,6 +26,7 @@ from penstock.metadata.commands.nodes import RegisterNode
 from penstock.metadata.commands.topics import DeleteTopic
 from penstock.spi.wal import WalEntry
 from penstock.stream import reads as reads_module
+from penstock.stream import uploader as uploader_module
 
 pytestmark = pytest.mark.anyio
 
@@ -344,6 +345,26 @@ async def test_those_who_need_something_uploaded_share_an_upload_and_the_end_of_
     with pytest.raises(ClosedError):
         await e.engine.upload_to(e.stream, 3)
     assert len(told) == 1
+
+
+@pytest.mark.parametrize("pause_s", [1000.0, 1e-6])
+async def test_uploads_that_are_asked_for_again_and_again_have_pauses_between_them(
+    world: World, monkeypatch: pytest.MonkeyPatch, pause_s: float
+) -> None:
+    """Many who delete records one after the other don't make many small objects; others' uploads serve them, too."""
+    monkeypatch.setattr(uploader_module, "ASKED_UPLOAD_PAUSE_S", pause_s)
+    async with world.open() as e:
+        for i in range(uploader_module.ASKED_UPLOADS):
+            e.append(b"a")
+            await e.engine.upload_to(e.stream, i + 1)
+        e.append(b"b")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(e.engine.upload_to, e.stream, e.stream.confirmed_offset)
+            if pause_s > 1:
+                await anyio.wait_all_tasks_blocked()
+                assert len(world.uploads) == uploader_module.ASKED_UPLOADS
+                await e.engine.flush()
+        assert e.engine.uploaded_end(e.stream.stream_id) == e.stream.confirmed_offset
 
 
 async def test_waiting_for_room_ends_when_the_engine_does(world: World) -> None:
