@@ -377,7 +377,7 @@ class Broker:
                 has_topic=lambda name: metadata.image.topics.named(name) is not None,
             )
         )
-        follow_logs(groups, logs, bus)
+        follow_logs(groups, logs, metadata.image, bus)
         api = ApiContext(
             logs=logs,
             groups=groups,

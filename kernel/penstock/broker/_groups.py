@@ -16,6 +16,8 @@ from penstock.log.events import TopicsDeleted
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager
 from penstock.log.topic import NewTopic
+from penstock.metadata.deltas import TopicAdded
+from penstock.metadata.image import Image
 from penstock.spi.events import PartitionClosed, PartitionOpened
 
 OFFSETS_TOPIC: Final = "__consumer_offsets"
@@ -41,8 +43,11 @@ async def offsets_log(logs: LogManager, tree: Tree) -> KeyedLog:
     return KeyedLog(OFFSETS_TOPIC, topic.partition_count, logs.partition, now_ms)
 
 
-def follow_logs(groups: GroupService, logs: LogManager, bus: EventBus) -> None:
-    """Coordinate the groups of the partitions that this broker leads, now and later, and forget deleted topics."""
+def follow_logs(groups: GroupService, logs: LogManager, image: Image, bus: EventBus) -> None:
+    """Coordinate the groups of the partitions that this broker leads, now and later, and forget deleted topics.
+
+    ``image`` is that of metadata.
+    """
 
     def opened(event: PartitionOpened) -> None:
         if event.topic == OFFSETS_TOPIC:
@@ -52,8 +57,14 @@ def follow_logs(groups: GroupService, logs: LogManager, bus: EventBus) -> None:
         if event.topic == OFFSETS_TOPIC:
             groups.resign(event.partition)
 
+    def added(delta: TopicAdded) -> None:
+        topic = image.topics.get(delta.topic_id)
+        if topic is not None:
+            groups.on_topic_created(topic.name)
+
     bus.subscribe(PartitionOpened, opened)
     bus.subscribe(PartitionClosed, closed)
+    bus.subscribe(TopicAdded, added)
     bus.subscribe(
         TopicsDeleted, lambda event: event.work.append(partial(groups.on_topics_deleted, event.names))
     )

@@ -129,8 +129,12 @@ class GroupService:
         #: Records of a long commit that aren't submitted yet: no more than may wait for the log.
         self._prepared = Ledger("groups", self._writes.limit_bytes, allocator)
         self._made_room_ms = -_MAKE_ROOM_PAUSE_MS
-        #: When topics were deleted whose offsets couldn't be removed yet, by name.
+        #: When topics were deleted whose offsets aren't removed yet, by name: nobody is told of those any more.
         self._unforgotten: dict[str, int] = {}
+        self._is_trying_again = False
+        #: Topics that were made while groups were being loaded: what these say of such a name is of another topic.
+        #: Just before that, by name.
+        self._made_meanwhile: dict[str, int] = {}
         self._coordinators: Coordinators[GroupCoordinator] = Coordinators(
             log,
             self._settings.log,
@@ -353,7 +357,7 @@ class GroupService:
         """OffsetFetch: the asked partitions, None for those without an offset; or all that have one."""
         found = await self._admit(group_id, may_be_empty=True)
         if isinstance(found, GroupCoordinator):
-            return ErrorCode.NONE, found.fetch_offsets(group_id, partitions)
+            return ErrorCode.NONE, self._fetch(found, group_id, partitions)
         return found, {}
 
     def fetch_offsets_nowait(
@@ -364,8 +368,24 @@ class GroupService:
         if isinstance(found, ErrorCode):
             return found, {}
         if isinstance(found, GroupCoordinator):
-            return ErrorCode.NONE, found.fetch_offsets(group_id, partitions)
+            return ErrorCode.NONE, self._fetch(found, group_id, partitions)
         return None
+
+    def _fetch(
+        self, coordinator: GroupCoordinator, group_id: str, partitions: Iterable[TopicPartition] | None
+    ) -> dict[TopicPartition, CommittedOffset | None]:
+        offsets = coordinator.fetch_offsets(group_id, partitions)
+        if not self._unforgotten:
+            return offsets
+        known = {
+            one: None
+            if offset is not None and offset.commit_timestamp_ms <= self._unforgotten.get(one[0], -1)
+            else offset
+            for one, offset in offsets.items()
+        }
+        if partitions is None:
+            return {one: offset for one, offset in known.items() if offset is not None}
+        return known
 
     async def delete_offsets(
         self, group_id: str, partitions: Collection[TopicPartition]
@@ -388,24 +408,45 @@ class GroupService:
             await self._forget_topics(dict.fromkeys(topics, _TIME_MAX))
         except PenstockError:
             if self._not_ready is ErrorCode.NONE:
-                self._forget_later(topics, now_ms)
+                self._forget_later(dict.fromkeys(topics, now_ms))
             raise
+
+    def on_topic_created(self, topic: str) -> None:
+        """The topic is there, and wasn't: groups that are being loaded may know offsets of another of its name."""
+        if self._coordinators.count(Phase.LOADING):
+            self._made_meanwhile[topic] = self._clock.now_ms() - 1
 
     def _forget_what_is_gone(self, coordinator: GroupCoordinator) -> None:
         """Groups were loaded; topics may have been deleted while nobody wrote that their offsets are gone."""
-        gone = [name for name in coordinator.take_loaded_topics() if not self._has_topic(name)]
+        loaded, now_ms = coordinator.take_loaded_topics(), self._clock.now_ms()
+        gone = {name: now_ms for name in loaded if not self._has_topic(name)}
+        gone |= {name: at_ms for name, at_ms in self._made_meanwhile.items() if name in loaded}
+        if not self._coordinators.count(Phase.LOADING):
+            self._made_meanwhile.clear()
         if gone:
             assert self._task_group is not None, "groups are loaded inside the scope"
-            self._task_group.start_soon(self._forget_gone, dict.fromkeys(gone, self._clock.now_ms()))
+            self._withhold(gone)
+            self._task_group.start_soon(self._forget_gone, gone)
 
     async def _forget_gone(self, topics: Mapping[str, int]) -> None:
         try:
             await self._forget_topics(topics)
         except PenstockError:
             if self._not_ready is ErrorCode.NONE:
-                self._forget_later(topics, max(topics.values()))
+                self._forget_later(topics)
         else:
+            self._forgotten(topics)
             logger.info("offsets of topics that are gone were removed: topics=%d", len(topics))
+
+    def _withhold(self, topics: Mapping[str, int]) -> None:
+        """Tell nobody of offsets of these topics that are no newer."""
+        for name, deleted_ms in topics.items():
+            self._unforgotten[name] = max(deleted_ms, self._unforgotten.get(name, -1))
+
+    def _forgotten(self, topics: Mapping[str, int]) -> None:
+        for name, deleted_ms in topics.items():
+            if self._unforgotten.get(name) == deleted_ms:  # else it was deleted once more meanwhile
+                del self._unforgotten[name]
 
     async def _forget_topics(self, topics: Mapping[str, int]) -> None:
         await self._coordinators.wait_loaded()
@@ -425,11 +466,11 @@ class GroupService:
                 f"offsets of deleted topics couldn't be removed, trying again later: groups={failed}"
             )
 
-    def _forget_later(self, topics: Iterable[str], deleted_ms: int) -> None:
+    def _forget_later(self, topics: Mapping[str, int]) -> None:
         """A topic that has such a name later would begin with the offsets of the one that is gone."""
-        is_under_way = bool(self._unforgotten)
-        self._unforgotten.update(dict.fromkeys(topics, deleted_ms))
-        if not is_under_way:
+        self._withhold(topics)
+        if not self._is_trying_again:
+            self._is_trying_again = True
             assert self._task_group is not None, "topics are deleted inside the scope"
             self._task_group.start_soon(self._forget_until_it_works)
 
@@ -446,9 +487,8 @@ class GroupService:
                     level, "offsets of deleted topics are still there: topics=%d error=%s", len(topics), error
                 )
                 continue
-            for name, deleted_ms in topics.items():
-                if self._unforgotten[name] == deleted_ms:  # else it was deleted once more meanwhile
-                    del self._unforgotten[name]
+            self._forgotten(topics)
+        self._is_trying_again = False
 
     # -- administration -----------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.depth import examples
-from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, settle
+from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, entries, settle
 from tests.unit.coordinator.test_group_service import DAMAGED, OFFSET, REQUEST, SETTINGS, TP, Calls, stable
 
 from penstock.coordinator import coordinators as module
@@ -185,6 +185,32 @@ async def test_offsets_of_topics_that_are_deleted_during_a_load_go_after_it(
         assert await service.fetch_offsets(GROUPS[0]) == (ErrorCode.NONE, {})
 
 
+async def test_a_topic_that_is_made_during_a_load_begins_without_the_offsets_of_another_of_its_name(
+    opened: Open, log: GatedLog, clock: FakeClock
+) -> None:
+    """That one was deleted before, and who deleted it was killed; what is committed elsewhere meanwhile stays."""
+    await filled(log, clock)
+    await clock.advance(1_000)
+    log.gates[0] = anyio.Event()
+    async with opened() as service:
+        service.lead(0)
+        service.lead(1)
+        await settle()
+        service.on_topic_created("t")
+        await service.commit_offsets(GROUPS[1], {TP: OFFSET})
+        log.gates[0].set()
+        await service.wait_loaded()
+        assert await service.fetch_offsets(GROUPS[0]) == (ErrorCode.NONE, {})
+        await settle()
+        await service.commit_offsets(GROUPS[0], {("t", 1): OFFSET})
+        service.on_topic_created("t")  # nothing is being loaded any more
+        service.lead(2)
+        await service.wait_loaded()
+    async with LedService(log, SETTINGS, clock) as service:
+        for partition, expected in enumerate(({("t", 1)}, {TP}, {TP})):
+            assert set((await service.fetch_offsets(GROUPS[partition]))[1]) == expected
+
+
 # -- loads that fail ------------------------------------------------------------------------------------------
 
 
@@ -200,7 +226,7 @@ async def test_a_log_that_cannot_be_read_now_is_tried_again(
             await service.wait_loaded()
         assert (await service.fetch_offsets(GROUPS[0]))[0] is LOADING
         with pytest.raises(UnavailableError, match="not now"):
-            await service.on_topics_deleted(["t"])
+            await service.on_topics_deleted(["u"])
         del log.read_errors[0]
         while (await service.fetch_offsets(GROUPS[0]))[0] is LOADING:
             await settle()
@@ -429,7 +455,7 @@ async def test_offsets_that_are_left_when_their_partition_goes_are_not_told_to_b
         result = calls.results["deleted"]
         service.lead(0)
         await service.wait_loaded()
-        left = (await service.fetch_offsets(GROUPS[0]))[1]
+        left = dict(entries(service)[GROUPS[0]].group.offsets.items())
         assert 0 < len(left) < len(offsets)
         if of_topic:
             assert "groups=1" in result
