@@ -68,5 +68,6 @@ def follow_logs(groups: GroupService, logs: LogManager, image: Image, bus: Event
     bus.subscribe(
         TopicsDeleted, lambda event: event.work.append(partial(groups.on_topics_deleted, event.names))
     )
+    logs.is_name_held = groups.is_forgetting
     for index in logs.topics()[OFFSETS_TOPIC].partitions:
         groups.lead(index)

@@ -411,6 +411,10 @@ class GroupService:
                 self._forget_later(dict.fromkeys(topics, now_ms))
             raise
 
+    def is_forgetting(self, topic: str) -> bool:
+        """Whether offsets of a topic of that name, which was deleted, may still be in the log."""
+        return topic in self._unforgotten
+
     def on_topic_created(self, topic: str) -> None:
         """The topic is there, and wasn't: groups that are being loaded may know offsets of another of its name."""
         if self._coordinators.count(Phase.LOADING):

@@ -160,6 +160,8 @@ class LogManager:
             stopped="the broker stopped in the middle of a change of its topics",
         )
         self._changes = TopicChanges()
+        #: Whether no topic may be made of that name, since it would begin with what is left of another.
+        self.is_name_held: Callable[[str], bool] = lambda name: False
         interval_s = settings.retention_interval_ms / 1000
         self._jobs = Jobs(PeriodicJob("retention", self.clean, interval_s, logger=logger))
         #: The account of what responses hold on their way to clients.
@@ -416,6 +418,11 @@ class LogManager:
             async for new in in_portions(topics):
                 if new.name in self._topics:
                     refused[new.name] = AlreadyExistsError(f"a topic of that name exists: topic={new.name}")
+                    continue
+                if self.is_name_held(new.name):
+                    refused[new.name] = AlreadyExistsError(  # as in Kafka
+                        f"a topic of that name is marked for deletion, try again: topic={new.name}"
+                    )
                     continue
                 topic_id = uuid.uuid4().bytes
                 if not internal:

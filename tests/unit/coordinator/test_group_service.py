@@ -398,9 +398,11 @@ async def test_offsets_of_deleted_topics_that_cannot_be_removed_go_later(
         assert set((await service.fetch_offsets("a"))[1]) == {("keep", 0)}, "nobody is told of them any more"
         await service.commit_offsets("a", {TP: OFFSET})
         assert set((await service.fetch_offsets("a", [TP, ("t", 1)]))[1].values()) > {None}
+        assert service.is_forgetting("t")
         await clock.advance(60_000)
         assert set((await service.fetch_offsets("a"))[1]) == {TP, ("keep", 0)}
         assert set((await service.fetch_offsets("b"))[1]) == {("keep", 0)}
+        assert not service.is_forgetting("t")
         appends = service.statistics().appends
         await clock.advance(600_000)
         assert service.statistics().appends == appends, "that was all"

@@ -64,6 +64,18 @@ async def leave(logs: Logs, change: Callable[[], Awaitable[object]], written: bo
     await anyio.wait_all_tasks_blocked()
 
 
+async def test_no_topic_is_made_of_a_name_that_is_held(world: World) -> None:
+    """As groups do while offsets of another topic of that name can't be removed; Kafka refuses it likewise."""
+    async with open_logs(world) as logs:
+        logs.manager.is_name_held = {"events"}.__contains__
+        held, made = await logs.manager.create_topics([NewTopic("events", 1), NewTopic("others", 1)])
+        assert isinstance(held, AlreadyExistsError)
+        assert "marked for deletion" in str(held)
+        assert made is logs.manager.topics()["others"]
+        logs.manager.is_name_held = {"others"}.__contains__
+        await logs.create()
+
+
 async def test_a_topic_whose_creator_went_away_is_there_whole(world: World, written: bool) -> None:
     async with open_logs(world) as logs:
         await leave(logs, lambda: logs.manager.create_topics([NewTopic("events", 3)]), written)
