@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tests.differential.compare import Pair
-from tests.differential.corner_cases import ask, make, wait_for_configs
+from tests.differential.corner_cases import ask, make, message, wait_for_configs
 from tests.differential.odd_requests import records
 
 from penstock.wire import ApiKey
@@ -17,6 +17,8 @@ _SET, _DELETE, _APPEND, _SUBTRACT = range(4)
 _THROTTLED: Final = "leader.replication.throttled.replicas"
 _RATIO: Final = "min.cleanable.dirty.ratio"
 _LAG_MIN, _LAG_MAX = "min.compaction.lag.ms", "max.compaction.lag.ms"
+#: Stands for the id of a fetch session.
+_SESSION: Final = -7781
 #: What is described after each change.
 _TOLD: Final = ("cleanup.policy", _THROTTLED, _RATIO)
 _CHANGES: Final[tuple[tuple[tuple[str, int, str | None], ...], ...]] = (
@@ -76,6 +78,32 @@ def no_wait_for_what_does_not_fit(pair: Pair) -> None:
             )
 
 
+def turns_in_sessions(pair: Pair) -> None:
+    """Whose records come where there is room for those of one partition, from the second answer of a session on."""
+    make(pair, "turns", 3)
+    partitions = [
+        {"partition": index, "fetch_offset": 0, "partition_max_bytes": size}
+        for index, size in ((9, 1), (1, 1 << 20), (0, 1), (2, 1 << 20))
+    ]
+
+    def fetch(epoch: int, max_bytes: int) -> dict[str, Any]:
+        return {
+            "max_wait_ms": 0,
+            "min_bytes": 0,
+            "max_bytes": max_bytes,
+            "session_id": _SESSION if epoch else 0,
+            "session_epoch": epoch,
+            "topics": [{"topic": "turns", "partitions": partitions}] if not epoch else [],
+            "forgotten_topics_data": [],
+        }
+
+    opened = message(ApiKey.FETCH, **fetch(0, 1 << 20))
+    for side in pair.sides:
+        side.learn(_SESSION, side.ask_message(ApiKey.FETCH, 12, opened).session_id)
+    for epoch in range(1, 6):
+        ask(pair, f"answer {epoch}", ApiKey.FETCH, 12, **fetch(epoch, 1))
+
+
 def gone_already(pair: Pair) -> None:
     """A member that leaves by its instance, and is named again with an id that was never its own."""
     group, instance = "gone-already", "one"
@@ -98,5 +126,6 @@ def gone_already(pair: Pair) -> None:
 LASTING_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "values as they are told": values_as_they_are_told,
     "no wait for what doesn't fit": no_wait_for_what_does_not_fit,
+    "turns in sessions": turns_in_sessions,
     "gone already": gone_already,
 }

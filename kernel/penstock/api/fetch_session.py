@@ -94,13 +94,12 @@ class _Session:
 class Plan:
     """The partitions that one request fetches, in order, and the kind of its response."""
 
-    __slots__ = ("_partitions", "_session", "incremental", "session_id")
+    __slots__ = ("_partitions", "incremental", "session_id")
 
     def __init__(
         self, partitions: OrderedDict[_Key, CachedPartition], session: _Session | None, *, incremental: bool
     ) -> None:
         self._partitions = partitions
-        self._session = session
         #: Goes into the response; 0 for none.
         self.session_id = _SESSIONLESS if session is None else session.id
         self.incremental = incremental
@@ -117,11 +116,12 @@ class Plan:
         """Whether the answer mentions the partition, which is then noted as told.
 
         ``offsets`` are its high watermark, last stable offset and log start offset. A partition that got data
-        goes to the end of the order, so that with small limits all get their turn.
+        goes to the end of the order, so that with small limits all get their turn. The first answer of a session
+        tells of all, and the next one begins with what it told first, as in Kafka.
         """
         changed = failed or size_bytes > 0 or partition.told != offsets
         partition.told = None if failed else offsets
-        if size_bytes > 0 and self._session is not None:
+        if size_bytes > 0 if self.incremental else self.session_id != _SESSIONLESS:
             key = (partition.topic, partition.partition)
             if key in self._partitions:
                 self._partitions.move_to_end(key)

@@ -99,10 +99,21 @@ def test_incremental_answer_mentions_data_errors_and_moved_offsets_only() -> Non
 
 def test_partition_with_data_goes_to_the_end() -> None:
     of = sessions()
-    plan = begin(of, 0, 0, topic("a", 0, 1, 2))
-    cached = next(iter(plan))
-    plan.wanted(cached, size_bytes=10, failed=False, offsets=(5, 5, 0))
-    assert [c.partition for c in begin(of, plan.session_id, 1)] == [1, 2, 0]
+    session_id = begin(of, 0, 0, topic("a", 0, 1, 2)).session_id
+    plan = begin(of, session_id, 1)
+    plan.wanted(next(iter(plan)), size_bytes=10, failed=False, offsets=(5, 5, 0))
+    assert [c.partition for c in begin(of, session_id, 2)] == [1, 2, 0]
+
+
+def test_a_session_begins_in_the_order_of_its_first_answer() -> None:
+    """Whoever got data: what is named first comes first once more; what isn't there was told last."""
+    of = sessions()
+    plan = begin(of, 0, 0, topic("a", 9, 0, 1))
+    lost, first, second = plan
+    plan.wanted(first, size_bytes=10, failed=False, offsets=(5, 5, 0))
+    plan.wanted(second, size_bytes=0, failed=False, offsets=(5, 5, 0))
+    plan.wanted(lost, size_bytes=0, failed=True, offsets=(-1, -1, -1))
+    assert [c.partition for c in begin(of, plan.session_id, 1)] == [0, 1, 9]
 
 
 def test_wrong_ids_and_epochs_are_refused() -> None:
