@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from crc32c import crc32c
 from tests.differential.compare import Pair, create_topic
-from tests.differential.corner_cases import ask, make
+from tests.differential.corner_cases import ask, make, message
 from tests.differential.odd_requests import GROUP, TIME_MS, TOPIC, OddRequest, sane_request, topic_id_of
 
 from penstock.wire import ApiKey
@@ -191,6 +191,27 @@ def tags(pair: Pair) -> None:
         for api_key, version in ((ApiKey.METADATA, 12), (ApiKey.DESCRIBE_CLUSTER, 2)):
             request = OddRequest(label, sane_request(api_key, version), edit=partial(_ending, data))
             pair.compare(api_key, version, request)
+
+
+def lengths_below_zero(pair: Pair) -> None:
+    """Compact lengths of more than 31 bits, which are less than nothing in Java."""
+    for api_key, version, request in (
+        (ApiKey.HEARTBEAT, 4, sane_request(ApiKey.HEARTBEAT, 4)),  # ends with a name that may be null
+        (
+            ApiKey.DESCRIBE_USER_SCRAM_CREDENTIALS,
+            0,
+            message(ApiKey.DESCRIBE_USER_SCRAM_CREDENTIALS, users=None),
+        ),
+        (ApiKey.FIND_COORDINATOR, 4, message(ApiKey.FIND_COORDINATOR, coordinator_keys=[])),  # none that may
+    ):
+        for length in (b"\xff\xff\xff\xff\x0f", b"\x81\x80\x80\x80\x08", b"\x80\x80\x80\x80\x08"):
+            edit = partial(_ending_with_length, length)
+            pair.compare(api_key, version, OddRequest(f"length {length.hex()}", request, edit=edit))
+
+
+def _ending_with_length(length: bytes, frame: bytes) -> bytes:
+    """The frame with another length, of one byte so far, before its tagged fields, of which there are none."""
+    return frame[:-2] + length + frame[-1:]
 
 
 def later_versions(pair: Pair) -> None:
@@ -512,6 +533,7 @@ FURTHER_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "empty values": empty_values,
     "limits of fetches": limits_of_fetches,
     "tags": tags,
+    "lengths below zero": lengths_below_zero,
     "later versions": later_versions,
     "elections": elections,
     "negative times": negative_times,

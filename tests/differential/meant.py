@@ -259,13 +259,6 @@ MEANT: Final = (
         penstock=87,
     ),
     Meant(
-        name="counts below zero",
-        reason="Kafka takes a count of tagged fields of 2^31 and more for none; here it is more than any frame holds",
-        where=("tags",),
-        request=r"a count of 2\^32 - 1",
-        penstock=_CLOSED,
-    ),
-    Meant(
         name="aborted transactions where nothing was read",
         reason="Kafka says null where the first batch is larger than what is left; clients read both as none",
         where=("limits of fetches",),

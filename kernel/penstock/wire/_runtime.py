@@ -53,6 +53,8 @@ MALFORMED = (struct.error, IndexError, ValueError, OverflowError)
 TEXT_BYTES_MAX = 32_767
 """Kafka's limit for a string, however its length is encoded."""
 
+_JAVA_SIZE_END = 2**31
+
 TAGS_MAX = 1_000
 """Tagged fields of one structure."""
 
@@ -126,6 +128,9 @@ def missing(field: str) -> EncodeError:
 def uvarint_rest(buf: memoryview, pos: int, first: int) -> tuple[int, int]:
     """Finish an unsigned varint whose first byte (>= 0x80) is already read; returns (value, next position).
 
+    It is a length plus one, or a number of tagged fields. Java has them in 32 bits with a sign: what is more than
+    2**31 is less than nothing there, and read as null, or as none. So it is 0 here.
+
     Raises DecodeError past 32 bits; IndexError at the end of the buffer, which the caller translates.
     """
     second = buf[pos]
@@ -142,7 +147,8 @@ def uvarint_rest(buf: memoryview, pos: int, first: int) -> tuple[int, int]:
     fifth = buf[pos + 3]
     if fifth > 0x0F:
         raise DecodeError(f"varint exceeds 32 bits: first_byte={first} fifth_byte={fifth}")
-    return value | fifth << 28, pos + 4
+    value |= fifth << 28
+    return (value if value <= _JAVA_SIZE_END else 0), pos + 4
 
 
 def decode_uvarint(buf: memoryview, pos: int) -> tuple[int, int]:
@@ -171,9 +177,11 @@ def encode_uvarint(out: bytearray, value: int) -> None:
 def tag_header(buf: memoryview, pos: int, end: int) -> tuple[int, int, int]:
     """Read one tagged field's header; returns (tag, start of its content, end of its content)."""
     tag, pos = decode_uvarint(buf, pos)
+    if not tag and buf[pos - 1]:
+        tag = -1  # less than nothing, see uvarint_rest: one that nobody knows
     size, pos = decode_uvarint(buf, pos)
-    if size > end - pos:
-        raise bad_length("tagged field", size, end - pos)
+    if size > end - pos or (not size and buf[pos - 1]):
+        raise bad_length("tagged field", size or -1, end - pos)
     return tag, pos, pos + size
 
 

@@ -28,6 +28,7 @@ from penstock.wire.messages import (
     describe_transactions,
     fetch,
     find_coordinator,
+    heartbeat,
     incremental_alter_configs,
     join_group,
     metadata,
@@ -411,7 +412,7 @@ def test_offset_commit_value_literals() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152, 268_435_456, 0xFFFF_FFFF]
+    "value", [0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152, 268_435_456, 0x8000_0000]
 )
 def test_uvarint_round_trips_at_every_width(value: int) -> None:
     out = bytearray()
@@ -420,3 +421,18 @@ def test_uvarint_round_trips_at_every_width(value: int) -> None:
     for end in range(len(out)):
         with pytest.raises(IndexError):
             decode_uvarint(memoryview(out)[:end], 0)
+
+
+def test_a_length_below_zero_is_read_as_java_reads_it() -> None:
+    """32 bits with a sign: a field that may be null is null, and of tagged fields there are none."""
+    request = heartbeat.HeartbeatRequest(group_id="g", generation_id=1, member_id="m")
+    frame = b"".join(map(bytes, encode_request(ApiKey.HEARTBEAT, 4, 7, "c", request)))[4:]
+    for value in (b"\xff\xff\xff\xff\x0f", b"\x81\x80\x80\x80\x08"):
+        odd = frame[:-2] + value + value  # the instance id, and how many tagged fields follow
+        assert decode_request(ApiKey.HEARTBEAT, 4, odd, 12) == request
+        with pytest.raises(DecodeError, match=r"longer than its message|may not be"):
+            decode_request(
+                ApiKey.HEARTBEAT, 4, frame[:-1] + b"\1\5" + value, 12
+            )  # a tagged field of that size
+    with pytest.raises(DecodeError, match="longer than its message"):
+        decode_request(ApiKey.HEARTBEAT, 4, frame[:-2] + b"\x80\x80\x80\x80\x08\0", 12)
