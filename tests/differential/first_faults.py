@@ -325,7 +325,8 @@ def doubled_topics(pair: Pair) -> None:
             label = f"deleted in {timeout_ms} ms: {states}"
             ask(pair, label, ApiKey.DELETE_TOPICS, 6, topics=states, timeout_ms=timeout_ms)
     topic = {"name": "created-doubled", "num_partitions": 1, "replication_factor": 1, "assignments": []}
-    for topics in ([topic, topic], [topic, topic | {"name": "a b"}]):
+    reserved = topic | {"name": "__cluster_metadata"}
+    for topics in ([topic, topic], [topic, topic | {"name": "a b"}], [reserved], [topic, topic, reserved]):
         for timeout_ms in (0, 5000):
             label = f"created in {timeout_ms} ms: {[one['name'] for one in topics]}"
             ask(
@@ -338,17 +339,18 @@ def doubled_topics(pair: Pair) -> None:
                 validate_only=True,
             )
     grown = {"name": "doubled", "count": 3, "assignments": None}
-    for timeout_ms in (0, 5000):
-        label = f"grown in {timeout_ms} ms"
-        ask(
-            pair,
-            label,
-            ApiKey.CREATE_PARTITIONS,
-            3,
-            topics=[grown, grown],
-            timeout_ms=timeout_ms,
-            validate_only=True,
-        )
+    for topics in ([grown, grown], [grown, grown, grown | {"name": "no"}]):
+        for timeout_ms in (0, 5000):
+            label = f"grown in {timeout_ms} ms: {[one['name'] for one in topics]}"
+            ask(
+                pair,
+                label,
+                ApiKey.CREATE_PARTITIONS,
+                3,
+                topics=topics,
+                timeout_ms=timeout_ms,
+                validate_only=True,
+            )
 
 
 #: By name.

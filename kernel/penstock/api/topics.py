@@ -76,7 +76,11 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     denied = NOBODY
     if not context.may(Operation.CREATE, ResourceType.CLUSTER, CLUSTER_NAME):
         denied = context.denied(Operation.CREATE, ResourceType.TOPIC, times)
-    left = [name async for name in in_portions(times, _NAMES) if times[name] == 1 and name not in denied]
+    left = [
+        name
+        async for name in in_portions(times, _NAMES)
+        if times[name] == 1 and name not in denied and name not in RESERVED_TOPICS
+    ]
     try:
         if left:  # one that is being deleted won't be there
             _check_time(request.timeout_ms)
@@ -416,6 +420,16 @@ async def handle_create_partitions(
     deadline = Deadline(request.timeout_ms)
     times = Counter([topic.name async for topic in in_portions(request.topics, _NAMES)])
     denied = context.denied(Operation.ALTER, ResourceType.TOPIC, times)
+    if request.timeout_ms <= 0:
+        left = [name async for name in in_portions(times, _NAMES) if times[name] == 1 and name not in denied]
+        if left:  # as in Kafka, which doesn't look further, and answers what is named twice twice
+            late = ErrorCode.REQUEST_TIMED_OUT
+            return CreatePartitionsResponse(
+                results=[
+                    CreatePartitionsTopicResult(name=asked.name, error_code=late, error_message=TIMED_OUT)
+                    async for asked in in_portions(request.topics, _NAMES)
+                ]
+            )
     results: dict[str, CreatePartitionsTopicResult] = {}
     counted = 0
     async for asked in in_portions(
@@ -427,7 +441,6 @@ async def handle_create_partitions(
         try:
             _check_once(asked.name, times)
             check_topic_permitted(asked.name, denied)
-            _check_time(request.timeout_ms)
             if context.api.logs.is_changing(asked.name):
                 await deadline.of(context.api.logs.wait_changed([asked.name]))
             added = _check_growth(asked, context)

@@ -323,6 +323,17 @@ async def test_a_timeout_of_0_is_answered_for_whatever_is_named_if_anything_is_l
         CreateTopicsRequest(timeout_ms=0, topics=asked[:2]), make_context(logs, 7)
     )
     assert [result.error_code for result in doubled.topics] == [ErrorCode.INVALID_REQUEST]
+    reserved = CreatableTopic(name="__cluster_metadata", num_partitions=1, replication_factor=1)
+    refused = await topics.handle_create_topics(
+        CreateTopicsRequest(timeout_ms=0, topics=[reserved]), make_context(logs, 7)
+    )
+    assert [result.error_code for result in refused.topics] == [ErrorCode.INVALID_REQUEST]
+    more = [CreatePartitionsTopic(name=name, count=9, assignments=None) for name in ("t", "t", "n")]
+    for count, codes in ((3, late), (2, [ErrorCode.INVALID_REQUEST])):
+        grown = await topics.handle_create_partitions(
+            CreatePartitionsRequest(timeout_ms=0, topics=more[:count]), make_context(logs, 3)
+        )
+        assert [result.error_code for result in grown.results] == codes
     assert sorted(logs.topics()) == ["t"]
 
 
