@@ -1,8 +1,9 @@
 """Random lives of a broker: everything at once, with faults, crashes and restarts, checked against a model.
 
-Each seed gives one history (proved by a test): several tasks produce, read, create, grow, trim and delete, the store
-fails or loses replies, the WAL fills up, fails, and crashes. After each start, and at each quiet end of a life, the
-invariants I1, I2, I4, I6, I7 and the exactly-once promise to idempotent producers are checked.
+Each seed gives one history (proved by a test): several tasks produce, read, create, grow, trim and delete, groups
+commit and are deleted (in every other history), the store fails or loses replies, the WAL fills up, fails, and
+crashes. After each start, and at each quiet end of a life, the invariants I1, I2, I4, I6, I7, the exactly-once
+promise to idempotent producers and the offsets of groups are checked.
 
 ``pytest --depth broker_lives=1000`` runs more of them; ``PENSTOCK_SIMULATION_SEED=42`` runs one.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +29,15 @@ from tests.simulation.world import SimulatedStore, SimulatedWal
 from tests.unit.log.test_partition import NOW_MS
 from tests.unit.stream.harness import NODE, SETTINGS, Engine, World
 
+from penstock.broker._groups import OFFSETS_TOPIC, follow_logs
+from penstock.coordinator.group_service import GroupService
+from penstock.coordinator.group_types import GroupSettings, OffsetAndMetadata, TopicPartition
+from penstock.coordinator.placement import partition_for
 from penstock.errors import ClosedError, FullError, PenstockError, UnavailableError
 from penstock.log import producer_snapshots as snapshots_module
 from penstock.log.append_outcome import AppendOutcome
 from penstock.log.errors import KafkaError
+from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager, LogSettings
 from penstock.log.partition import Partition
 from penstock.log.producer_book import WINDOW_BATCHES
@@ -39,6 +45,7 @@ from penstock.log.topic import NewTopic
 from penstock.metadata import service as service_module
 from penstock.metadata.commands import Command, decode_entry
 from penstock.metadata.commands.streams import TrimStreams
+from penstock.metadata.deltas import TopicAdded
 from penstock.metadata.image import Image
 from penstock.metadata.service import load_image
 from penstock.stream import uploader as uploader_module
@@ -53,6 +60,10 @@ from penstock_tools.inspection.verify import Report, check_tiling
 pytestmark = pytest.mark.anyio
 
 LIVES = 6
+GROUPS = ("g", "h")
+GROUP_SETTINGS = GroupSettings(
+    offsets_retention_ms=2**60, checkpoint_records=8, checkpoint_bytes=10**6, append_bytes_max=300
+)
 #: What an iteration of the event loop takes in its own time, at least.
 _ITERATION_S = 1e-5
 NAMES = ("a", "b", "c")
@@ -147,6 +158,53 @@ class Producer:
 
 
 @dataclass
+class Committed:
+    """What a group may have as its offset of a partition: the newest of these that is certain, or a later one."""
+
+    topic_id: bytes
+    #: None: it has none.
+    history: list[int | None] = field(default_factory=lambda: [None])
+    certain: int = 0
+    #: (end of the group's log by then, place among all) of what was acknowledged.
+    acked: list[tuple[int, int]] = field(default_factory=list)
+
+    def begin(self, value: int | None) -> int:
+        """The value is on its way; its place among all."""
+        self.history.append(value)
+        return len(self.history) - 1
+
+    def settle(self, at: int, log_end: int | None = None) -> None:
+        """The value at this place is durable, in a log that goes so far."""
+        self.certain = max(self.certain, at)
+        if log_end is not None:
+            self.acked.append((log_end, at))
+
+    def lose(self, uploaded_end: int) -> None:
+        """Of the log, only this is left."""
+        self.acked = [one for one in self.acked if one[0] <= uploaded_end]
+        self.certain = max((at for _, at in self.acked), default=0)
+
+    def allowed(self) -> set[int | None]:
+        """What may be found."""
+        return set(self.history[self.certain :])
+
+
+class SteadyClock:
+    """A clock that never stands still, over all lives: what is said later has a later time."""
+
+    def __init__(self) -> None:
+        self._now_ms = NOW_MS
+
+    def now_ms(self) -> int:
+        self._now_ms += 1
+        return self._now_ms
+
+    async def wait(self, event: anyio.Event, delay_ms: int | None) -> None:
+        with anyio.move_on_after(None if delay_ms is None else delay_ms / 1000):
+            await event.wait()
+
+
+@dataclass
 class _Asked:
     """An append that waits for its outcome."""
 
@@ -172,6 +230,7 @@ class Life:
 
     engine: Engine
     logs: LogManager
+    groups: GroupService
 
 
 class Simulation:
@@ -204,6 +263,9 @@ class Simulation:
             self.store.now_ms = lambda: self.world.now_ms
         #: Of what takes no number from others.
         self._aside = Random(f"aside {seed}")
+        self._groups_random = Random(f"groups {seed}")
+        self._groups_used = 0 if seed % 2 else len(GROUPS)
+        self._commits = 0
         self._wal_is_lost = False
         self.orphans_deleted = 0
         self._sweeping = False
@@ -213,6 +275,11 @@ class Simulation:
         self.created: dict[bytes, str] = {}
         self.doomed: set[bytes] = set()
         self.deleted: set[bytes] = set()
+        #: By group, topic and partition.
+        self.committed: dict[tuple[str, TopicPartition], Committed] = {}
+        self.clock = SteadyClock()
+        #: Topics that were made before what groups say of another of that name was gone: a kill may bring that back.
+        self.unforgotten: set[str] = set()
         #: When the present life began.
         self.leader_epochs: dict[Place, int] = {}
         #: What happened, for people and for the proof that a seed gives one history.
@@ -271,6 +338,12 @@ class Simulation:
 
     async def _go_on_without_wal(self, life: Life) -> None:
         """A lost WAL took what it alone held, and nothing else; then clients take new producer ids."""
+        for (group_id, (name, _)), one in self.committed.items():
+            topic = life.logs.topics().get(name)
+            # tombstones are among what it took, also those of a topic that had the name before
+            one.topic_id = b"" if topic is None else topic.id
+            one.begin(None)
+            one.lose(self._offsets_of(life, group_id).uploaded_end)
         for place, written in self.written.items():
             topic = life.logs.topic_by_id(place[0])
             partition = None if topic is None else topic.partitions.get(place[1])
@@ -328,28 +401,42 @@ class Simulation:
                 bus=engine.bus,
             ) as logs:
                 self._watch_trims(engine.engine, logs)
-                yield Life(engine, logs)
+                async with self._open_groups(engine, logs) as groups:
+                    yield Life(engine, logs, groups)
+
+    @asynccontextmanager
+    async def _open_groups(self, engine: Engine, logs: LogManager) -> AsyncIterator[GroupService]:
+        self.wal.automatic = True  # so that the log's topic is there
+        if OFFSETS_TOPIC not in logs.topics():
+            await logs.create_topics([NewTopic(OFFSETS_TOPIC, 2)], internal=True)
+        self.wal.automatic = False
+        image = engine.metadata.image
+        async with GroupService(
+            KeyedLog(OFFSETS_TOPIC, 2, logs.partition, lambda: self.world.now_ms),
+            GROUP_SETTINGS,
+            self.clock,
+            has_topic=lambda name: image.topics.named(name) is not None,
+        ) as groups:
+            follow_logs(groups, logs, image, engine.bus)
+            engine.metadata.bus.subscribe(
+                TopicAdded, lambda delta: groups.on_topic_created(image.topics.require(delta.topic_id).name)
+            )
+            try:
+                yield groups
+            finally:
+                self.unforgotten.update(self._not_forgotten(groups) & image.topics.names())
 
     def _watch_trims(self, engine: StreamEngine, logs: LogManager) -> None:
         """Remember how far trims were asked for, by whomever."""
-        trim_streams = engine.trim_streams
-
-        async def watched(starts: Sequence[tuple[int, int]], **more: Any) -> None:
-            for stream_id, start in starts:
-                partition = logs._by_stream.get(stream_id)
-                if partition is not None and partition.stream.stream_id == stream_id:
-                    written = self._written(partition)
-                    written.start_max = max(written.start_max, start)
-            await trim_streams(starts, **more)
-
-        engine.trim_streams = watched  # type: ignore[method-assign]
         submit = engine.metadata.submit
 
         async def submitted(command: Command) -> Any:
             for stream_id, start in command.starts if isinstance(command, TrimStreams) else ():
                 partition = logs._by_stream.get(stream_id)
                 if partition is not None and partition.stream.stream_id == stream_id:
-                    self._written(partition).never_uploaded.append((engine.uploading_end(stream_id), start))
+                    written = self._written(partition)
+                    written.start_max = max(written.start_max, start)
+                    written.never_uploaded.append((engine.uploading_end(stream_id), start))
             return await submit(command)
 
         engine.metadata.submit = submitted  # type: ignore[method-assign]
@@ -361,6 +448,8 @@ class Simulation:
             for _ in range(2):
                 tasks.start_soon(self._forever, self._administrate, life)
                 tasks.start_soon(self._forever, self._read_somewhere, life)
+            for group_id in GROUPS[: self._groups_used]:
+                tasks.start_soon(self._forever, self._use_group, life, group_id)
             tasks.start_soon(self._forever, self._acknowledge)
             await self._turns(self.random.randrange(100, 900))
             if crash:
@@ -701,10 +790,101 @@ class Simulation:
                     lambda: life.logs.alter_configs(partition.topic, {"retention.bytes": limit})
                 )
 
+    # -- what groups do --------------------------------------------------------------------------------------
+
+    async def _use_group(self, life: Life, group_id: str) -> None:
+        await self._turns(self._groups_random.randrange(30))
+        chance = self._groups_random.random()
+        if chance < 0.5:
+            await self._commit(life, group_id)
+        elif chance < 0.55:
+            await self._delete_group(life, group_id)
+        elif chance < 0.8:
+            await self._check_group(life, group_id)
+
+    def _not_forgotten(self, groups: GroupService) -> set[str]:
+        return {*groups._unforgotten, *groups._made_meanwhile}
+
+    def _known(self, life: Life, group_id: str, place: TopicPartition) -> Committed:
+        """What is known of the offset; of a topic that is new, that there is none."""
+        topic = life.logs.topics().get(place[0])
+        topic_id = b"" if topic is None else topic.id
+        known = self.committed.setdefault((group_id, place), Committed(topic_id))
+        if known.topic_id != topic_id:
+            is_open = place[0] in self.unforgotten | self._not_forgotten(life.groups)
+            known.topic_id = topic_id
+            none = known.begin(None)
+            if not is_open:
+                known.settle(none)
+        return known
+
+    def _is_certain(self, life: Life, place: TopicPartition, topic_id: bytes) -> bool:
+        topic = life.logs.topics().get(place[0])
+        return topic is not None and topic.id == topic_id and topic.id not in self.doomed
+
+    def _offsets_of(self, life: Life, group_id: str) -> Partition:
+        partition = life.logs.partition(OFFSETS_TOPIC, partition_for(group_id, 2))
+        assert partition is not None
+        return partition
+
+    async def _commit(self, life: Life, group_id: str) -> None:
+        self._commits += 1
+        number = self._commits
+        topics = sorted(name for name in life.logs.topics() if name in NAMES)
+        if not topics:
+            return
+        name = self._groups_random.choice(topics)
+        places = [(name, index) for index in range(self._groups_random.randrange(1, 3))]
+        known = [self._known(life, group_id, place) for place in places]
+        topic_id = known[0].topic_id
+        begun = [one.begin(number) for one in known]
+        errors = await self._perhaps_cancelled(
+            lambda: life.groups.commit_offsets(
+                group_id, {place: OffsetAndMetadata(number) for place in places}
+            )
+        )
+        if not self._is_certain(life, places[0], topic_id):
+            for one in known:
+                one.begin(None)
+            return
+        for place, one, at in zip(places, known, begun, strict=True):
+            if errors is not None and errors[place] == 0:
+                self.note(f"committed {group_id} {name} {number}")
+                one.settle(at, self._offsets_of(life, group_id).high_watermark)
+
+    async def _delete_group(self, life: Life, group_id: str) -> None:
+        known = [one for (group, _), one in self.committed.items() if group == group_id]
+        begun = [one.begin(None) for one in known]
+        errors = await self._perhaps_cancelled(lambda: life.groups.delete_groups([group_id]))
+        if errors == {group_id: ErrorCode.NONE}:
+            self.note(f"deleted group {group_id}")
+            for one, at in zip(known, begun, strict=True):
+                one.settle(at, self._offsets_of(life, group_id).high_watermark)
+
+    async def _check_group(self, life: Life, group_id: str) -> None:
+        places = [place for group, place in self.committed if group == group_id]
+        known = [self._known(life, group_id, place) for place in places]
+        topic_ids = [one.topic_id for one in known]
+        allowed = [one.allowed() for one in known]
+        error, offsets = await life.groups.fetch_offsets(group_id, places)
+        if error is not ErrorCode.NONE:
+            return
+        for place, one, topic_id, may_be in zip(places, known, topic_ids, allowed, strict=True):
+            found = offsets[place]
+            value = None if found is None else found.offset
+            if self._is_certain(life, place, topic_id) and one.topic_id == topic_id:
+                assert value in may_be | one.allowed(), (group_id, place, value, one)
+
+    async def _check_groups(self, life: Life) -> None:
+        await life.groups.wait_loaded()
+        for group_id in GROUPS:
+            await self._check_group(life, group_id)
+
     # -- what must be so -------------------------------------------------------------------------------------
 
     async def _check(self, life: Life) -> None:
         """With no fault and nothing on its way."""
+        await self._check_groups(life)
         await self._check_image(life)
         self._check_topics(life)
         await self._check_objects(life, exactly=False)
@@ -857,6 +1037,7 @@ async def test_histories_hold_what_they_are_for(tmp_path: Path, lived: dict[int,
         "lost",
         "known",
         "fenced",
+        "committed",
     ):
         assert words.count(word) >= 3, word
     ends = [line for line in trace if line.startswith("wal ends")]
