@@ -158,6 +158,9 @@ class Partition:
         self._duplicates: list[tuple[int, AppendOutcome, Callable[[AppendOutcome], None]]] = []
         #: Bytes appended since the partition was opened.
         self._appended_bytes = 0
+        #: Where those want the log to start who delete records, and when the trim ends that is under way for them.
+        self._wanted_start = 0
+        self._trim_ended: anyio.Event | None = None
         #: The damage that was reported last.
         self._damage = ""
         self._unavailable: str | None = None
@@ -659,13 +662,45 @@ class Partition:
             raise KafkaError(ErrorCode.OFFSET_OUT_OF_RANGE)
         if target > self.stream.start_offset:
             await self.save_producers(target)
-            start = (self.stream.stream_id, target)
-            await self._engine.trim_streams([start], first=lambda: self._snapshots.upload(target))
+            await self._trim(target)
             if self.stream.start_offset < target:  # deleted meanwhile
                 raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
         if self.unavailable is not None:
             await self._mender.mend()
         return self.stream.start_offset
+
+    async def _trim(self, start: int) -> None:
+        """Move the log start to ``start``, also if this call is cancelled, once what must be uploaded before that is.
+
+        That may take long, and clients ask again: one at a time goes as far as anybody wants, others wait for it.
+        """
+        self._wanted_start = max(self._wanted_start, start)
+        while self.stream.start_offset < start and not self._closed:
+            ended = self._trim_ended
+            if ended is not None:
+                await ended.wait()
+                continue
+            ended = self._trim_ended = anyio.Event()
+            try:
+                await self._engine.finish(partial(self._trim_as_wanted, ended))
+            except PenstockError:
+                self._end_trim(ended)  # it may not even have begun
+                raise
+
+    async def _trim_as_wanted(self, ended: anyio.Event) -> None:
+        start = -1
+        try:
+            while self._wanted_start > start:
+                start = self._wanted_start
+                await self._snapshots.upload(start)
+                await self._engine.trim([(self.stream.stream_id, start)])
+        finally:
+            self._end_trim(ended)
+
+    def _end_trim(self, ended: anyio.Event) -> None:
+        if self._trim_ended is ended:
+            self._trim_ended = None
+        ended.set()
 
     def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:
         """(greatest leader epoch <= ``epoch``, the offset where it ended) (KIP-320).

@@ -334,23 +334,24 @@ class StreamEngine:
                 stream.is_forgotten = True
             self._log_cache.drop_stream(stream_id)
 
-    async def trim_streams(
-        self, starts: Sequence[tuple[int, int]], *, first: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
+    async def trim_streams(self, starts: Sequence[tuple[int, int]]) -> None:
         """Move starts forward, durably: (stream id, new start offset). Offsets below are never read again.
 
-        ``first`` is done before. A cancelled call takes effect nevertheless: streams must start where metadata says
-        that they do.
+        A cancelled call takes effect nevertheless: streams must start where metadata says that they do.
+        """
+        await self.finish(lambda: self.trim(starts))
+
+    async def finish(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do ``work``, which trims streams, to its end, also if this call is cancelled.
+
+        Raises what it raises; ClosedError, UnavailableError if it isn't begun, or the engine ends before it.
         """
         if self._closing:
             raise ClosedError("the broker is stopping")
-        await self._finisher.finish(lambda: self._trim(starts, first))
+        await self._finisher.finish(work)
 
-    async def _trim(
-        self, starts: Sequence[tuple[int, int]], first: Callable[[], Awaitable[None]] | None
-    ) -> None:
-        if first is not None:
-            await first()
+    async def trim(self, starts: Sequence[tuple[int, int]]) -> None:
+        """Trim streams like ``trim_streams``, within what is finished."""
         for chunk in pieces(starts, STREAMS_PER_COMMAND):
             await self.metadata.submit(TrimStreams(self._node_id, self._node_epoch, list(chunk)))
             for stream_id, start in chunk:

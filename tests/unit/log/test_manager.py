@@ -489,6 +489,34 @@ async def test_what_is_being_uploaded_is_deleted_once_the_state_of_its_producers
         assert [(o.error_code, o.base_offset) for o in again] == [(0, 0)]
 
 
+async def test_deletions_that_wait_for_an_upload_hold_one_task_for_each_partition(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often clients ask, and go away: what they asked for is done once, as far as any of them wanted."""
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        metadata, may_commit = logs.manager._metadata, anyio.Event()
+        submit = metadata.submit
+
+        async def submit_late(command: Command) -> Any:
+            if isinstance(command, CommitUpload):
+                await may_commit.wait()
+            return await submit(command)
+
+        monkeypatch.setattr(metadata, "submit", submit_late)
+        for number in range(3):
+            append(partition, batch(b"%d" % number, producer=(7, 0, number)))
+        logs.manager._engine.begin_upload()
+        async with anyio.create_task_group() as tasks:
+            for offset in (1, 3, 2, 1):
+                tasks.start_soon(partition.delete_records, offset)
+            await anyio.wait_all_tasks_blocked()
+            assert logs.manager._engine._finisher.waiting == 1
+            tasks.cancel_scope.cancel()
+        may_commit.set()
+        assert await partition.delete_records(1) == 3
+
+
 async def test_a_snapshot_of_producers_says_nothing_of_batches_that_went_with_a_lost_wal(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
