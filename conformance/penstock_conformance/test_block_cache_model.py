@@ -401,6 +401,32 @@ async def test_reader_waits_for_memory_of_others(env: Env) -> None:
     assert used == 0, f"{used} bytes are still accounted for"
 
 
+async def test_cached_blocks_of_a_read_may_make_room_for_its_others(env: Env) -> None:
+    """The bytes of ``blocks``, in order: of those too that were cached, and went when the others wanted memory."""
+    size = 10_000
+    allocator = PlainAllocator(20 * size)
+    async with env.open(allocator=allocator) as cache:
+        base = allocator.statistics().used_bytes
+        if base > 5 * size or cache.statistics().limit_bytes < 20 * size:
+            not_applicable("the cache needs memory of its own, or is too small")
+
+        def relieve(bytes_wanted: int) -> None:
+            cache.evict(bytes_wanted)
+
+        allocator.add_pressure_listener(relieve)
+        cached = [BlockRef(1, number * _STEP, size) for number in range(6)]
+        for block in cached:
+            await cache.get([block], _Load())
+        others = allocator.charge_nowait(
+            14 * size - base, "append"
+        )  # all is in use, if it keeps what it read
+        for number, block in enumerate(cached):
+            wanted = [block, BlockRef(2, number * _STEP, size)]
+            with suppress(FullError):  # told, instead of waiting
+                _check(wanted, await cache.get(wanted, _Load()))
+        others.release()
+
+
 async def test_loaders_are_let_go(env: Env) -> None:
     """A loader is the reader's: when its call has ended, and its reader is gone, the cache keeps nothing of it."""
     async with env.open() as cache:

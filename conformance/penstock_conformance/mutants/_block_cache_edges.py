@@ -323,3 +323,13 @@ class KeepsMemoryOfAFailedPrefetch(PlainBlockCache):
         super().close()
         for charge in self._at_hand:
             charge.release()
+
+
+@mutant(KIND, "gives_away_what_it_has_of_a_read", "cached_blocks_of_a_read_may_make_room_for_its_others")
+class GivesAwayWhatItHasOfARead(PlainBlockCache):
+    """Looks what is cached, asks for memory for the rest, and then takes what was cached."""
+
+    def _charges_beside(
+        self, blocks: Sequence[BlockRef], missing: Sequence[BlockRef]
+    ) -> list[Charge | None] | None:
+        return self._charges(missing)

@@ -92,7 +92,7 @@ class PlainBlockCache:
                 if prefetch:
                     return []
                 await self._room.wait()
-            elif (charges := self._charges(missing)) is not None:
+            elif (charges := self._charges_beside(blocks, missing)) is not None:
                 break
             elif prefetch:
                 return []
@@ -140,6 +140,19 @@ class PlainBlockCache:
                 self._drop(block)
         # One block over the limit is let in alone, so that a small limit can't stop reading.
         return self._used + wanted <= self._limit or self._used == 0
+
+    def _charges_beside(
+        self, blocks: Sequence[BlockRef], missing: Sequence[BlockRef]
+    ) -> list[Charge | None] | None:
+        """``_charges``, which may ask this cache for memory, too: what it has of ``blocks`` stays meanwhile."""
+        kept = [slot for block in blocks if (slot := self._slots.get(block)) is not None]
+        for slot in kept:
+            slot.waiting += 1
+        try:
+            return self._charges(missing)
+        finally:
+            for slot in kept:
+                slot.waiting -= 1
 
     def _charges(self, missing: Sequence[BlockRef]) -> list[Charge | None] | None:
         """A charge for each block; None, with nothing charged, if the memory is full."""
