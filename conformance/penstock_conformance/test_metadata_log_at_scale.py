@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import anyio
@@ -231,6 +231,23 @@ async def test_reader_that_is_overtaken_is_told(env: Env) -> None:
         assert told or got[-1] == 90, f"the read ended at {got[-1]} of 90 as if that were the newest"
 
 
+async def test_writer_that_slept_past_snapshots_takes_no_index(env: Env) -> None:
+    """ConflictError if the index is taken, also where the entry that took it has vanished below a snapshot since: who
+    knows nothing of either makes none anew."""
+    async with env.open() as log, env.open(node_id=2) as other:
+        await _fill(log, 1, 4)
+        _check_entries(await _read(other), 1, 4, "a read before it slept")
+        await _fill(log, 4, 30)
+        for index in (8, 14, 20, 24):
+            await log.write_snapshot(MetadataSnapshot(index, b"at %d" % index))
+        for index in (4, 5, 25):
+            with raises(ConflictError):
+                await other.append(index, b"late")
+        for start in (4, 25):
+            with suppress(NotFoundError):  # or nothing was dropped
+                _check_entries(await _read(other, start), start, 30, "a read behind a writer that slept")
+
+
 async def test_many_followers_hear_of_news(env: Env) -> None:
     """Return when there may be an entry past ``after_index``; whoever is cancelled takes no news along."""
     async with env.open() as log:
@@ -246,18 +263,20 @@ async def test_many_followers_hear_of_news(env: Env) -> None:
             heard.add(number)
 
         async with anyio.create_task_group() as tasks:
-            gone = anyio.CancelScope()
+            gone = [anyio.CancelScope() for _ in range(3)]
 
-            async def give_up() -> None:
-                with gone:
+            async def give_up(scope: anyio.CancelScope) -> None:
+                with scope:
                     await follow(-1)
 
-            tasks.start_soon(give_up)
             for number in range(60):
+                if number % 20 == 0:
+                    tasks.start_soon(give_up, gone[number // 20])
                 tasks.start_soon(follow, number)
             for _ in range(5):
                 await checkpoint()
-            gone.cancel()
+            for scope in gone:
+                scope.cancel()
             await checkpoint()
             await _fill(log, 3, 4)
         assert heard == set(range(60)), f"{60 - len(heard)} of 60 followers never heard of the news"

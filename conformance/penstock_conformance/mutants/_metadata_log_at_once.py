@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import ConflictError, CorruptError, NotFoundError
+from penstock.errors import AlreadyExistsError, ConflictError, CorruptError, NotFoundError
 from penstock.spi.metadata_log import MetadataEntry, MetadataSnapshot
 from penstock.spi.object_store import ObjectStore
 from penstock_conformance.mutants._mutant import mutant
@@ -223,3 +223,60 @@ class NotesWhoLooks(PlainMetadataLog):
     async def read_snapshot(self) -> MetadataSnapshot | None:
         await self._store.put("snapshot-readers", [b"x"])
         return await super().read_snapshot()
+
+
+@mutant(KIND, "trusts_the_end_that_it_knows", "writer_that_slept_past_snapshots_takes_no_index")
+class TrustsTheEndThatItKnows(PlainMetadataLog):
+    """Creates what comes next, as far as it knows: if somebody else was there before, the store will say so."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        known = self._last_index
+        if known and index == known + 1:
+            await self._create(self._key(index), _pack(index, data))
+            self._learn(index)
+        else:
+            await super().append(index, data)
+
+    async def _create(self, key: str, body: bytes) -> None:
+        try:
+            await super()._create(key, body)
+        except AlreadyExistsError:
+            raise ConflictError(f"the index is taken: key={key}") from None
+
+
+@mutant(KIND, "forgets_who_waited_before_one_who_gives_up", "many_followers_hear_of_news", hangs=True)
+class ForgetsWhoWaitedBeforeOneWhoGivesUp(PlainMetadataLog):
+    """Drops all who are up to there in its queue."""
+
+    def __init__(self, store: ObjectStore | None) -> None:
+        super().__init__(store)
+        self._waiting: list[asyncio.Event] = []
+
+    async def wait_for_news(self, after_index: int) -> None:
+        await checkpoint()
+        self._check_open()
+        if self._last_index > after_index:
+            return
+        event = asyncio.Event()
+        self._waiting.append(event)
+        try:
+            await event.wait()
+        except asyncio.CancelledError:
+            if event in self._waiting:
+                del self._waiting[: self._waiting.index(event) + 1]
+            raise
+        self._check_open()
+
+    def _learn(self, index: int) -> None:
+        if index > self._last_index:
+            super()._learn(index)
+            self._wake()
+
+    def close(self) -> None:
+        super().close()
+        self._wake()
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for event in waiting:
+            event.set()
