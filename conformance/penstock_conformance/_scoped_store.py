@@ -52,9 +52,10 @@ class ScopedStore:
         return await self._store.create_multipart(self._prefix + key)
 
     async def delete(self, keys: Sequence[str]) -> None:
-        given = [self._prefix + key for key in keys]
+        named = [self._prefix + key for key in keys]
+        given = tuple(named) if isinstance(keys, tuple) else list(named)
         await self._store.delete(given)
-        assert given == [self._prefix + key for key in keys], "delete changed the keys that it was given"
+        assert list(given) == named, "delete changed the keys that it was given"
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
         start_after = self._prefix + start_after if start_after else ""

@@ -257,3 +257,37 @@ async def test_everything_is_given_back_after_the_end(env: Env) -> None:
     assert growing.granted == 1000, f"a grant that was refused changed something: {growing.granted}"
     for give_back in (*given, untouched.release, growing.release):
         give_back()
+
+
+async def test_whoever_cannot_wait_asks_listeners_beside_who_waits(env: Env) -> None:
+    """If there is no room, pressure listeners are asked for it: also while others wait, and one that came since."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        held = _fill(allocator)
+        asked: list[int] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(allocator.charge, 4 * _MIB, "upload")
+            await _turns()
+            allocator.add_pressure_listener(asked.append)
+            allocator.charge_anyway(_MIB, "state").release()
+            assert asked, "there was no room for what is charged anyway, and a listener wasn't asked for it"
+            tasks.cancel_scope.cancel()
+        held.release()
+
+
+async def test_pinned_memory_counts_for_who_has_a_part(env: Env) -> None:
+    """The limit is hard: what is pinned is in use, also when a reservation grows that was granted a part before."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        item = allocator.reserve(4 * _MIB, "network")
+        item.grant_nowait(_MIB)
+        memory = allocator.allocate_nowait(2 * _MIB, "append")
+        view = memory.view[:10]
+        memory.release()
+        del memory
+        rest = _fill(allocator, left=_MIB // 2)
+        with raises(FullError):
+            item.grant_nowait(2 * _MIB)
+        told = allocator.statistics()
+        assert told.used_bytes <= _LIMIT, f"the limit is exceeded beside pinned memory: {told}"
+        del view
+        rest.release()
+        item.release()

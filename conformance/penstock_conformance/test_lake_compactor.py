@@ -277,8 +277,17 @@ async def test_a_lower_epoch_cannot_open(env: Env) -> None:
             async with compactor.open_table(topic, 4):
                 pass
         async with compactor.open_table(topic, 6) as table:
-            await _commit(table, 0, 5, 6)
-        await check_table(compactor, topic, {0: 6})
+            for offset in range(5, 15):
+                await _commit(table, 0, offset, offset + 1)
+            with raises(FencedError):  # however many commits there were since
+                async with compactor.open_table(topic, 5):
+                    pass
+            if compactor.capabilities.maintains:
+                await table.maintain()
+        with raises(FencedError):
+            async with compactor.open_table(topic, 5):
+                pass
+        await check_table(compactor, topic, {0: 15})
 
 
 async def test_a_claim_alone_fences(env: Env) -> None:

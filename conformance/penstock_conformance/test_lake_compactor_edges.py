@@ -90,6 +90,11 @@ async def test_a_commit_tells_of_its_own_files(env: Env) -> None:
     async with env.open() as compactor, compactor.open_table(topic_of(env), 1) as table:
         files = [(await _commit(table, number, number + 1)).files for number in range(10)]
         assert files[-1] <= files[0], f"ten commits of one record each say so many files: {files}"
+        for start in range(10, 18):
+            await table.write(made(0, start, start + 1))
+        commit = await table.commit({0: 18})
+        assert commit.files > 0, f"eight records are in no file: {commit}"
+        assert commit.size_bytes > 0, f"eight records take no room: {commit}"
 
 
 async def test_who_is_refused_disturbs_nobody(env: Env) -> None:

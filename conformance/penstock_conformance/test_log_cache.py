@@ -232,7 +232,7 @@ async def test_statistics_add_up(env: Env) -> None:
         cache.put(feeder.entry(1, size=10))
         first = cache.freeze()
         cache.put(feeder.entry(1, size=20))
-        cache.freeze()
+        second = cache.freeze()
         uncharged = feeder.entry(1, size=40)
         assert uncharged.charge is not None
         uncharged.charge.release()
@@ -249,6 +249,13 @@ async def test_statistics_add_up(env: Env) -> None:
         assert cache.get(5, 0, 10**9, 10**9), "a read from before what is cached gets what is"
         counters = cache.statistics()
         assert (counters.hits, counters.misses) == (1, 2), "a read that gets something else isn't a hit"
+        cache.mark_uploaded(second)
+        cache.drop_stream(1)
+        cache.drop_stream(5)
+        cache.evict(10**9)
+        told = cache.statistics()
+        left = (told.active_bytes, told.frozen_bytes, told.uploaded_bytes, told.entries)
+        assert left == (0, 0, 0, 0), f"all streams were deleted, and nothing of them is in memory: {told}"
 
 
 async def test_random_walk_agrees_with_a_model(env: Env) -> None:

@@ -102,7 +102,10 @@ async def test_ranges_are_of_the_newest_object(env: Env) -> None:
 async def test_result_of_get_outlives_the_object(env: Env) -> None:
     """The result is read-only for the caller and stays valid as long as it is referenced."""
     data = env.random.randbytes(20_000)
+    large = env.random.randbytes(200_000)
     async with env.open() as store:
+        await store.put("large", [large])
+        parts = [await store.get("large", start, start + 150_000) for start in range(20)]
         await store.put("key", [data])
         whole, part = await store.get("key"), await store.get("key", 5_000, 15_000)
         await store.put("key", [bytes(20_000)])
@@ -110,6 +113,8 @@ async def test_result_of_get_outlives_the_object(env: Env) -> None:
         await store.put("other", [bytes(20_000)])
     assert bytes(whole) == data, "an earlier result changed"
     assert bytes(part) == data[5_000:15_000], "an earlier ranged result changed"
+    changed = [start for start, found in enumerate(parts) if found != large[start : start + 150_000]]
+    assert not changed, f"of 20 large results {len(changed)} changed"
 
 
 async def test_missing_object_is_not_found(env: Env) -> None:
@@ -119,7 +124,7 @@ async def test_missing_object_is_not_found(env: Env) -> None:
         for key in ("missing", "missing/deep", "there", "there/dee"):
             with raises(NotFoundError):
                 await store.get(key)
-            for start in (0, 1):  # no range of nothing is a wrong one
+            for start in (0, 1, 2**40):  # no range of nothing is a wrong one
                 with raises(NotFoundError):
                     await store.get(key, start, start + 1)
             with raises(NotFoundError):
@@ -147,6 +152,8 @@ async def test_deleted_objects_are_gone(env: Env) -> None:
             await store.get(keys[0])
         await store.delete(keys[:20])
         await store.delete([])
+        await store.delete(tuple(keys[20:25]))  # any sequence
+        assert await keys_listed(store, "many/") == keys[25:], "keys that were named in a tuple are there"
 
 
 @clause(claims="ordered_listing")
@@ -433,7 +440,17 @@ async def test_statistics_count(env: Env) -> None:
         await store.get("a")
         await keys_listed(store)
         await store.delete(["a"])
+        able = store.capabilities
+        with raises(NotFoundError):
+            await store.head("a")
+        if able.put_if_absent:
+            with raises(AlreadyExistsError):
+                await store.put_if_absent("b", [b"z"])
+        if able.compare_and_swap:
+            with raises(ConflictError):
+                await store.compare_and_swap("b", [b"z"], "nonsense")
         counters = store.statistics()
+        assert counters.errors == 0, f"refusals, and an object that isn't there, are answers: {counters}"
         assert counters.puts >= 2
         assert counters.gets >= 1
         assert counters.lists >= 1

@@ -398,10 +398,11 @@ async def test_many_parts_go_in_call_order(env: Env) -> None:
 async def test_uploads_of_one_key_do_not_mix(env: Env) -> None:
     """An object being written in parts: two uploads under way, of one key or of two, are two."""
     async with env.open() as store:
-        uploads = [await store.create_multipart(key) for key in ("same", "same", "other")]
+        uploads = [await store.create_multipart(key) for key in ("same", "same", "other", "same")]
         for number in range(5):
             for owner, upload in enumerate(uploads):
                 await upload.write_part([b"%d" % owner * (1000 + number)])
+        await uploads[3].abort()
         await uploads[1].complete()
         _check_bytes(await store.get("same"), b"1" * 5010, "the upload that was completed first")
         await uploads[2].abort()
@@ -417,13 +418,15 @@ async def test_overwritten_objects_are_read_anew(env: Env) -> None:
         for number in range(6):
             body = bytes([65 + number]) * 5000
             writer = second if shared and number % 2 else first
-            await writer.put("key", [body])
+            token = await writer.put("key", [body])
             for reader in (first, second) if shared else (first,):
                 _check_bytes(await reader.get("key"), body, "an object that was replaced by one of its size")
                 _check_bytes(
                     await reader.get("key", 100, 200), body[100:200], "a range of an object that was replaced"
                 )
-                assert (await reader.head("key")).size == 5000, "a stale size"
+                for _ in range(4):  # however often it was asked before
+                    info = await reader.head("key")
+                    assert (info.size, info.token) == (5000, token), f"a stale head: {info} token={token}"
             if number == 3:
                 await writer.delete(["key"])
                 for reader in (first, second) if shared else (first,):
@@ -716,6 +719,17 @@ async def test_outage_is_not_emptiness(env: Env) -> None:
         told = store.statistics()
         assert told.consecutive_failures == 0, f"calls succeed again: {told}"
         assert told.last_error or not why, f"why calls failed is kept when they succeed again: {told}"
+        answers: dict[str, Callable[[], Awaitable[object]]] = {
+            "a put that works": lambda: store.put("dir/key", [b"z"]),
+            "that there is no such object": lambda: error_of(store.head("dir/missing")),
+            "a get that works": lambda: store.get("dir/key"),
+        }
+        for what, answer in answers.items():
+            with no_descriptors_left():
+                await error_of(store.get("dir/key"))
+            await answer()
+            told = store.statistics()
+            assert told.consecutive_failures == 0, f"{what} is an answer: {told}"
 
 
 @clause(level=4)

@@ -34,7 +34,7 @@ _CLOCK_MS: Final = 15 * 60 * 1000
 #: Bodies of the same bytes, as lists and tuples, in one buffer and in two.
 _CUTS: Final[Sequence[Callable[[bytearray], Sequence[Buffer]]]] = (
     lambda buffer: [memoryview(buffer)[:100], memoryview(buffer)[100:]],
-    lambda buffer: (memoryview(buffer)[:100], memoryview(buffer)[100:]),
+    lambda buffer: (memoryview(buffer)[:100], memoryview(buffer)[100:300], memoryview(buffer)[300:]),
     lambda buffer: (buffer,),
 )
 

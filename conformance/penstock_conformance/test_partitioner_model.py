@@ -92,7 +92,7 @@ class _Model:
     def tell_of_each_kind(self) -> None:
         """News of partitions that are all away, and others of the same moment and of an earlier one."""
         topic = self._topics[0]
-        for now_ms, away in ((100.0, (0, 1, 2)), (100.0, (0,)), (0.0, (1,)), (0.0, (2,))):
+        for now_ms, away in ((100.0, (0, 1, 2)), (100.0, (0,)), (0.0, (1,)), (0.0, (2,)), (-1.0, (0, 1))):
             loads = {
                 number: PartitionLoad(queued_batches=queued, available=number not in away)
                 for number, queued in enumerate((0, 2**31, 2**63))

@@ -511,7 +511,10 @@ async def test_second_opener_fences_first(env: Env) -> None:
         await append_all(new, make_bodies(5, owner=2))
         with raises(FencedError, ClosedError):
             await old.append([b"again"]).wait_durable()
-        assert old.statistics().state in ("fenced", "failed", "closed")
+        told = old.statistics()
+        assert told.state in ("fenced", "failed", "closed")
+        pending = (told.pending_entries, told.pending_bytes)
+        assert pending == (0, 0), f"all was answered, and so many entries and bytes pend: {pending}"
         told = old.statistics().written_groups
         assert told == groups, f"groups that are durable: {groups}, and {told} are told since some failed"
     labels = [check_body(payload) for payload in await read(env)]
@@ -568,6 +571,8 @@ async def test_sealed_log_acknowledges_nothing(env: Env) -> None:
         await append_all(wal, make_bodies(4))
         await wal.seal()
         await refused(wal)
+        state = wal.statistics().state
+        assert state not in ("open", "degraded"), f"a log that was sealed goes on, it says: state={state}"
     async with env.open(epoch=2) as wal:
         assert [bytes(entry.data) for entry in await recovered(wal)] == make_bodies(4)
         await refused(wal)

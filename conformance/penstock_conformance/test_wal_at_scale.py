@@ -253,6 +253,8 @@ async def test_what_would_fit_is_taken(env: Env) -> None:
                 number += 1
                 if env.random.random() < 0.3:
                     await append.wait_durable()
+            with suppress(FullError):  # it has refused one, which is forgotten with the trim
+                append = wal.append([bytes(min(largest, _LARGE_BYTES))])
             await append.wait_durable()
             await wal.trim(append.next_position)
     async with env.open(epoch=2) as wal:  # trimmed to its end, and written to by others only
@@ -581,6 +583,12 @@ async def test_reading_from_outside_tells_all_and_fences_nobody(env: Env) -> Non
     check_same(
         [bytes(e.data) for e in await env.read_outside()], await read(env, 6), "a read of a closed log"
     )
+    async with env.open(epoch=7) as wal:
+        await recovered(wal)
+        await wal.trim(wal.statistics().end_position)
+    # one without entries is one: no NotFoundError
+    found = [bytes(entry.data) for entry in await env.read_outside()]
+    check_same(found, await read(env, 8), "a read of a log that was trimmed to its end")
 
 
 async def test_describing_changes_nothing_and_fences_nobody(env: Env) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from penstock.errors import (
     CorruptError,
     FencedError,
     FullError,
+    InvalidRequestError,
     NotFoundError,
     PenstockError,
     UnavailableError,
@@ -27,7 +28,7 @@ from penstock_conformance._env import Env, raises
 from penstock_conformance._faults import error_of
 from penstock_conformance._leaks import looks_leave_nothing
 from penstock_conformance._wal_medium import History, WalMedium, faulty_medium
-from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered
+from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered, room_of
 
 KIND = "wal"
 
@@ -86,6 +87,7 @@ def _state_is(wal: Any, *, goes_on: bool) -> None:
     state = wal.statistics().state
     told = "takes appends" if goes_on else "refuses every append with ClosedError"
     assert (state in ("open", "degraded")) is goes_on, f"the log {told}, and says of itself: state={state}"
+    assert state != "fenced", "nobody else opened the log, and it says that it is fenced"
 
 
 def _figures_fit(wal: Any, appends: list[WalAppend]) -> None:
@@ -252,6 +254,69 @@ async def _synced_at_a_doubt(
             await wal.trim(appends[-1].next_position)
             kept.clear()
     return medium.disk.synced()
+
+
+@clause(level=4)
+async def test_no_group_is_acknowledged_unsynced(env: Env) -> None:
+    """Durable when acknowledged: half a megabyte, whole pages, the three hundredth, what comes behind a refusal."""
+    async with faulty_medium(env) as medium:
+        kept: list[bytes] = []
+        for life, plan in enumerate((_large, _whole_pages, _three_hundred, _after_a_refusal)):
+            async with medium.open(life + 1) as wal:
+                found = [bytes(entry.data) for entry in await recovered(wal)]
+                check_same(found[len(found) - len(kept) :], kept, "acknowledged before a cut")
+                first = await append_all(wal, [b"first"])
+                medium.require_disk()
+                await wal.trim(first[0].next_position)
+                kept = []
+                async for bodies in plan(wal, first[0]):
+                    await append_all(wal, bodies)
+                    kept += bodies
+                    if not medium.disk.is_synced:
+                        break
+                images = medium.disk.synced()
+            medium.disk.restore(images)
+        async with medium.open(5) as wal:
+            found = [bytes(entry.data) for entry in await recovered(wal)]
+            check_same(found[len(found) - len(kept) :], kept, "acknowledged before the last cut")
+
+
+async def _large(wal: Any, first: WalAppend) -> AsyncIterator[list[bytes]]:
+    size = min(room_of(wal, 600_000) // 8, wal.capabilities.entry_bytes_max)
+    yield make_bodies(8, size=size)
+
+
+async def _whole_pages(wal: Any, first: WalAppend) -> AsyncIterator[list[bytes]]:
+    """With what the log adds to an entry, as far as its positions tell."""
+    added = (first.next_position - first.position - len(b"first")) % 4096
+    for pages in (1, 2, 16):
+        size = 4096 * pages - added
+        if size <= min(room_of(wal, 2**17), wal.capabilities.entry_bytes_max):
+            yield make_bodies(1, size=size, owner=pages)
+
+
+async def _three_hundred(wal: Any, first: WalAppend) -> AsyncIterator[list[bytes]]:
+    for number in range(300):
+        last = await append_all(wal, make_bodies(1, size=20, owner=number))
+        if number % 50 == 49:
+            await wal.trim(last[-1].next_position)
+    for number in range(2):
+        yield make_bodies(1, size=20, owner=300 + number)
+
+
+async def _after_a_refusal(wal: Any, first: WalAppend) -> AsyncIterator[list[bytes]]:
+    capacity = wal.statistics().capacity_bytes
+    size = min(wal.capabilities.entry_bytes_max, capacity // 4)
+    if 0 < capacity <= 32 * 2**20:
+        try:
+            for number in range(2 * capacity // size):
+                last = await append_all(wal, [bytes([number % 250 + 1]) * size])
+        except FullError:
+            await wal.trim(last[-1].next_position)
+    with raises(InvalidRequestError):
+        wal.append([])
+    for number in range(2):
+        yield make_bodies(1, size=100, owner=number)
 
 
 @clause(level=4)

@@ -244,10 +244,15 @@ async def test_sealed_log_can_be_trimmed(env: Env) -> None:
         surviving(wal)
         assert [bytes(entry.data) for entry in await recovered(wal)] == make_bodies(6)
         assert end_of(env, wal) >= appends[-1].next_position, "a sealed log ends before its last entry"
-        await wal.trim(appends[3].next_position)
+        for place in (1, 3):
+            await wal.trim(appends[place].next_position)
         with raises(FencedError):
             await wal.append([b"late"]).wait_durable()
     assert (await read(env, 3))[-2:] == make_bodies(6)[4:]
+    async with env.open(epoch=4) as wal:
+        await recovered(wal)
+        with raises(FencedError):
+            await wal.append([b"later"]).wait_durable()
 
 
 @clause(level=2, claims="shareable")

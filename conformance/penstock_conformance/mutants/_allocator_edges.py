@@ -21,6 +21,7 @@ _GIVES_UP = "whoever_gives_up_lets_the_next_one_in"
 _PART = "who_has_a_part_waits_behind_others"
 _PEAK = "the_peak_may_be_over_the_limit"
 _TWO = "two_allocators_have_nothing_to_do_with_each_other"
+_BESIDE_WAITERS = "whoever_cannot_wait_asks_listeners_beside_who_waits"
 _END = "everything_is_given_back_after_the_end"
 
 
@@ -218,3 +219,30 @@ class LetsReservationsGrowAfterItsEnd(PlainAllocator):
             return super().take_nowait(size, purpose, mapped=mapped, own=own)
         finally:
             self._closed = closed
+
+
+@mutant(KIND, "asks_nobody_beside_who_waits", _BESIDE_WAITERS)
+class AsksNobodyBesideWhoWaits(PlainAllocator):
+    """Whoever waits has asked them all."""
+
+    def _press(self, size: int) -> int:
+        return 0 if self._waiters else super()._press(size)
+
+
+@mutant(KIND, "takes_no_listener_while_somebody_waits", _BESIDE_WAITERS)
+class TakesNoListenerWhileSomebodyWaits(PlainAllocator):
+    """Not now."""
+
+    def add_pressure_listener(self, listener: Callable[[int], int | None]) -> None:
+        if not self._waiters:
+            super().add_pressure_listener(listener)
+
+
+@mutant(KIND, "grows_beside_what_is_pinned", "pinned_memory_counts_for_who_has_a_part")
+class GrowsBesideWhatIsPinned(PlainAllocator):
+    """What is pinned goes soon, and who has a part already is nearly done."""
+
+    def _fits(self, size: int, own: int) -> bool:
+        return super()._fits(size, own) or (
+            own > 0 and self._used.total() - self._used["pinned"] + size <= self._limit
+        )

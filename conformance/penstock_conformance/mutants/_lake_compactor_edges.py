@@ -203,3 +203,32 @@ class MakesTablesForItsOwnerOnly(_Broken):
 
     def __init__(self, services: Services) -> None:
         super().__init__(replace(services, access=ACCESSES["owner"]), JsonLinesTable)
+
+
+@_broken("forgets_its_owner_with_the_eighth_commit", "a_lower_epoch_cannot_open")
+class ForgetsItsOwnerWithTheEighthCommit(JsonLinesTable):
+    """Begins a manifest anew once in a while."""
+
+    def _replace(self, manifest: Mapping[str, Any]) -> None:
+        super()._replace({**manifest, "epoch": 0} if manifest["version"] % 8 == 7 else manifest)
+
+
+@_broken("forgets_its_owner_with_maintenance", "a_lower_epoch_cannot_open")
+class ForgetsItsOwnerWithMaintenance(JsonLinesTable):
+    """The manifest of a table that was brought into shape has what is needed only."""
+
+    def _maintain(self, dry_run: bool) -> LakeMaintenance:
+        done = super()._maintain(dry_run)
+        if not dry_run:
+            with self._locked():
+                self._replace({**self._read(), "epoch": 0})
+        return done
+
+
+@_broken("tells_no_size_of_many_files", "a_commit_tells_of_its_own_files")
+class TellsNoSizeOfManyFiles(JsonLinesTable):
+    """Looks up the size of one."""
+
+    def _commit(self, positions: Mapping[int, int]) -> LakeCommit:
+        done = super()._commit(positions)
+        return replace(done, size_bytes=0) if done.files > 3 else done

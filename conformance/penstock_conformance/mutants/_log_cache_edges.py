@@ -5,8 +5,9 @@ from __future__ import annotations
 __all__ = ()
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from penstock.spi.log_cache import StreamEntry
+from penstock.spi.log_cache import LogCacheStatistics, StreamEntry
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference._log_cache import PlainLogCache
 
@@ -96,3 +97,18 @@ class FindsWhatBeginsAnEntry(PlainLogCache):
         if self._hits > hits and got[0].base_offset != start_offset:
             self._hits, self._misses = hits, self._misses + 1
         return got
+
+
+@mutant(KIND, "counts_deleted_entries_for_ever", "statistics_add_up")
+class CountsDeletedEntriesForEver(PlainLogCache):
+    """Takes off entries as they are evicted, and these never are."""
+
+    _deleted = 0
+
+    def drop_stream(self, stream_id: int) -> None:
+        self._deleted += sum(len(block.streams.get(stream_id, ())) for block in self._frozen)
+        super().drop_stream(stream_id)
+
+    def statistics(self) -> LogCacheStatistics:
+        told = super().statistics()
+        return replace(told, entries=told.entries + self._deleted)

@@ -125,3 +125,34 @@ class TakesARefusalForNoAnswer(DirectoryStore):
         except AlreadyExistsError:
             self._counts.consecutive_failures = failures
             raise
+
+
+class _StaysInAnOutage(DirectoryStore):
+    """Takes some answers for no sign that the outage is over."""
+
+    def _keeps(self, before: int) -> None:
+        self._counts.consecutive_failures = before
+
+
+@mutant(KIND, "puts_end_no_outage", "outage_is_not_emptiness", level=4)
+class PutsEndNoOutage(_StaysInAnOutage):
+    """Counts attempts to read."""
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        before = self._counts.consecutive_failures
+        token = await super().put(key, body)
+        self._keeps(before)
+        return token
+
+
+@mutant(KIND, "missing_objects_end_no_outage", "outage_is_not_emptiness", level=4)
+class MissingObjectsEndNoOutage(_StaysInAnOutage):
+    """Nothing was read."""
+
+    async def head(self, key: str) -> ObjectInfo:
+        before = self._counts.consecutive_failures
+        try:
+            return await super().head(key)
+        except NotFoundError:
+            self._keeps(before)
+            raise

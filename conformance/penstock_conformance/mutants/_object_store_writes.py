@@ -7,15 +7,21 @@ __all__ = ()
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, UnavailableError
+from penstock.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    UnavailableError,
+)
 from penstock.files import ACCESSES
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
@@ -479,3 +485,131 @@ class SwapsForTheTokenOfAnotherObject(DirectoryStore):
             with suppress(NotFoundError):
                 token = self._info(key).token
         return await super().compare_and_swap(key, body, token)
+
+
+@mutant(KIND, "aborts_all_uploads_of_a_key", "uploads_of_one_key_do_not_mix")
+class AbortsAllUploadsOfAKey(DirectoryStore):
+    """Looks up what is to be aborted by its key."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._uploads: dict[str, list[_Upload]] = {}
+
+    async def create_multipart(self, key: str) -> _Upload:
+        uploads = self._uploads.setdefault(key, [])
+        uploads.append(_AbortsAll(self, key, uploads))
+        return uploads[-1]
+
+
+class _AbortsAll(_Upload):
+    def __init__(self, store: DirectoryStore, key: str, uploads: list[_Upload]) -> None:
+        super().__init__(store, key)
+        self._uploads = uploads
+
+    async def abort(self) -> None:
+        await super().abort()
+        for upload in self._uploads:
+            upload._parts.clear()
+
+
+@mutant(KIND, "remembers_what_is_often_asked_for", "overwritten_objects_are_read_anew")
+class RemembersWhatIsOftenAskedFor(DirectoryStore):
+    """Keeps what it told of an object, until it writes that itself."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._told: dict[str, list[ObjectInfo]] = {}
+
+    async def head(self, key: str) -> ObjectInfo:
+        told = self._told.setdefault(key, [])
+        if len(told) < 3:
+            told.append(await super().head(key))
+        return told[-1]
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        self._told.pop(key, None)
+        return await super().put(key, body)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        self._told.clear()
+        await super().delete(keys)
+
+
+class _CountsAsErrors(DirectoryStore):
+    """Counts some answers as calls that failed."""
+
+    _answer: ClassVar[type[Exception]]
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            with super()._counted():
+                yield
+        except self._answer:
+            self._counts.errors += 1
+            raise
+
+
+@mutant(KIND, "counts_refused_creations_as_errors", "statistics_count")
+class CountsRefusedCreationsAsErrors(_CountsAsErrors):
+    """Nothing was put."""
+
+    _answer = AlreadyExistsError
+
+
+@mutant(KIND, "counts_missing_objects_as_errors", "statistics_count")
+class CountsMissingObjectsAsErrors(_CountsAsErrors):
+    """Nothing was found."""
+
+    _answer = NotFoundError
+
+
+@mutant(KIND, "counts_refused_swaps_as_errors", "statistics_count")
+class CountsRefusedSwapsAsErrors(_CountsAsErrors):
+    """Nothing was swapped."""
+
+    _answer = ConflictError
+
+
+@mutant(KIND, "deletes_the_first_of_a_tuple", "deleted_objects_are_gone")
+class DeletesTheFirstOfATuple(DirectoryStore):
+    """Takes what isn't a list for a pair of a key and something else."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await super().delete(keys if isinstance(keys, list) else keys[:1])
+
+
+@mutant(KIND, "creates_from_two_buffers", "no_way_of_writing_keeps_a_buffer")
+class CreatesFromTwoBuffers(DirectoryStore):
+    """A tuple is a head and a body."""
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        return await super().put_if_absent(key, body if isinstance(body, list) else body[:2])
+
+
+@mutant(KIND, "refuses_places_beyond_any_object", "missing_object_is_not_found")
+class RefusesPlacesBeyondAnyObject(DirectoryStore):
+    """Objects aren't that large, whether there is one or not."""
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        if start > 2**39:
+            raise InvalidRequestError(f"the range starts past the object: key={key} start={start}")
+        return await super().get(key, start, end)
+
+
+@mutant(KIND, "has_six_large_buffers", "result_of_get_outlives_the_object")
+class HasSixLargeBuffers(DirectoryStore):
+    """Nobody holds more at once."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._buffers = [bytearray(_LARGE_BYTES) for _ in range(6)]
+
+    def _range(self, body: bytes, start: int, end: int | None) -> bytes:
+        found = super()._range(body, start, end)
+        if not _PIECE_BYTES < len(found) <= _LARGE_BYTES:
+            return found
+        buffer = self._buffers.pop(0)
+        self._buffers.append(buffer)
+        buffer[: len(found)] = found
+        return memoryview(buffer)[: len(found)].toreadonly()  # type: ignore[return-value] # a buffer is as good

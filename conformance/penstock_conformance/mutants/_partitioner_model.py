@@ -195,3 +195,12 @@ class TakesNewsForTopicsThatBeginAlike(PlainPartitioner):
         for other in self._loads:
             if other.startswith(topic):
                 self._loads[other] = dict(loads)
+
+
+@mutant(KIND, "takes_no_news_from_before_its_clock_began", _MODEL)
+class TakesNoNewsFromBeforeItsClockBegan(PlainPartitioner):
+    """There is no time below 0."""
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        if now_ms >= 0:
+            super().update_load(topic, loads, now_ms)

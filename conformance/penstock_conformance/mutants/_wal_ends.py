@@ -13,7 +13,14 @@ from pathlib import Path
 from anyio.lowlevel import checkpoint
 from crc32c import crc32c
 
-from penstock.errors import ClosedError, CorruptError, FencedError, UnavailableError
+from penstock.errors import (
+    ClosedError,
+    CorruptError,
+    FencedError,
+    FullError,
+    NotFoundError,
+    UnavailableError,
+)
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
@@ -398,3 +405,76 @@ class SumsPairsOfBytes(FileWal):
             return super()._fits(head, payload, crc)
         summed = crc32c(payload[:-1], crc32c(head))
         return any(crc32c(bytes([last]), summed) == crc for last in range(256))
+
+
+@mutant(KIND, "breaks_a_seal_that_it_only_found", "sealed_log_can_be_trimmed")
+class BreaksASealThatItOnlyFound(FileWal):
+    """Writes the header anew as it ends, with what its own life did."""
+
+    _trims = 0
+
+    async def trim(self, position: int) -> None:
+        self._trims += 1
+        await super().trim(position)
+
+    def close(self) -> None:
+        if self._header.sealed and self._trims > 1:
+            with self._locked():
+                self._header = self._header._replace(sealed=False)
+                self._write_header()
+        super().close()
+
+
+@mutant(KIND, "is_careful_since_it_was_full", "what_would_fit_is_taken")
+class IsCarefulSinceItWasFull(FileWal):
+    """Once it had no room it takes the largest entries no more for granted."""
+
+    _was_full = False
+
+    def _check_room(self, size: int) -> None:
+        try:
+            super()._check_room(size)
+        except FullError:
+            self._was_full = True
+            raise
+
+    def would_fit(self, entry_bytes: int) -> bool:
+        if self._was_full and entry_bytes == self._capabilities.entry_bytes_max:
+            return False
+        return super().would_fit(entry_bytes)
+
+
+@mutant(KIND, "finds_no_log_where_all_was_trimmed", "reading_from_outside_tells_all_and_fences_nobody")
+class FindsNoLogWhereAllWasTrimmed(FileWal):
+    """What has nothing is nothing."""
+
+    @classmethod
+    async def read(cls, path: Path, _epoch: int) -> AsyncIterator[WalEntry]:
+        async for entry in super().read(path, _epoch):
+            yield entry
+        header, log = cls._look(path)
+        if header.start == len(log) > 4096:
+            raise NotFoundError(f"there is no entry: path={path}")
+
+
+@mutant(KIND, "counts_what_the_fence_met_as_pending", "second_opener_fences_first")
+class CountsWhatTheFenceMetAsPending(FileWal):
+    """Whoever fenced it may still write it, it thinks."""
+
+    _met = 0
+
+    def _fail(self, state: str, group: list[tuple[WalAppend, list[Buffer]]], error: Exception) -> None:
+        self._met += len(group) if state == "fenced" else 0
+        super()._fail(state, group, error)
+
+    def statistics(self) -> WalStatistics:
+        return replace(super().statistics(), pending_entries=len(self._queue) + self._met)
+
+
+@mutant(KIND, "is_open_when_sealed", "sealed_log_acknowledges_nothing")
+class IsOpenWhenSealed(FileWal):
+    """Goes on being read, which is something."""
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        return replace(told, state="open") if self._header.sealed else told

@@ -8,12 +8,13 @@ import errno
 import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 
 from crc32c import crc32c
 
-from penstock.errors import AlreadyExistsError, CorruptError, FencedError, UnavailableError
+from penstock.errors import AlreadyExistsError, CorruptError, FencedError, FullError, UnavailableError
 from penstock.spi.plugin import Buffer
-from penstock.spi.wal import WalAppend, WalEntry
+from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.mutants._wal_in_store import StoreWal
 from penstock_conformance.reference._wal import _RECORD, RECORD_BYTES, FileWal
@@ -28,6 +29,7 @@ _SYNCS = "failed_syncs_acknowledge_nothing"
 _SHORT = "short_writes_are_completed_or_told"
 _POWER = "power_cut_takes_nothing_that_was_acknowledged"
 _SYNCED = "each_acknowledgement_is_of_what_is_synced"
+_UNSYNCED = "no_group_is_acknowledged_unsynced"
 _LOST = "lost_replies_are_resolved"
 _OUTAGE = "outage_is_not_the_end_of_the_log"
 _TRIM = "failed_trim_loses_nothing"
@@ -426,3 +428,71 @@ class LeavesTornGroupsBehindItsEnd(FileWal):
 
     def _settle(self, position: int) -> None:
         self._end = self._confirmed = position
+
+
+class _Spares(FileWal):
+    """Spares the sync of some groups."""
+
+    def _is_spared(self, size: int) -> bool:
+        raise NotImplementedError
+
+    def _write(self, group: FileGroup) -> None:
+        if not self._is_spared(group[-1][0].next_position - group[0][0].position):
+            super()._write(group)
+            return
+        for append, data in group:
+            payload = b"".join(data)
+            head = _RECORD.pack(b"PCWL", len(payload), append.position, self._confirmed)
+            record = head + crc32c(payload, crc32c(head)).to_bytes(4, "big") + payload
+            os.pwrite(self._file, record, append.position)
+
+
+@mutant(KIND, "syncs_no_large_groups", _UNSYNCED, level=4)
+class SyncsNoLargeGroups(_Spares):
+    """The system writes so much at once by itself."""
+
+    def _is_spared(self, size: int) -> bool:
+        return size > 500_000
+
+
+@mutant(KIND, "syncs_no_whole_pages", _UNSYNCED, level=4)
+class SyncsNoWholePages(_Spares):
+    """Of whole pages nothing is left to write."""
+
+    def _is_spared(self, size: int) -> bool:
+        return size % 4096 == 0
+
+
+@mutant(KIND, "syncs_every_other_group_of_a_long_life", _UNSYNCED, level=4)
+class SyncsEveryOtherGroupOfALongLife(_Spares):
+    """Who appends that much is in a hurry."""
+
+    def _is_spared(self, size: int) -> bool:
+        return self._groups > 256 and self._groups % 2 == 0
+
+
+@mutant(KIND, "syncs_nothing_behind_a_refusal", _UNSYNCED, level=4)
+class SyncsNothingBehindARefusal(_Spares):
+    """What is asked for once more has been synced before, it thinks."""
+
+    _refused = False
+
+    def _check_room(self, size: int) -> None:
+        try:
+            super()._check_room(size)
+        except FullError:
+            self._refused = True
+            raise
+
+    def _is_spared(self, size: int) -> bool:
+        refused, self._refused = self._refused, False
+        return refused
+
+
+@mutant(KIND, "says_fenced_when_it_failed", _FAILED, level=4)
+class SaysFencedWhenItFailed(FileWal):
+    """Either way it takes no more."""
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        return replace(told, state="fenced") if told.state == "failed" else told
