@@ -661,7 +661,6 @@ class Partition:
             self._check_offset(target)
             raise KafkaError(ErrorCode.OFFSET_OUT_OF_RANGE)
         if target > self.stream.start_offset:
-            await self.save_producers(target)
             await self._trim(target)
             if self.stream.start_offset < target:  # deleted meanwhile
                 raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
@@ -670,9 +669,10 @@ class Partition:
         return self.stream.start_offset
 
     async def _trim(self, start: int) -> None:
-        """Move the log start to ``start``, also if this call is cancelled, once what must be uploaded before that is.
+        """Move the log start to ``start``, also if this call is cancelled, once its producers' state is uploaded.
 
-        That may take long, and clients ask again: one at a time goes as far as anybody wants, others wait for it.
+        That may take long, and clients ask again: one at a time goes as far as anybody wants, others wait for it. So
+        there is also one snapshot at a time, of maybe two megabytes, however often a record is produced and deleted.
         """
         self._wanted_start = max(self._wanted_start, start)
         while self.stream.start_offset < start and not self._closed:
@@ -692,6 +692,7 @@ class Partition:
         try:
             while self._wanted_start > start:
                 start = self._wanted_start
+                await self.save_producers(start)
                 await self._snapshots.upload(start)
                 await self._engine.trim([(self.stream.stream_id, start)])
         finally:
