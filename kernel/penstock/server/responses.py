@@ -74,11 +74,12 @@ async def encode_in_turn(
     if size <= _SMALL_BYTES or slot.is_counted:
         return buffers
     memory = core.api.logs.fetch_memory
+    counted = min(size, memory.limit // 2)  # more would have to wait until no other client has anything in its hands
     try:
-        place = memory.charge_nowait(size, client.outgoing)
+        place = memory.charge_nowait(counted, client.outgoing)
     except FullError:
         del buffers  # what waits is the values, which share what they say with the state that they are of
-        place = await memory.charge(size, client.outgoing)
+        place = await memory.charge(counted, client.outgoing)
         buffers = await core.turns.run_in_thread(work, core.long_requests) if in_thread else work()
     charges.append(_Charges(size, place, core.allocator.charge_anyway(size, "responses")))
     return buffers

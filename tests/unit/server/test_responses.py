@@ -85,7 +85,7 @@ async def test_without_room_a_large_response_waits_and_is_then_whole() -> None:
     async with serving(logs, handlers=[SLOW]) as harness, await harness.connect() as client:
         other = logs.fetch_memory.join("10.0.0.1", Owner())
         other.busy = True
-        held = logs.fetch_memory.charge_nowait(200_000, other)
+        held = logs.fetch_memory.charge_nowait(300_000, other)
         await client.send(ApiKey.DESCRIBE_GROUPS, 1, REQUEST)
         with anyio.fail_after(HANG_S):
             while not logs.fetch_memory.waiting:  # noqa: ASYNC110
@@ -101,7 +101,7 @@ async def test_who_goes_away_while_its_response_waits_leaves_nothing_behind() ->
     async with serving(logs, handlers=[SLOW]) as harness:
         other = logs.fetch_memory.join("10.0.0.1", Owner())
         other.busy = True
-        held = logs.fetch_memory.charge_nowait(200_000, other)
+        held = logs.fetch_memory.charge_nowait(300_000, other)
         async with await harness.connect() as client:
             await client.send(ApiKey.DESCRIBE_GROUPS, 1, REQUEST)
             with anyio.fail_after(HANG_S):
@@ -175,6 +175,21 @@ async def test_what_others_compute_for_a_request_is_on_its_clients_account(
         await client.send(ApiKey.DESCRIBE_GROUPS, 1, REQUEST)
         await client.receive()
     assert paid.count(CHANGE_S + 1_000 * CHANGED_PARTITION_S) == 1
+
+
+async def test_a_response_that_is_larger_than_clients_may_hold_doesnt_wait_for_all_of_them() -> None:
+    """Configs of all topics, say, beside somebody who reads on a slow line: it waited until that one had read all."""
+    logs = logs_with(1 << 20)
+
+    async def answer(request: Message, context: RequestContext) -> Message:
+        answers = response()
+        answers.groups *= 8
+        return answers
+
+    api = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), handler=answer)
+    async with serving(logs, handlers=[api]) as harness, await harness.connect() as client:
+        logs.fetch_memory.take(logs.fetch_memory.join("slow", Owner()), 1 << 17)
+        assert len((await client.call(ApiKey.DESCRIBE_GROUPS, 1, REQUEST)).groups) == 8
 
 
 async def test_who_does_not_read_an_answer_holds_no_room_of_requests_that_are_handled() -> None:
