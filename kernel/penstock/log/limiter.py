@@ -150,6 +150,11 @@ class BytesLimiter:
             )
         return _Held(self, member, size)
 
+    def charge_anyway(self, size: int, member: Member) -> _Held:
+        """Account for ``size`` bytes that are there already, room or not."""
+        self.take(member, size)
+        return _Held(self, member, size)
+
     async def charge(self, size: int, member: Member) -> _Held:
         """Account for ``size`` bytes; waits for room, and gives its place up if cancelled."""
         await anyio.lowlevel.checkpoint_if_cancelled()

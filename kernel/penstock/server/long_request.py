@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("COUNTED_BYTES", "admit_and_decode", "admit_nowait")
+__all__ = ("COUNTED_BYTES", "DECODED_PARTS", "ELEMENT_BYTES", "admit_and_decode", "admit_nowait")
 
 from collections.abc import Callable
 from functools import partial
@@ -15,17 +15,21 @@ from penstock.server.core import ServerCore
 from penstock.server.large_frame import HeldFrame
 from penstock.server.slots import RequestCharge
 from penstock.shares import Member
+from penstock.wire.elements import count_elements
 from penstock.wire.registry import Message, decode_request
 
 #: A request is counted from this size on while it's handled, as so many times its size: what lists of short strings
 #: take once they are decoded.
 COUNTED_BYTES: Final = 2 * 1024
-_DECODED_PARTS: Final = 16
+DECODED_PARTS: Final = 16
+#: Or, once it is decoded, as so much for each element, if that is more; it may have three bytes. Decoding takes about
+#: half of that, handlers and their answers as a rule the other half; of CreateTopics and Fetch twice that.
+ELEMENT_BYTES: Final = 512
 
 
 def admit_nowait(core: ServerCore, member: Member, context: RequestContext, size: int) -> bool:
     """Count a request; False if it has to wait for its share."""
-    weight = size * _DECODED_PARTS
+    weight = size * DECODED_PARTS
     try:
         place = core.handling.charge_nowait(weight, member)
     except FullError:
@@ -49,9 +53,19 @@ async def admit_and_decode(
     """
     # whatever the answer takes: more than half would have to wait until nobody else has a request here
     answer = min(len(frame) * api.answer_parts, core.handling.limit // 2)
-    weight = max(len(frame) * _DECODED_PARTS, answer)
+    weight = max(len(frame) * DECODED_PARTS, answer)
     place = await core.handling.charge(weight, member)
     context.charges.append(RequestCharge(place, core.allocator.charge_anyway(weight, "requests")))
-    decode = partial(decode_request, api.key, context.version, frame.take(), frame.body_pos, lenient=True)
+    decode = partial(_decode, api.key, context.version, frame.take(), frame.body_pos)
     moved()
-    return await core.turns.run_in_thread(decode, core.long_requests)
+    message, elements = await core.turns.run_in_thread(decode, core.long_requests)
+    more = min(elements * ELEMENT_BYTES, core.handling.limit // 2) - weight
+    if more > 0:  # room or not: one is decoded at a time
+        place = core.handling.charge_anyway(more, member)
+        context.charges.append(RequestCharge(place, core.allocator.charge_anyway(more, "requests")))
+    return message
+
+
+def _decode(api_key: int, version: int, frame: bytes, body_pos: int) -> tuple[Message, int]:
+    message = decode_request(api_key, version, frame, body_pos, lenient=True)
+    return message, count_elements(message)

@@ -14,30 +14,13 @@ from typing import Any, Final
 
 from penstock.api.context import Client
 from penstock.errors import FullError, PenstockError
-from penstock.log.limiter import BytesLimiter
 from penstock.server.core import ServerCore
 from penstock.server.slots import Slot
-from penstock.shares import Member
 from penstock.spi.allocator import Charge
 from penstock.wire.registry import Message, encode_response
 
 #: Responses up to this size aren't counted; a client has one of them at a time.
 _SMALL_BYTES: Final = 16 * 1024
-
-
-class _Taken:
-    """Bytes that a client has in its hands, room or not."""
-
-    __slots__ = ("_limiter", "_member", "size")
-
-    def __init__(self, limiter: BytesLimiter, member: Member, size: int) -> None:
-        self._limiter = limiter
-        self._member = member
-        self.size = size
-        limiter.take(member, size)
-
-    def release(self) -> None:
-        self._limiter.give(self._member, self.size)
 
 
 class _Charges:
@@ -74,7 +57,8 @@ async def encode_in_turn(
     if size <= _SMALL_BYTES or slot.is_counted:
         return buffers
     memory = core.api.logs.fetch_memory
-    counted = min(size, memory.limit // 2)  # more would have to wait until no other client has anything in its hands
+    # more would have to wait until no other client has anything in its hands
+    counted = min(size, memory.limit // 2)
     try:
         place = memory.charge_nowait(counted, client.outgoing)
     except FullError:
@@ -95,5 +79,5 @@ def count_response(core: ServerCore, client: Client, slot: Slot) -> None:
         return
     size = sum(map(len, slot.buffers))
     if size > _SMALL_BYTES:
-        taken = _Taken(core.api.logs.fetch_memory, client.outgoing, size)
+        taken = core.api.logs.fetch_memory.charge_anyway(size, client.outgoing)
         slot.charges.append(_Charges(size, taken, core.allocator.charge_anyway(size, "responses")))

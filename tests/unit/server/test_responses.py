@@ -11,6 +11,7 @@ from tests.unit.server.harness import serving
 from penstock.api.context import CHANGE_S, CHANGED_PARTITION_S, RequestContext
 from penstock.api.declaration import Api, Frame
 from penstock.log.limiter import BytesLimiter
+from penstock.server.long_request import ELEMENT_BYTES
 from penstock.time_shares import TimeMember
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.describe_groups import (
@@ -151,6 +152,26 @@ async def test_a_long_request_is_counted_for_what_its_answer_may_take(
         with anyio.fail_after(HANG_S):
             while handling.used:  # noqa: ASYNC110
                 await anyio.sleep(0.001)
+
+
+async def test_a_request_of_many_short_elements_is_counted_for_each_of_them() -> None:
+    """LeaveGroup of 1 MiB took 78 MiB, and counted 16."""
+    begun, may_end = anyio.Event(), anyio.Event()
+
+    async def wait(request: Message, context: RequestContext) -> Message:
+        begun.set()
+        await may_end.wait()
+        return response()
+
+    api = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), handler=wait)
+    async with serving(handlers=[api]) as harness, await harness.connect() as client:
+        await client.send(ApiKey.DESCRIBE_GROUPS, 1, DescribeGroupsRequest(groups=[""] * 2_000))
+        with anyio.fail_after(HANG_S):
+            await begun.wait()
+        assert harness.server.core.handling.used == 2_000 * ELEMENT_BYTES
+        may_end.set()
+        await client.receive()
+        assert harness.server.core.handling.used == 0
 
 
 async def test_what_others_compute_for_a_request_is_on_its_clients_account(
