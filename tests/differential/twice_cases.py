@@ -66,10 +66,15 @@ def fetches_twice(pair: Pair) -> None:
             topics = [
                 {
                     "topic": name,
-                    "topic_id": topic_id_of(name),
+                    "topic_id": b"\x09" * 16 if name == "no" else topic_id_of(name),
                     "partitions": [{"partition": index, "fetch_offset": 3, "partition_max_bytes": 1 << 20}],
                 }
-                for name, index in (("fetched-twice", indexes[0]), (TOPIC, 0), ("fetched-twice", indexes[1]))
+                for name, index in (
+                    ("fetched-twice", indexes[0]),
+                    ("no", 0),
+                    (TOPIC, 0),
+                    ("fetched-twice", indexes[1]),
+                )
             ]
             ask(
                 pair,

@@ -47,6 +47,7 @@ _LEADER_VERSION: Final = 16
 _OF_THE_LEADER: Final = frozenset({ErrorCode.NOT_LEADER_OR_FOLLOWER, ErrorCode.FENCED_LEADER_EPOCH})
 _READ_COMMITTED: Final = 1
 _NOT_FOUND: Final = frozenset({ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, ErrorCode.UNKNOWN_TOPIC_ID})
+_OF_IDS: Final = frozenset({ErrorCode.UNKNOWN_TOPIC_ID, ErrorCode.INCONSISTENT_TOPIC_ID})
 _ISOLATION_LEVELS: Final = frozenset({0, 1})
 #: Cold reads of one fetch stop after so many bytes: better an early answer than a full one.
 _COLD_BYTES: Final = 4 * 1024 * 1024
@@ -380,11 +381,21 @@ class _Collected:
             self.passed_over_bytes -= entry.passed_over_bytes
 
     def in_order(self) -> Iterable[_Entry]:
-        """The outcomes as Kafka answers them: what isn't there, or may not be read, comes last."""
+        """The outcomes as Kafka answers them: ids that no topic has had come after what is there or was another, then
+        what else isn't there, or may not be read.
+        """
         if not self._lost:
             return self.entries.values()
-        there = (entry for entry in self.entries.values() if entry.partition is not None)
-        return chain(there, self._lost.values())
+        lost = self._lost.values()
+        return chain(
+            (
+                one
+                for one in self.entries.values()
+                if one.partition is not None or one.error == ErrorCode.INCONSISTENT_TOPIC_ID
+            ),
+            (one for one in lost if one.error == ErrorCode.UNKNOWN_TOPIC_ID),
+            (one for one in lost if one.error not in _OF_IDS),
+        )
 
     @property
     def cold(self) -> list[_Entry]:
