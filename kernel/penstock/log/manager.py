@@ -23,6 +23,7 @@ from penstock.errors import (
     FencedError,
     NotFoundError,
     PenstockError,
+    UnavailableError,
     again,
     kept,
 )
@@ -420,8 +421,8 @@ class LogManager:
                     refused[new.name] = AlreadyExistsError(f"a topic of that name exists: topic={new.name}")
                     continue
                 if self.is_name_held(new.name):
-                    refused[new.name] = AlreadyExistsError(  # as in Kafka
-                        f"a topic of that name is marked for deletion, try again: topic={new.name}"
+                    refused[new.name] = UnavailableError(
+                        f"offsets of a deleted topic of that name aren't removed yet, try again: topic={new.name}"
                     )
                     continue
                 topic_id = uuid.uuid4().bytes
