@@ -152,8 +152,11 @@ class Connections:
         self._relief_delay_s = 0.0
         #: When somebody found nobody who could be closed for others.
         self._in_vain: dict[BytesLimiter, float] = {}
+        #: Which of those that hold something is looked at next for being gone.
+        self._looked = 0
         for limiter in (core.incoming, core.outgoing):
             limiter.on_shortage = partial(self.close_stuck, limiter)
+        for limiter in (core.incoming, core.outgoing, core.handling):
             limiter.on_waiting = self.relieve_soon
 
     def __len__(self) -> int:
@@ -342,7 +345,7 @@ class Connections:
             self.relieve()
 
     def relieve(self) -> None:
-        """While somebody waits for a share, close who holds some and doesn't move."""
+        """While somebody waits for a share, close who holds some and doesn't move, or is gone."""
         core = self._core
         limiters = (core.incoming, core.outgoing)
         if not self._is_shedding:
@@ -352,8 +355,18 @@ class Connections:
             stuck = self.close_stuck(limiter, None)
             while limiter.is_short and next(stuck, _NOBODY) is not _NOBODY:
                 pass
-        if core.carried.is_high or any(limiter.is_short for limiter in limiters):
+        short = [limiter for limiter in (*limiters, core.handling) if limiter.is_short]
+        for limiter in short:
+            self._end_gone(self._some_holders(limiter))
+        if core.carried.is_high or short:
             self.relieve_soon()
+
+    def _some_holders(self, limiter: BytesLimiter) -> list[Peer]:
+        """Some of those that hold what others wait for, others the next time."""
+        holders = limiter.shares.holders
+        begin = self._looked if self._looked < len(holders) else 0
+        self._looked = begin + _POLLED_AT_ONCE
+        return [one.owner for one in holders[begin : begin + _POLLED_AT_ONCE] if one.owner in self._open]
 
     def carried_much(self) -> None:
         """A connection has just begun to carry more, and all together carry much: see that some give way.

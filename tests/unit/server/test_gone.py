@@ -19,8 +19,10 @@ from penstock.api.dispatch import apis
 from penstock.api.gate import Gate
 from penstock.server.connection import Connection
 from penstock.server.pipeline import Wait
+from penstock.server.registry import Connections
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.api_versions import ApiVersionsRequest
+from penstock.wire.messages.describe_groups import DescribeGroupsRequest, DescribeGroupsResponse
 from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic
 from penstock.wire.messages.init_producer_id import InitProducerIdRequest
 from penstock.wire.registry import Message, encode_request
@@ -156,6 +158,35 @@ async def test_a_reset_connection_is_noticed_whatever_it_waits_for(logs: FakeLog
     async with waiting(logs, wait, half_closed_wait_ms=HOUR_MS) as (harness, client):
         await client.reset()
         await until(lambda: swept(harness) == 0)
+
+
+async def test_who_is_gone_keeps_nobody_waiting_until_the_next_sweep(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it held while its request was handled came back after up to five seconds."""
+    monkeypatch.setattr(Connections, "_sweeping", lambda _: iter(()))
+    began = anyio.Event()
+
+    async def answer(request: Message, context: RequestContext) -> Message:
+        if not began.is_set():
+            began.set()
+            await anyio.sleep_forever()
+        return DescribeGroupsResponse(groups=[])
+
+    api = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), handler=answer, cancellable=True)
+    request = DescribeGroupsRequest(groups=["g" * 100] * 300)
+    async with (
+        serving(logs, handlers=[api], receive_bytes_max=1 << 20) as harness,
+        await harness.connect() as other,
+    ):
+        client = await harness.connect()
+        await client.send_raw(client.frame(ApiKey.DESCRIBE_GROUPS, 1, request) + _FRAME_BEHIND)
+        await began.wait()
+        await until(lambda: any(one.is_unread for one in connections(harness)))
+        await other.send(ApiKey.DESCRIBE_GROUPS, 1, request)
+        await until(lambda: harness.server.core.handling.waiting == 1)
+        await client.reset()
+        assert not (await other.receive()).groups
 
 
 @pytest.mark.parametrize("wait", WAITS)
