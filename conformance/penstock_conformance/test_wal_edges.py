@@ -45,6 +45,7 @@ async def test_trim_past_the_end_keeps_what_comes_later(env: Env) -> None:
             await recovered(wal)
             appends = await append_all(wal, make_bodies(5, owner=number))
             pending = [wal.append([body]) for body in make_bodies(5, owner=number + 10)]
+            acknowledged = sum(append.done for append in pending)  # some logs are quick
             await wal.trim(min(appends[-1].next_position + past, _POSITION_MAX))
             told = wal.statistics().trimmed_position
             assert told >= appends[-1].next_position or not wal.capabilities.bounded, (
@@ -55,10 +56,10 @@ async def test_trim_past_the_end_keeps_what_comes_later(env: Env) -> None:
             later = await append_all(wal, make_bodies(5, owner=number + 20))
             told = wal.statistics().trimmed_position
             assert told <= later[0].position, f"trimmed up to {told}, and an entry is at {later[0].position}"
-            wanted = [*make_bodies(5, owner=number + 10), *make_bodies(5, owner=number + 20)]
+            wanted = [*make_bodies(5, owner=number + 10), *make_bodies(5, owner=number + 20)][acknowledged:]
             if number % 2:
                 await wal.trim(later[1].next_position)
-                wanted = wanted[7:]
+                wanted = wanted[-3:]
                 told = wal.statistics().trimmed_position
                 assert told >= later[1].next_position or not wal.capabilities.bounded, (
                     f"trimmed to beyond the end, and from then on not at all: {told}"

@@ -26,13 +26,13 @@ _WAYS: dict[str, tuple[Sequence[str], Sequence[int], str]] = {
     ),
     "wal": (
         [
-            *("an_entry_a_group", "positions_with_gaps", "never_trims", "completes_in_bursts"),
-            *("completes_one_by_one", "compresses", "gives_copies", "in_memory"),
+            *("completes_at_once", "an_entry_a_group", "positions_with_gaps", "never_trims"),
+            *("completes_in_bursts", "completes_one_by_one", "compresses", "gives_copies", "in_memory"),
         ],
         (1, 4),
         (
             "trim_past or trim_below or part_permits or end_of_an_empty or a_callback or failed_writes or power_cut"
-            " or formatting or given_up_keeps or files_are or however_late"
+            " or formatting or given_up_keeps or files_are or however_late or callback_that_raises or unsynced"
         ),
     ),
     "log_cache": (

@@ -21,7 +21,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,6 +66,8 @@ class Way:
     burst_ms: int = 0
     #: Each completion is a call of its own from the thread that writes.
     one_by_one: bool = False
+    #: ``append`` returns when the entry is durable.
+    at_once: bool = False
     write_ms: int = 0
     close_ms: int = 0
     #: Only so many trimmed bytes are worth a new file.
@@ -95,6 +97,7 @@ WAYS = {
     "positions_count_entries": Way(covers=lambda _: 1),
     "completes_in_bursts": Way(burst_ms=30),
     "completes_one_by_one": Way(one_by_one=True),
+    "completes_at_once": Way(at_once=True, rests=True),
     "slow": Way(write_ms=50),
     "closes_slowly": Way(close_ms=300),
     "trims_lazily": Way(trim_bytes_min=2**20),
@@ -433,7 +436,13 @@ class UnusualWal:
         taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._way.group_entries_max))]
         self._writing = [append for append, _ in taken]
         entries = [(append.position, append.next_position, b"".join(data)) for append, data in taken]
-        self._submit(lambda: self._write(entries), self._written)
+        if self._way.at_once:
+            done: Future[Any] = Future()
+            self._jobs.put((lambda: self._write(entries), done))
+            wait([done])
+            self._written(done)
+        else:
+            self._submit(lambda: self._write(entries), self._written)
 
     def _written(self, future: Future[Any]) -> None:
         error = future.exception()
