@@ -193,6 +193,17 @@ def tags(pair: Pair) -> None:
             pair.compare(api_key, version, request)
 
 
+def tags_of_known_fields(pair: Pair) -> None:
+    """The cluster id of a Fetch in a size that isn't its own, and the replica's state in a version before it came."""
+    for label, data in (
+        ("a cluster id", b"\1\0\2\2x"),
+        ("a size too large", b"\1\0\3\2xy"),
+        ("the state of a replica", b"\1\1\x0d" + b"\xff" * 12 + b"\0"),
+    ):
+        request = OddRequest(label, message(ApiKey.FETCH, topics=[]), edit=partial(_ending, data))
+        pair.compare(ApiKey.FETCH, 12, request)
+
+
 def lengths_below_zero(pair: Pair) -> None:
     """Compact lengths of more than 31 bits, which are less than nothing in Java."""
     for api_key, version, request in (
@@ -351,6 +362,8 @@ def groups_twice(pair: Pair) -> None:
                 key_type=kind,
                 coordinator_keys=keys,
             )
+    shared = "group:AAAAAAAAAAAAAAAAAAAAAA:0"
+    ask(pair, "a share group", ApiKey.FIND_COORDINATOR, 6, key_type=2, coordinator_keys=[shared])
     for names in ([], [GROUP, GROUP], ["no", "no"], ["", ""], ["no", GROUP]):
         ask(pair, f"{names} deleted", ApiKey.DELETE_GROUPS, 2, groups_names=names)
         ask(pair, f"{names} described", ApiKey.DESCRIBE_GROUPS, 5, groups=names)
@@ -533,6 +546,7 @@ FURTHER_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "empty values": empty_values,
     "limits of fetches": limits_of_fetches,
     "tags": tags,
+    "tags of known fields": tags_of_known_fields,
     "lengths below zero": lengths_below_zero,
     "later versions": later_versions,
     "elections": elections,

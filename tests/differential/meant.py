@@ -91,6 +91,14 @@ MEANT: Final = (
         where=("consumer_group_heartbeat",),
     ),
     Meant(
+        name="no share groups",
+        reason="KIP-932 isn't there; Kafka says COORDINATOR_NOT_AVAILABLE, about which clients ask again and again",
+        where=("groups twice",),
+        request="a share group",
+        path=r"coordinators\[?.*",
+        penstock=42,
+    ),
+    Meant(
         name="no cluster-wide configs",
         reason="Kafka's storage tool sets min.insync.replicas as a default of the cluster; here it is the default",
         where=(
@@ -257,6 +265,20 @@ MEANT: Final = (
         path=r"responses\[.*error_code",
         kafka=-1,
         penstock=87,
+    ),
+    Meant(
+        name="sizes of tagged fields",
+        reason="Kafka reads a tagged field that it knows whatever size is said of it; here the size has to be right",
+        where=("tags of known fields",),
+        request="a size too large",
+        penstock=_CLOSED,
+    ),
+    Meant(
+        name="tagged fields of later versions",
+        reason="Kafka closes the connection at a tag that only later versions have; here it is one of those unknown",
+        where=("tags of known fields",),
+        request="the state of a replica",
+        kafka=_CLOSED,
     ),
     Meant(
         name="aborted transactions where nothing was read",
