@@ -137,6 +137,18 @@ def test_a_hostile_producer_cant_ask_the_registry_without_end(registry: SchemaRe
     assert "too many schemas are named side by side" in decoded.failures[-1].reason
 
 
+def test_a_hostile_producer_cant_have_records_of_known_schemas_fail(registry: SchemaRegistryServer) -> None:
+    """200 ids that nobody has, in front of them, made all others too many."""
+    registry.add(1000, _OLD)
+    decoder = _decoder(_client(registry))
+    good = _avro(1000, _OLD, {"a": 1, "b": "x"})
+    _decode(decoder, good)
+    decoded = _decode(decoder, *[b"\0" + number.to_bytes(4, "big") for number in range(1, 300)], good)
+    assert len(decoded.failures) == 299
+    assert decoded.indices.to_pylist() == [299]
+    assert len(registry.asked) == 201
+
+
 @pytest.mark.parametrize("answer", [b"<html>no such page</html>", {"error_code": 404}, ["404"], b""])
 def test_a_404_that_isnt_a_registrys_says_nothing_of_schemas(
     registry: SchemaRegistryServer, answer: Any

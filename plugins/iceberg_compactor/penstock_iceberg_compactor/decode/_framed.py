@@ -23,7 +23,8 @@ from penstock_iceberg_compactor.decode._decoder import Decoded, Failure, check_m
 from penstock_iceberg_compactor.decode.evolution import Comparison, compare, conform
 
 _CODECS_MAX = 1000
-#: Ids and message types that one column may have at most: each new one is a question to the registry.
+#: Ids and message types, but for those that are known, that one column may have at most: each is a question to the
+#: registry.
 _SCHEMAS_MAX = 200
 _HEADER = 5
 _ID_MAX = 2**31 - 1
@@ -147,19 +148,25 @@ class FramedDecoder:
         groups.fail(
             places.filter(pc.invert(pc.fill_null(framed, True))), "it doesn't begin with the id of a schema"
         )
-        named = pc.unique(headers.filter(framed))  # in order of first appearance, in which columns are added
+        # in order of first appearance, in which columns are added
+        named = pc.unique(headers.filter(framed)).to_pylist()
+        known = {number for number, _ in self._codecs}
+        left_out = frozenset([header for header in named if _number(header) not in known][_SCHEMAS_MAX:])
         too_many = f"too many schemas are named side by side: schemas_max={_SCHEMAS_MAX}"
-        groups.fail(places.filter(pc.is_in(headers, value_set=named[_SCHEMAS_MAX:])), too_many)
+        groups.fail(
+            places.filter(pc.is_in(headers, value_set=pa.array(list(left_out), pa.binary()))), too_many
+        )
         asked = 0
-        for header in named[:_SCHEMAS_MAX].to_pylist():
+        for header in [one for one in named if one not in left_out]:
+            number = _number(header)
             mask = pc.fill_null(pc.equal(headers, header), False)
             there, bodies = places.filter(mask), cut(items.filter(mask), _HEADER)
             for indexes, some_places, some in self._split(there, bodies, groups):
-                asked += 1
-                if asked > _SCHEMAS_MAX:
-                    groups.fail(some_places, too_many)
-                    continue
-                number = int.from_bytes(header[1:], "big")
+                if (number, indexes) not in self._codecs:
+                    asked += 1
+                    if asked > _SCHEMAS_MAX:
+                        groups.fail(some_places, too_many)
+                        continue
                 try:
                     if number > _ID_MAX:  # which registries don't understand
                         raise ValueError("it names a schema by a number that is no id:")
@@ -215,6 +222,10 @@ class FramedDecoder:
             )
             for indexes, found in by_message.items()
         ]
+
+
+def _number(header: bytes) -> int:
+    return int.from_bytes(header[1:], "big")
 
 
 def _indexes(body: bytes) -> tuple[tuple[int, ...], int]:
