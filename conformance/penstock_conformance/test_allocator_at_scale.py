@@ -451,6 +451,21 @@ async def test_released_memory_goes_back_to_the_system(env: Env) -> None:
         )
 
 
+async def test_reservations_take_nothing_at_first(env: Env) -> None:
+    """Nothing is granted yet, so nothing is taken, of the limit or of the system: however many, and however large."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        used, resident = allocator.statistics().used_bytes, _resident_bytes()
+        try:
+            held = [allocator.reserve(size, "network") for size in (*[3 * _MIB] * 40, 512 * _MIB)]
+        except FullError as error:
+            raise AssertionError(f"there are addresses, and a reservation was refused: {error}") from error
+        resident = _resident_bytes() - resident
+        assert allocator.statistics().used_bytes == used, "nothing was granted, and something is in use"
+        assert resident < 60 * _MIB, f"of 120 MiB nothing was granted, and {resident} bytes are resident"
+        for item in held:
+            item.release()
+
+
 def _resident_bytes() -> int:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -241,6 +241,33 @@ async def test_who_gives_up_waiting_for_room_takes_none(env: Env) -> None:
         assert got, f"four waited for room and gave up, and there is none for who comes now: {told}"
 
 
+async def test_room_of_a_load_that_fails_is_had_by_who_waits(env: Env) -> None:
+    """A read that finds no room waits for it: also for that of a load which fails when its own reader has gone."""
+    async with env.open() as cache:
+        limit = _limit_of(cache)
+        for number in range(3):
+            held = _Load(held=True, error=UnavailableError("the suite lets the load fail"))
+            got: list[int] = []
+
+            async def read(number: int = number, got: list[int] = got) -> None:
+                got.append(len(await cache.get(_blocks(100 + number, 1, limit // 2), _Load())))
+
+            async with anyio.create_task_group() as tasks:
+                with anyio.CancelScope() as scope:
+                    async with anyio.create_task_group() as leaving:
+                        leaving.start_soon(cache.get, _blocks(number, 2, limit // 3), held)
+                        await _turns()
+                        tasks.start_soon(read)
+                        await _turns()
+                        scope.cancel()
+                held.gate.set()
+                await _turns(200)
+                told = cache.statistics()
+                tasks.cancel_scope.cancel()
+            assert got == [1], f"a load has failed, and who waits for its room has none: {told}"
+            cache.evict(_EVERYTHING)
+
+
 async def test_bytes_of_what_is_too_large_are_the_readers(env: Env) -> None:
     """A block larger than the limit is read, and not kept; what is returned stays as it is while it is referenced."""
     async with env.open() as cache:

@@ -110,3 +110,26 @@ async def test_read_from_within_an_entry_is_a_hit(env: Env) -> None:
             cache.get(1, start, start + 1, number % 2)
             told = cache.statistics()
             assert (told.hits, told.misses) == (number, 0), f"a read at {start} finds its entry: {told}"
+
+
+async def test_charges_of_empty_entries_go_with_them(env: Env) -> None:
+    """``charge`` is the memory that goes when the entry does: also where a payload is empty, and its entry is not."""
+    async with env.open() as cache:
+        before = env.account.statistics().used_bytes
+        for way in ("evicted", "deleted", "deleted when it was frozen"):
+            log = _Log(env)
+            for stream_id in (1, 2):
+                entry = log.entry(stream_id, 0, size=0)
+                entry.charge = env.account.charge_nowait(300, "append")
+                cache.put(entry)
+            cache.put(log.entry(3, 0, size=10))
+            if way != "deleted":
+                block = cache.freeze()
+            if way != "evicted":
+                for stream_id in (1, 2, 3):
+                    cache.drop_stream(stream_id)
+            if way != "deleted":
+                cache.mark_uploaded(block)
+            cache.evict(10**9)
+            used = env.account.statistics().used_bytes - before
+            assert used == 0, f"all entries were {way}, and {used} bytes are on the account"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from penstock.errors import FullError
 from penstock.spi.allocator import AllocatorStatistics
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference._allocator import PlainAllocator, _Grant, _Reservation, _Waiter
@@ -433,3 +434,24 @@ class OverlooksALoneNextOne(PlainAllocator):
             self._waiters.remove(waiter)
         else:
             super()._give_up(waiter)
+
+
+@mutant(KIND, "has_no_addresses_beyond_many_limits", "reservations_take_nothing_at_first")
+class HasNoAddressesBeyondManyLimits(PlainAllocator):
+    """Nobody will ever be granted that."""
+
+    def reserve(self, size: int, purpose: str) -> _Reservation:
+        if size > 4 * self._limit:
+            raise FullError(f"the reservation is larger than any request: size={size}")
+        return super().reserve(size, purpose)
+
+
+@mutant(KIND, "clears_what_is_reserved", "reservations_take_nothing_at_first")
+class ClearsWhatIsReserved(PlainAllocator):
+    """So that nobody meets what another has left."""
+
+    def reserve(self, size: int, purpose: str) -> _Reservation:
+        item = super().reserve(size, purpose)
+        if size <= 4 * 2**20:
+            item.view[:] = bytes(size)
+        return item

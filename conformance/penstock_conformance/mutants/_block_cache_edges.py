@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+import anyio
+
 from penstock.errors import UnavailableError
 from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.block_cache import BlockCacheStatistics, BlockLoader, BlockRef
@@ -333,3 +335,13 @@ class GivesAwayWhatItHasOfARead(PlainBlockCache):
         self, blocks: Sequence[BlockRef], missing: Sequence[BlockRef]
     ) -> list[Charge | None] | None:
         return self._charges(missing)
+
+
+@mutant(KIND, "tells_no_room_of_failed_loads", "room_of_a_load_that_fails_is_had_by_who_waits")
+class TellsNoRoomOfFailedLoads(PlainBlockCache):
+    """Their readers will."""
+
+    def _settle_failed(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], error: Exception) -> None:
+        room, self._room = self._room, anyio.Event()
+        super()._settle_failed(missing, slots, error)
+        self._room = room

@@ -112,3 +112,11 @@ class CountsDeletedEntriesForEver(PlainLogCache):
     def statistics(self) -> LogCacheStatistics:
         told = super().statistics()
         return replace(told, entries=told.entries + self._deleted)
+
+
+@mutant(KIND, "releases_what_has_bytes", "charges_of_empty_entries_go_with_them")
+class ReleasesWhatHasBytes(PlainLogCache):
+    """Nothing takes no memory."""
+
+    def _release(self, entries: Sequence[StreamEntry]) -> None:
+        super()._release([entry for entry in entries if len(entry.data)])
