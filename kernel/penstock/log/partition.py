@@ -674,8 +674,8 @@ class Partition:
         That may take long, and clients ask again: one at a time goes as far as anybody wants, others wait for it. So
         there is also one snapshot at a time, of maybe two megabytes, however often a record is produced and deleted.
         """
-        self._wanted_start = max(self._wanted_start, start)
         while self.stream.start_offset < start and not self._closed:
+            self._wanted_start = max(self._wanted_start, start)
             ended = self._trim_ended
             if ended is not None:
                 await ended.wait()
@@ -701,6 +701,7 @@ class Partition:
     def _end_trim(self, ended: anyio.Event) -> None:
         if self._trim_ended is ended:
             self._trim_ended = None
+            self._wanted_start = 0  # if it failed, only those still want it who are here to try again
         ended.set()
 
     def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:

@@ -488,6 +488,24 @@ async def test_what_is_being_uploaded_is_deleted_once_the_state_of_its_producers
         assert [(o.error_code, o.base_offset) for o in again] == [(0, 0)]
 
 
+async def test_a_deletion_that_failed_is_not_done_with_a_later_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        append(partition, batch(b"a", b"b"))
+        trim = partition._engine.trim
+
+        async def refuse(starts: object) -> None:
+            monkeypatch.setattr(partition._engine, "trim", trim)
+            raise UnavailableError("not now")
+
+        monkeypatch.setattr(partition._engine, "trim", refuse)
+        with pytest.raises(UnavailableError):
+            await partition.delete_records(2)
+        assert await partition.delete_records(1) == 1
+
+
 async def test_deletions_that_wait_for_an_upload_hold_one_task_for_each_partition(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
