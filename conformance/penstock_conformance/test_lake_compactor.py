@@ -287,7 +287,7 @@ async def test_a_lower_epoch_cannot_open(env: Env) -> None:
         with raises(FencedError):
             async with compactor.open_table(topic, 5):
                 pass
-        await check_table(compactor, topic, {0: 15})
+        await check_table(compactor, topic, {0: 8})
 
 
 async def test_a_claim_alone_fences(env: Env) -> None:

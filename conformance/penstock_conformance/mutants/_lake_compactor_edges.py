@@ -205,12 +205,12 @@ class MakesTablesForItsOwnerOnly(_Broken):
         super().__init__(replace(services, access=ACCESSES["owner"]), JsonLinesTable)
 
 
-@_broken("forgets_its_owner_with_the_eighth_commit", "a_lower_epoch_cannot_open")
-class ForgetsItsOwnerWithTheEighthCommit(JsonLinesTable):
+@_broken("forgets_its_owner_with_the_fourth_commit", "a_lower_epoch_cannot_open")
+class ForgetsItsOwnerWithTheFourthCommit(JsonLinesTable):
     """Begins a manifest anew once in a while."""
 
     def _replace(self, manifest: Mapping[str, Any]) -> None:
-        super()._replace({**manifest, "epoch": 0} if manifest["version"] % 8 == 7 else manifest)
+        super()._replace({**manifest, "epoch": 0} if manifest["version"] % 4 == 3 else manifest)
 
 
 @_broken("forgets_its_owner_with_maintenance", "a_lower_epoch_cannot_open")
