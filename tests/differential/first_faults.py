@@ -214,6 +214,8 @@ _CHANGES: Final[tuple[tuple[tuple[str, int, str | None], ...], ...]] = (
     (("cleanup.policy", _APPEND, "nonsense"),),
     (("interval.ms", _SET, "x"),),
     (("consumer.session.timeout.ms", _SET, "x"),),
+    (("no.such", _SET, "x"), ("root", _APPEND, "x")),
+    (("root", _APPEND, "x"), ("no.such", _SET, "x")),
 )
 
 

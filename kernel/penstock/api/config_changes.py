@@ -23,7 +23,7 @@ from typing import Final
 
 from penstock.api.broker_configs import check_broker_change
 from penstock.api.errors import quoted
-from penstock.api.other_configs import CLIENT_METRICS_CONFIGS
+from penstock.api.other_configs import CLIENT_METRICS_CONFIGS, logger_levels
 from penstock.log.errors import KafkaError
 from penstock.log.topic_config import ConfigType, TopicConfigTable, split_list
 from penstock.wire.error_codes import ErrorCode
@@ -95,8 +95,14 @@ def check_unstored(kind: int, name: str, changes: Sequence[AlterableConfig], nod
         check_broker_change(name, changes, node_id)
     elif kind == BROKER_LOGGER:
         check_is_own(name, node_id)
-        if any(change.config_operation in _OF_LISTS for change in changes):
-            raise KafkaError(ErrorCode.INVALID_REQUEST, "levels of loggers aren't lists")
+        known = dict(logger_levels()) if changes else {}
+        for change in changes:
+            if change.config_operation in _OF_LISTS:
+                raise KafkaError(ErrorCode.INVALID_REQUEST, "levels of loggers aren't lists")
+            if change.name not in known:
+                raise KafkaError(
+                    ErrorCode.INVALID_CONFIG, f"there is no such logger: name={quoted(change.name)}"
+                )
         if changes:
             raise KafkaError(ErrorCode.INVALID_CONFIG, "levels of loggers are read at start: logging.level")
     else:

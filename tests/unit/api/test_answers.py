@@ -116,6 +116,8 @@ async def test_alter_configs_with_a_null_or_a_doubled_config_changes_nothing(
         (8, "7", [], ErrorCode.NONE),
         (8, "7", [("no.such", SET, "INFO")], ErrorCode.INVALID_CONFIG),
         (8, "7", [("root", APPEND, "INFO")], ErrorCode.INVALID_REQUEST),
+        (8, "7", [("root", SET, "INFO"), ("no.such", APPEND, "INFO")], ErrorCode.INVALID_REQUEST),
+        (8, "7", [("no.such", SET, "INFO"), ("root", APPEND, "INFO")], ErrorCode.INVALID_CONFIG),
         (8, "8", [("root", SET, "INFO")], ErrorCode.INVALID_REQUEST),
         (16, "s", [("no.such", DELETE, None)], ErrorCode.NONE),
         (16, "s", [("no.such", SET, "1")], ErrorCode.INVALID_REQUEST),
