@@ -306,9 +306,8 @@ async def test_long_requests_wait_for_their_share_and_short_ones_dont(logs: Fake
         parked.topics[0].topic = "t"
         bad = [await harness.connect() for _ in range(6)]
         for client in bad:
-            await client.send(
-                ApiKey.FETCH, 12, parked
-            )  # of 33 bytes each, so that decoding finds no more to count
+            # elements of 33 bytes each, so that decoding finds no more to count
+            await client.send(ApiKey.FETCH, 12, parked)
         await until(lambda: harness.server.core.handling.waiting > 0)
         await other.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
         await other.call(ApiKey.PRODUCE, 9, produce(make_batch(), partition=1))
