@@ -686,6 +686,7 @@ class Partition:
             except PenstockError:
                 self._end_trim(ended)  # it may not even have begun
                 raise
+            return  # the log starts there, unless its stream is gone
 
     async def _trim_as_wanted(self, ended: anyio.Event) -> None:
         start = -1

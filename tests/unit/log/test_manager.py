@@ -506,6 +506,26 @@ async def test_a_deletion_that_failed_is_not_done_with_a_later_one(
         assert await partition.delete_records(1) == 1
 
 
+async def test_deletion_of_records_whose_stream_is_gone_is_tried_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A topic is deleted meanwhile, and its partition isn't closed yet: nothing moves the start any more."""
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        append(partition, batch(b"a"))
+        trims = 0
+
+        async def nothing(starts: object) -> None:
+            nonlocal trims
+            trims += 1
+            assert trims == 1
+
+        monkeypatch.setattr(partition._engine, "trim", nothing)
+        with pytest.raises(KafkaError) as refused:
+            await partition.delete_records(1)
+        assert refused.value.error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
+
+
 async def test_deletions_that_wait_for_an_upload_hold_one_task_for_each_partition(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
