@@ -458,21 +458,27 @@ async def test_producers_whose_uploaded_batches_were_deleted_are_known_without_t
                 assert partition.log_start_offset == start
 
 
+def uploads_held_back(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> anyio.Event:
+    """No upload is committed until this is set."""
+    metadata, may_commit = logs.manager._metadata, anyio.Event()
+    submit = metadata.submit
+
+    async def submit_late(command: Command) -> Any:
+        if isinstance(command, CommitUpload):
+            await may_commit.wait()
+        return await submit(command)
+
+    monkeypatch.setattr(metadata, "submit", submit_late)
+    return may_commit
+
+
 async def test_what_is_being_uploaded_is_deleted_once_the_state_of_its_producers_is_uploaded(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The upload may be committed before a trim is written that was asked for earlier."""
     async with open_logs(world) as logs:
         partition = await logs.create(retention_bytes="0")
-        metadata, may_commit = logs.manager._metadata, anyio.Event()
-        submit = metadata.submit
-
-        async def submit_late(command: Command) -> Any:
-            if isinstance(command, CommitUpload):
-                await may_commit.wait()
-            return await submit(command)
-
-        monkeypatch.setattr(metadata, "submit", submit_late)
+        may_commit = uploads_held_back(logs, monkeypatch)
         append(partition, batch(b"a", producer=(7, 0, 0)))
         logs.manager._engine.begin_upload()
         assert await logs.manager.clean() == 0
@@ -532,15 +538,7 @@ async def test_deletions_that_wait_for_an_upload_hold_one_task_for_each_partitio
     """However often clients write, ask, and go away: it is done once, as far as any of them wanted."""
     async with open_logs(world) as logs:
         partition = await logs.create()
-        metadata, may_commit = logs.manager._metadata, anyio.Event()
-        submit = metadata.submit
-
-        async def submit_late(command: Command) -> Any:
-            if isinstance(command, CommitUpload):
-                await may_commit.wait()
-            return await submit(command)
-
-        monkeypatch.setattr(metadata, "submit", submit_late)
+        may_commit = uploads_held_back(logs, monkeypatch)
         for number in range(3):
             append(partition, batch(b"%d" % number, producer=(7, 0, number)))
         logs.manager._engine.begin_upload()
