@@ -268,6 +268,7 @@ class Coordinators(Generic[C]):
         except PenstockError as error:
             if term.phase is Phase.LOADING:
                 term.phase = Phase.FAILED
+                term.put_off = None  # nobody waits for it any more
                 self._tell_of_damage(term.partition, error)
             return
         if term.phase is Phase.LOADING:

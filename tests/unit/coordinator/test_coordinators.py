@@ -22,7 +22,14 @@ from penstock.coordinator.group_machine import Group
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import GroupSettings, LeaveMember, OffsetAndMetadata, SyncRequest
 from penstock.coordinator.placement import partition_for
-from penstock.errors import ClosedError, FencedError, NewerVersionError, PenstockError, UnavailableError
+from penstock.errors import (
+    ClosedError,
+    CorruptError,
+    FencedError,
+    NewerVersionError,
+    PenstockError,
+    UnavailableError,
+)
 from penstock.log.keyed_log import Record
 from penstock.wire.error_codes import ErrorCode
 from penstock.work.pieces import PORTION
@@ -232,6 +239,24 @@ async def test_a_log_that_cannot_be_read_now_is_tried_again(
             await settle()
         await service.wait_loaded()
         assert set((await service.fetch_offsets(GROUPS[0]))[1]) == {TP}
+
+
+async def test_a_partition_that_is_found_damaged_once_it_can_be_read_keeps_no_name_of_a_deleted_topic(
+    opened: Open, log: GatedLog, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_PAUSES_S", (0.0,))
+    log.read_errors[0] = UnavailableError("not now")
+    async with opened() as service:
+        service.lead(0)
+        with pytest.raises(UnavailableError, match="not now"):
+            await service.on_topics_deleted(["t"])
+        assert service.is_forgetting("t")
+        log.read_errors[0] = CorruptError("damaged")
+        while not service.statistics().damaged_partitions:
+            await settle()
+        await service.wait_loaded()
+        await clock.advance(60_000)
+        assert not service.is_forgetting("t")
 
 
 @pytest.mark.parametrize("error", [ClosedError("closed"), FencedError("another owner")])
