@@ -153,7 +153,7 @@ class Connections:
         #: When somebody found nobody who could be closed for others.
         self._in_vain: dict[BytesLimiter, float] = {}
         #: Which of those that hold something is looked at next for being gone.
-        self._looked = 0
+        self._looked: dict[BytesLimiter, int] = {}
         for limiter in (core.incoming, core.outgoing):
             limiter.on_shortage = partial(self.close_stuck, limiter)
         for limiter in (core.incoming, core.outgoing, core.handling):
@@ -364,8 +364,10 @@ class Connections:
     def _some_holders(self, limiter: BytesLimiter) -> list[Peer]:
         """Some of those that hold what others wait for, others the next time."""
         holders = limiter.shares.holders
-        begin = self._looked if self._looked < len(holders) else 0
-        self._looked = begin + _POLLED_AT_ONCE
+        begin = self._looked.get(limiter, 0)
+        if begin >= len(holders):
+            begin = 0
+        self._looked[limiter] = begin + _POLLED_AT_ONCE
         return [one.owner for one in holders[begin : begin + _POLLED_AT_ONCE] if one.owner in self._open]
 
     def carried_much(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from penstock.api.context import RequestContext
 from penstock.api.declaration import Api
 from penstock.api.dispatch import apis
 from penstock.api.gate import Gate
+from penstock.server import registry
 from penstock.server.connection import Connection
 from penstock.server.pipeline import Wait
 from penstock.server.registry import Connections
@@ -187,6 +188,28 @@ async def test_who_is_gone_keeps_nobody_waiting_until_the_next_sweep(
         await until(lambda: harness.server.core.handling.waiting == 1)
         await client.reset()
         assert not (await other.receive()).groups
+
+
+async def test_all_that_hold_what_others_wait_for_are_looked_at_whatever_else_is_short(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_POLLED_AT_ONCE", 1)
+    looked: list[Connection] = []
+    async with serving(logs, clock=FakeClock()) as harness, AsyncExitStack() as clients:
+        for _ in range(3):
+            await clients.enter_async_context(await harness.connect())
+        await until(lambda: len(connections(harness)) == 3)
+        core, all_three = harness.server.core, connections(harness)
+        for one in all_three:
+            core.handling.take(one.channel.handling, core.handling.limit)
+        core.incoming.take(all_three[0].channel.incoming, core.incoming.limit + 1)
+        monkeypatch.setattr(Connections, "_end_gone", lambda _, some: looked.extend(some))
+        for _ in range(3):
+            harness.server.connections.relieve()
+        assert set(looked) == set(all_three)
+        for one in all_three:
+            core.handling.give(one.channel.handling, core.handling.limit)
+        core.incoming.give(all_three[0].channel.incoming, core.incoming.limit + 1)
 
 
 @pytest.mark.parametrize("wait", WAITS)
