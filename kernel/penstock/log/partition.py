@@ -669,10 +669,11 @@ class Partition:
         return self.stream.start_offset
 
     async def _trim(self, start: int) -> None:
-        """Move the log start to ``start``, also if this call is cancelled, once its producers' state is uploaded.
+        """Move the log start to ``start`` once its producers' state is uploaded; what was begun goes on if cancelled.
 
-        That may take long, and clients ask again: one at a time goes as far as anybody wants, others wait for it. So
-        there is also one snapshot at a time, of maybe two megabytes, however often a record is produced and deleted.
+        That may take long, and clients ask again: one trim at a time goes as far as anybody wanted when it began, who
+        comes later waits for its end. So there is also one snapshot at a time, of maybe two megabytes, however often
+        a record is produced and deleted.
         """
         while self.stream.start_offset < start and not self._closed:
             self._wanted_start = max(self._wanted_start, start)
@@ -689,20 +690,18 @@ class Partition:
             return  # the log starts there, unless its stream is gone
 
     async def _trim_as_wanted(self, ended: anyio.Event) -> None:
-        start = -1
+        start = self._wanted_start
         try:
-            while self._wanted_start > start:
-                start = self._wanted_start
-                await self.save_producers(start)
-                await self._snapshots.upload(start)
-                await self._engine.trim([(self.stream.stream_id, start)])
+            await self.save_producers(start)
+            await self._snapshots.upload(start)
+            await self._engine.trim([(self.stream.stream_id, start)])
         finally:
             self._end_trim(ended)
 
     def _end_trim(self, ended: anyio.Event) -> None:
         if self._trim_ended is ended:
             self._trim_ended = None
-            self._wanted_start = 0  # if it failed, only those still want it who are here to try again
+            self._wanted_start = 0  # only those want more who are here to try again
         ended.set()
 
     def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:

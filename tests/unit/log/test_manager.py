@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -535,7 +535,7 @@ async def test_deletion_of_records_whose_stream_is_gone_is_tried_once(
 async def test_deletions_that_wait_for_an_upload_hold_one_task_for_each_partition(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often clients write, ask, and go away: it is done once, as far as any of them wanted."""
+    """However often clients write, ask, and go away: what was begun goes on, and nothing else is done for them."""
     async with open_logs(world) as logs:
         partition = await logs.create()
         may_commit = uploads_held_back(logs, monkeypatch)
@@ -543,7 +543,7 @@ async def test_deletions_that_wait_for_an_upload_hold_one_task_for_each_partitio
             append(partition, batch(b"%d" % number, producer=(7, 0, number)))
         logs.manager._engine.begin_upload()
         async with anyio.create_task_group() as tasks:
-            for number, offset in enumerate((1, 3, 2, -1, 1), 3):
+            for number, offset in enumerate((2, 3, 1, -1), 3):
                 tasks.start_soon(partition.delete_records, offset)
                 await anyio.wait_all_tasks_blocked()
                 append(partition, batch(b"%d" % number, producer=(7, 0, number)))
@@ -551,7 +551,30 @@ async def test_deletions_that_wait_for_an_upload_hold_one_task_for_each_partitio
             assert partition.state_stream.confirmed_offset == 1, "and one snapshot"
             tasks.cancel_scope.cancel()
         may_commit.set()
-        assert await partition.delete_records(1) == 6
+        assert await partition.delete_records(1) == 2
+
+
+async def test_who_deletes_records_is_told_when_they_are_gone_whatever_others_want_by_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        trim, trimmed = partition._engine.trim, list[int]()
+
+        async def trim_and_want_more(starts: Sequence[tuple[int, int]]) -> None:
+            await trim(starts)
+            trimmed.append(partition.log_start_offset)
+            if len(trimmed) < 5:
+                append(partition, batch(b"a"))
+                tasks.start_soon(partition.delete_records, -1)
+                await anyio.wait_all_tasks_blocked()
+
+        monkeypatch.setattr(partition._engine, "trim", trim_and_want_more)
+        append(partition, batch(b"a"))
+        async with anyio.create_task_group() as tasks:
+            await partition.delete_records(1)
+            assert trimmed == [1], "it isn't kept by those that came since"
+        assert trimmed == [1, 2, 3, 4, 5]
 
 
 async def test_a_snapshot_of_producers_says_nothing_of_batches_that_went_with_a_lost_wal(
