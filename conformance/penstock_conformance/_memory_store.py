@@ -32,9 +32,11 @@ class MemoryStore:
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
         await checkpoint()
-        body, _ = self._found(key)
-        if start < 0 or start > len(body) or (end is not None and end < start):
+        if start < 0 or (end is not None and end < start):
             raise InvalidRequestError(f"not a range: key={key} start={start} end={end}")
+        body, _ = self._found(key)
+        if start > len(body):
+            raise InvalidRequestError(f"the range starts past the object: key={key} start={start}")
         return body[start:end]
 
     async def head(self, key: str) -> ObjectInfo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = (
     "append_all",
+    "check_reason",
     "check_same",
     "end_of",
     "fitting",
@@ -74,6 +75,13 @@ def check_same(found: list[bytes], wanted: list[bytes], what: str) -> None:
     raise AssertionError(
         f"{what}: {len(found)} entries instead of {len(wanted)}, wrong from number {place} on"
     )
+
+
+def check_reason(wal: Any) -> None:
+    """Of a log that isn't as it should be, its statistics say why, to people."""
+    told = wal.statistics()
+    if told.state in ("degraded", "fenced", "failed"):
+        assert told.last_error.strip(), f"the log is {told.state}, and doesn't say why"
 
 
 def fitting(wal: Any, sizes: Sequence[int]) -> list[int]:

@@ -32,6 +32,7 @@ from penstock_conformance._faults import error_of
 from penstock_conformance._medium import flipped, medium_of, torn, zero_around
 from penstock_conformance._wal_steps import (
     append_all,
+    check_reason,
     fitting,
     make_bodies,
     read,
@@ -513,6 +514,7 @@ async def test_second_opener_fences_first(env: Env) -> None:
             await old.append([b"again"]).wait_durable()
         told = old.statistics()
         assert told.state in ("fenced", "failed", "closed")
+        check_reason(old)
         pending = (told.pending_entries, told.pending_bytes)
         assert pending == (0, 0), f"all was answered, and so many entries and bytes pend: {pending}"
         told = old.statistics().written_groups
@@ -573,6 +575,7 @@ async def test_sealed_log_acknowledges_nothing(env: Env) -> None:
         await refused(wal)
         state = wal.statistics().state
         assert state not in ("open", "degraded"), f"a log that was sealed goes on, it says: state={state}"
+        check_reason(wal)
     async with env.open(epoch=2) as wal:
         assert [bytes(entry.data) for entry in await recovered(wal)] == make_bodies(4)
         await refused(wal)

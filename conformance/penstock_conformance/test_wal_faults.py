@@ -28,7 +28,15 @@ from penstock_conformance._env import Env, raises
 from penstock_conformance._faults import error_of
 from penstock_conformance._leaks import looks_leave_nothing
 from penstock_conformance._wal_medium import History, WalMedium, faulty_medium
-from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered, room_of
+from penstock_conformance._wal_steps import (
+    append_all,
+    check_reason,
+    check_same,
+    make_bodies,
+    read,
+    recovered,
+    room_of,
+)
 
 KIND = "wal"
 
@@ -88,6 +96,7 @@ def _state_is(wal: Any, *, goes_on: bool) -> None:
     told = "takes appends" if goes_on else "refuses every append with ClosedError"
     assert (state in ("open", "degraded")) is goes_on, f"the log {told}, and says of itself: state={state}"
     assert state != "fenced", "nobody else opened the log, and it says that it is fenced"
+    check_reason(wal)
 
 
 def _figures_fit(wal: Any, appends: list[WalAppend]) -> None:

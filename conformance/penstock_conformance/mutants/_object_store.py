@@ -24,6 +24,15 @@ from penstock_conformance.reference._plugin import closing
 KIND = "object_store"
 
 
+@mutant(KIND, "looks_for_the_object_before_the_range", "bad_ranges_are_refused")
+class LooksForTheObjectBeforeTheRange(DirectoryStore):
+    """What is wrong with a range depends on whether there is an object."""
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        await self.head(key)
+        return await super().get(key, start, end)
+
+
 @mutant(KIND, "creates_in_two_steps", "put_if_absent_has_one_winner_among_processes", level=2)
 class CreatesInTwoSteps(DirectoryStore):
     """Looks whether the object is there, and then writes it: what generic file system layers do."""

@@ -550,6 +550,24 @@ class SaysWhyWhileItIsWell(FileWal):
         return replace(super().statistics(), last_error=f"the log is {self._state}")
 
 
+@mutant(KIND, "says_nothing_of_a_fence", "second_opener_fences_first", "sealed_log_acknowledges_nothing")
+class SaysNothingOfAFence(FileWal):
+    """Who looks sees that it is fenced, and not by whom."""
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        return replace(told, last_error="") if told.state == "fenced" else told
+
+
+@mutant(KIND, "says_nothing_of_a_failure", "failed_writes_are_told_and_leave_no_hole", level=4)
+class SaysNothingOfAFailure(FileWal):
+    """The error is told to who appended, and to nobody who looks later."""
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        return replace(told, last_error="") if told.state == "failed" else told
+
+
 @mutant(KIND, "has_a_state_for_full", "full_log_refuses_until_trimmed")
 class HasAStateForFull(FileWal):
     """Who looks at states of a log knows no such word."""

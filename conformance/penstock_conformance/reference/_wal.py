@@ -89,7 +89,7 @@ class FileWal:
         self._queue: list[tuple[WalAppend, list[Buffer]]] = []
         self._scheduled = False
         self._recovered = False
-        self._state = "open"
+        self._state, self._error = "open", ""
         self._ends: list[int] = []
         self._entries = self._payload_bytes = self._groups = self._written_bytes = 0
         try:
@@ -342,7 +342,8 @@ class FileWal:
         complete_all([append for append, _ in group])
 
     def _fail(self, state: str, group: list[tuple[WalAppend, list[Buffer]]], error: Exception) -> None:
-        self._state = state
+        if self._state not in ("fenced", "failed"):
+            self._state, self._error = state, "" if state == "closed" else str(error)
         pending, self._queue = [*group, *self._queue], []
         complete_all([append for append, _ in pending], error)
 
@@ -388,7 +389,7 @@ class FileWal:
                 if self._is_owner():
                     self._header = self._header._replace(confirmed=self._confirmed)
                     self._write_header()
-        self._fail("fenced" if self._state == "fenced" else "closed", [], ClosedError("the log was closed"))
+        self._fail("closed", [], ClosedError("the log was closed"))
         os.close(self._file)
 
     def statistics(self) -> WalStatistics:
@@ -405,6 +406,7 @@ class FileWal:
             confirmed_position=self._confirmed,
             end_position=self._end if self._recovered else -1,
             state=self._state,
+            last_error=self._error,
         )
 
 

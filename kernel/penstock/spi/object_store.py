@@ -130,8 +130,8 @@ class ObjectStore(Protocol):
         """The bytes ``[start, end)`` of the object; to its end if ``end`` is None or past the end.
 
         The result is read-only for the caller and stays valid as long as it is referenced.
-        Raises NotFoundError if there is no such object, whatever range; InvalidRequestError if ``start`` is negative,
-        past the object's end, or greater than ``end``.
+        Raises InvalidRequestError if ``start`` is negative or greater than ``end``, whether there is such an object
+        or not; then NotFoundError if there is none; InvalidRequestError if ``start`` is past the object's end.
         """
 
     async def head(self, key: str) -> ObjectInfo:

@@ -228,7 +228,8 @@ class WriteAheadLog(Protocol):
         left unchanged until the append is done. Until then a log may hold them, later none; it changes none, and
         releases no view of the caller's. ``checksum`` is the CRC-32C of the entry if the caller knows it: a
         log that keeps that one needn't go over the bytes, others ignore it. Callbacks append, too; while the
-        context is left, that is flushed, or refused with ClosedError.
+        context is left, that is flushed, or refused with ClosedError. Entries that are appended while nothing else
+        can run share accesses to the medium, few for however many, unless each is durable when this returns.
         Raises FullError when a bounded log has no room (trim, then retry: nothing was appended);
         FencedError after a newer owner took over; ClosedError when closed or failed; InvalidRequestError
         when the entry is empty, larger than ``entry_bytes_max``, or ``recover`` wasn't run to its end. What is
