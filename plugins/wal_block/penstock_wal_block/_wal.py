@@ -63,6 +63,8 @@ _RECOVERY_BATCH_BYTES = 4 * 2**20
 _REST_AFTER_S = 0.01
 #: So often an owner that writes nothing looks whether its file is still there.
 _LOOK_S = 1.0
+#: So many entries are worth a group, whatever else comes: it costs each of them less than its own request then.
+_GATHERED_MAX = 16
 
 
 class BlockWal:
@@ -86,6 +88,10 @@ class BlockWal:
         self._location = location
         self._loop = asyncio.get_running_loop()
         self._pump_scheduled = False
+        #: The last group had several entries, or another one beside it.
+        self._has_company = False
+        #: Entries of the open group when :meth:`_gather` looked at it last.
+        self._gathered = 0
         #: Taken and not yet begun, in order; whoever holds the lock begins the first.
         self._taken: deque[Group] = deque()
         self._lone = LoneWrites()
@@ -159,7 +165,7 @@ class BlockWal:
         if not self._pump_scheduled:
             # Not at once: what the current turn of the event loop appends goes into one group.
             self._pump_scheduled = True
-            self._loop.call_soon(self._pump)
+            self._loop.call_soon(self._gather if self._has_company else self._pump)
         return append
 
     def would_fit(self, entry_bytes: int) -> bool:
@@ -209,15 +215,31 @@ class BlockWal:
 
     # -- writing -------------------------------------------------------------------------------------------
 
+    def _gather(self) -> None:
+        """Pump, once a turn of the event loop brings nothing more for the open group, or it is worth a write anyway.
+
+        Clients that wait for their answers get them together then, ask again together, and share the next group, too;
+        else they are written for one by one, and wait for each other's syncs.
+        """
+        commit = self._commit
+        entries = commit.open_entries
+        if self._gathered < entries < _GATHERED_MAX and commit.open_bytes <= LONE_BYTES_MAX:
+            self._gathered = entries
+            self._loop.call_soon(self._gather)
+        else:
+            self._pump()
+
     def _pump(self) -> None:
         """Hand groups to the threads."""
         self._pump_scheduled = False
+        self._gathered = 0
         commit = self._commit
         if self._landed is not None:
             if not commit.in_flight:
                 self._landed.set()
             return
         while (group := commit.take_beside(self._groups_in_flight_max, self._span_bytes_max)) is not None:
+            self._has_company = commit.in_flight_entries > 1
             if self._lone.on_loop and self._write_here(group):
                 break
             self._taken.append(group)
@@ -241,9 +263,10 @@ class BlockWal:
             return True
         self._lone.wrote_on_loop(elapsed_us)
         self._last_group_us = elapsed_us
-        # What the callbacks append has a turn of its own, else they could keep the loop for ever.
+        # What the callbacks append has a turn of its own, else they could keep the loop for ever. What came while
+        # the loop wrote waits for whoever is being answered, if that one asks again at once.
         self._pump_scheduled = True
-        self._loop.call_soon(self._pump)
+        self._loop.call_soon(self._gather)
         self._commit.finish(group)
         return True
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ from tests.patience import HANG_S
 
 from penstock.errors import FencedError, FullError, UnavailableError
 from penstock.spi import Buffer, Services
+from penstock.spi.wal import WalAppend
 
 pytestmark = pytest.mark.anyio
 
@@ -219,6 +222,67 @@ async def test_what_a_callback_appends_has_a_turn_of_its_own(open_wal: Opener, w
         with anyio.fail_after(HANG_S):
             await ended.wait()
         assert writers == ["thread", *["loop"] * 5]
+
+
+@pytest.mark.usefixtures("keeps_lock")
+async def test_what_came_while_the_loop_wrote_shares_a_group_with_who_is_answered_and_asks_again(
+    open_wal: Opener, writers: list[str]
+) -> None:
+    """Else each of two clients waits for the other's group, then for its own, for ever."""
+    async with open_wal() as wal:
+        await recovered(wal)
+        await wal.append([b"a"]).wait_durable()
+        loop = asyncio.get_running_loop()
+        appends: list[WalAppend] = []
+
+        def ask() -> None:
+            appends.append(wal.append([b"again"]))
+
+        def ask_again(_: WalAppend) -> None:
+            loop.call_soon(ask)
+
+        wal.append([b"first"]).set_callback(ask_again)
+        loop.call_soon(ask)  # the second's request is read behind the group of the first
+        await anyio.lowlevel.checkpoint()
+        assert [append.done for append in appends] == [False]
+        await anyio.lowlevel.checkpoint()
+        for append in appends:
+            await append.wait_durable()
+        assert len(appends) == 2
+        assert writers == ["thread", "loop", "loop"]
+
+
+@pytest.mark.usefixtures("keeps_lock")
+async def test_a_group_waits_for_company_only_behind_one_that_had_some_and_while_each_turn_brings_some(
+    open_wal: Opener,
+) -> None:
+    async with open_wal() as wal:
+        await recovered(wal)
+
+        async def turns(*sizes: int) -> int:
+            """Turns of the loop until all is with the medium, when an entry comes in each of them."""
+            for turn in itertools.count():
+                if turn < len(sizes):
+                    last = wal.append([bytes(sizes[turn])])
+                elif not wal._commit.open_entries:
+                    await last.wait_durable()
+                    return turn
+                await anyio.lowlevel.checkpoint()
+            raise AssertionError
+
+        assert await turns(1) == 1
+        assert await turns(1) == 1, "who is alone waits for nobody"
+        wal.append([b"x"])
+        assert await turns(1) == 1, "two in one turn, the first time"
+        assert await turns(1) == 2
+        assert await turns(1) == 1, "nobody came"
+        wal.append([b"x"])
+        assert await turns(1) == 1
+        assert await turns(1, 1, 1) == 4
+        for _ in range(15):
+            wal.append([b"x"])
+        assert await turns(1) == 1, "sixteen are enough"
+        assert await turns(LONE_BYTES_MAX) == 1, "or so many bytes"
 
 
 @pytest.mark.usefixtures("keeps_lock")
