@@ -120,7 +120,7 @@ class SimulatedDevice:
         self._disk = disk
         self._life = running_life()
         self._find_header = find_header
-        self.capacity_bytes = len(disk.seen)
+        self.capacity_bytes = self.extent_bytes = len(disk.seen)
         #: Each life is on a host of its own, which sees no lock of another one.
         self.shareable = self.is_block_device = self.direct = shared
         self._host = f"host {self._life} " if shared else ""

@@ -81,6 +81,10 @@ class Device(Protocol):
         """Bytes that can be written."""
 
     @property
+    def extent_bytes(self) -> int:
+        """What is there to be written over. A write past it makes a file longer, and takes ten times as long."""
+
+    @property
     def in_place(self) -> bool:
         """The log's path still leads to it; what is written to a file that was removed is gone at the end."""
 
@@ -306,6 +310,11 @@ class FileDevice:
     def capacity_bytes(self) -> int:
         """See :class:`Device`."""
         return self._capacity_bytes
+
+    @property
+    def extent_bytes(self) -> int:
+        """See :class:`Device`."""
+        return self._extent
 
     @property
     def direct(self) -> bool:

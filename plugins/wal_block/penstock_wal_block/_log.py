@@ -220,6 +220,8 @@ class BlockLog:
         try:
             if not self._holds_lock or self._flights or self._device.shareable or self._headers.header.sealed:
                 return None
+            if self._makes_longer(group):
+                return None
             self.look_before_next()
             flight = self.begin(group)
             try:
@@ -231,6 +233,14 @@ class BlockLog:
             return flight, None
         finally:
             self._mutex.release()
+
+    def _makes_longer(self, group: Group) -> bool:
+        """The file has to grow for ``group``: the medium takes several milliseconds for that, however quick it is."""
+        extent = self._device.extent_bytes
+        if extent >= self._device.capacity_bytes:
+            return False
+        pieces = self._ring.pieces(group.position, group.end_position - group.position)
+        return any(self._area_bytes + offset + size > extent for offset, size in pieces)
 
     def begin(self, group: Group) -> Flight:
         """Give ``group`` its place at the end of the log, which moves behind it. Nothing is written yet."""

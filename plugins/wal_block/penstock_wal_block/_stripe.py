@@ -168,6 +168,11 @@ class StripedDevice:
             member.close()
 
     @property
+    def extent_bytes(self) -> int:
+        """See ``Device``. Groups go to all of them."""
+        return min(member.extent_bytes for member in self._members) * len(self._members)
+
+    @property
     def in_place(self) -> bool:
         """See ``Device``."""
         return all(member.in_place for member in self._members)

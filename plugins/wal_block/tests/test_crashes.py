@@ -38,7 +38,7 @@ class Crash(Exception):  # noqa: N818 - it is no error of the code under test
 class SimulatedDevice:
     """Writes reach the medium at ``sync``; at a crash any subset of the sectors of unsynced writes is on it."""
 
-    capacity_bytes = HEADER_AREA_BYTES + RING_BYTES
+    capacity_bytes = extent_bytes = HEADER_AREA_BYTES + RING_BYTES
     shareable = True
 
     def __init__(self, *, syncs_all: bool = True) -> None:

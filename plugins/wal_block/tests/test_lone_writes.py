@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 from penstock_wal_block import BlockWal, Settings, penstock_register_wal
+from penstock_wal_block import _device as device_module
 from penstock_wal_block import _log as log_module
 from penstock_wal_block import _lone as lone_module
 from penstock_wal_block._device import FileDevice
@@ -222,6 +223,31 @@ async def test_what_a_callback_appends_has_a_turn_of_its_own(open_wal: Opener, w
         with anyio.fail_after(HANG_S):
             await ended.wait()
         assert writers == ["thread", *["loop"] * 5]
+
+
+@pytest.mark.usefixtures("keeps_lock")
+async def test_threads_write_what_makes_the_file_longer(
+    open_wal: Opener, writers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes milliseconds, on a disk that is quick else; and the loop goes on with the next group."""
+    monkeypatch.setattr(device_module, "_GROWTH_BYTES", 2**15)
+    monkeypatch.setattr(lone_module, "_LOOK_AGAIN", 2**62)
+    grown: list[int] = []
+    grow = FileDevice._grow
+
+    def watched(device: FileDevice, start: int) -> None:
+        grown.append(len(writers))
+        grow(device, start)
+
+    monkeypatch.setattr(FileDevice, "_grow", watched)
+    async with open_wal(capacity="1MiB") as wal:
+        await recovered(wal)
+        for number in range(24):
+            await wal.append([b"%d" % number]).wait_durable()
+    # the header has two of the first eight blocks; the group that makes it longer has one, and its zeros the others
+    assert (
+        [number for number, writer in enumerate(writers, 1) if writer == "thread"] == grown == [1, 7, 15, 23]
+    )
 
 
 @pytest.mark.usefixtures("keeps_lock")

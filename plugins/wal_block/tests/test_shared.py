@@ -57,7 +57,7 @@ class Host:
         self.seat = seat
         self.stopped = threading.Event()
         self.awake = threading.Event()
-        self.capacity_bytes = medium.capacity_bytes
+        self.capacity_bytes = self.extent_bytes = medium.capacity_bytes
 
     def stop_after(self, operations: int) -> None:
         self._stops_in = operations
