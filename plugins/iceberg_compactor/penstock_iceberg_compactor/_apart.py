@@ -27,6 +27,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -59,8 +60,8 @@ _GIVE_UP_S = 15.0
 #: So long the leaving of a table may take: a broker that ends waits for it. Files that are left then are removed by
 #: the table's next owner.
 _LEAVE_S = 30.0
-#: So often the process says that it is there, and so long it may say nothing: of a healthy one whole seconds are what
-#: it may wait for a processor. Until it is open, it imports what it needs.
+#: So often the process says that it is there, and so long it may say nothing, unless it waits for a processor. Until
+#: it is open, it imports what it needs.
 _BEAT_S = 5.0
 _SILENCE_S = 30.0
 _START_S = 120.0
@@ -115,6 +116,41 @@ class _Sending:
             self._kill()
 
 
+class _Listener:
+    """Hears a process: its silence is what it didn't say with a processor to say it on."""
+
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        self._connection = connection
+        self._pid = pid
+        #: How long it may be silent; from the next thing on that it says.
+        self.silence_s = 0.0
+
+    def listen_for(self, silence_s: float) -> None:
+        self.silence_s = silence_s
+        seconds, rest = divmod(silence_s, 1)
+        time = struct.pack("@ll", int(seconds), int(rest * 1e6))
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time)
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """As a socket's. Raises BlockingIOError if it was silent, and that wasn't for want of a processor."""
+        while True:
+            before_s = _waited_s(self._pid)
+            try:
+                return self._connection.recv_into(buffer)
+            except BlockingIOError:
+                # started anew, it would only have less of it
+                if _waited_s(self._pid) - before_s < self.silence_s / 2:
+                    raise
+
+
+def _waited_s(pid: int) -> float:
+    """How long a process was ready to run and others had the processors; 0 where the system doesn't say."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
 class _Process:
     """One process, from its start to its end."""
 
@@ -148,16 +184,14 @@ class _Process:
             except BaseException:
                 ours.close()
                 raise
+        self._listener = _Listener(ours, self._process.pid)
         self.listen_for(_START_S)
         self._reader = threading.Thread(target=self._read, name="penstock-lake-process", daemon=True)
         self._reader.start()
 
     def listen_for(self, silence_s: float) -> None:
         """End it when it has said nothing for so long, from the next thing on that it says."""
-        self._silence_s = silence_s
-        seconds, rest = divmod(silence_s, 1)
-        time = struct.pack("@ll", int(seconds), int(rest * 1e6))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time)
+        self._listener.listen_for(silence_s)
 
     @property
     def pid(self) -> int:
@@ -167,7 +201,7 @@ class _Process:
         """In a thread of its own: what the process says, to the end."""
         try:
             while True:
-                message, _ = receive(self._socket, _ANSWER_MAX)
+                message, _ = receive(self._listener, _ANSWER_MAX)
                 match message:
                     case ("answer", number, charged, answer):
                         self._loop.call_soon_threadsafe(self._answer, number, charged, answer)
@@ -182,7 +216,7 @@ class _Process:
                     case _:
                         raise CorruptError("the frame is no message")
         except BlockingIOError:
-            self._end_words = f"said nothing for {self._silence_s:g} s and was ended"
+            self._end_words = f"said nothing for {self._listener.silence_s:g} s and was ended"
         except (EOFError, OSError):
             if not self._is_closing and not self._ends_by_itself():
                 self._end_words = "hung up and was ended"

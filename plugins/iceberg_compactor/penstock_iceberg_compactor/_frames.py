@@ -5,14 +5,24 @@ Both ends are one installation of one version, started by one another, on a sock
 
 from __future__ import annotations
 
-__all__ = ("Failed", "error_of", "failed_of", "packed", "receive", "records_of", "send", "taken_apart")
+__all__ = (
+    "Connection",
+    "Failed",
+    "error_of",
+    "failed_of",
+    "packed",
+    "receive",
+    "records_of",
+    "send",
+    "taken_apart",
+)
 
 import pickle
 import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from penstock import errors
 from penstock.errors import CorruptError, PenstockError
@@ -22,6 +32,14 @@ from penstock.spi.plugin import Buffer
 #: The size of the message, and the number of buffers, whose sizes follow.
 _HEAD = struct.Struct("<QI")
 _SIZE = struct.Struct("<Q")
+
+
+class Connection(Protocol):
+    """What frames come from: a socket, or whoever listens to one."""
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """Fill a part of ``buffer``, from its beginning; how much of it, 0 at the end."""
+        ...
 
 
 def send(connection: socket.socket, message: object, buffers: Sequence[Buffer] = ()) -> None:
@@ -38,7 +56,7 @@ def packed(message: object, sizes: Sequence[int] = ()) -> bytes:
     return _HEAD.pack(len(body), len(sizes)) + b"".join(_SIZE.pack(size) for size in sizes) + body
 
 
-def receive(connection: socket.socket, size_max: int | None = None) -> tuple[Any, list[memoryview]]:
+def receive(connection: Connection, size_max: int | None = None) -> tuple[Any, list[memoryview]]:
     """The next message and its buffers. Blocking; raises EOFError at the end, OSError.
 
     With ``size_max``, a frame that says to be larger is a CorruptError, and has no buffers.
@@ -52,7 +70,7 @@ def receive(connection: socket.socket, size_max: int | None = None) -> tuple[Any
     return pickle.loads(body), buffers  # noqa: S301 - see the module
 
 
-def _exactly(connection: socket.socket, size: int) -> memoryview:
+def _exactly(connection: Connection, size: int) -> memoryview:
     found = memoryview(bytearray(size))
     at = 0
     while at < size:

@@ -142,6 +142,25 @@ async def test_a_process_that_does_anything_but_answer_is_ended_and_it_is_said_i
             pass
 
 
+async def test_a_process_that_waits_for_a_processor_is_heard_out(tmp_path: Path) -> None:
+    """Started again and again, it would never come to an end of its start where others keep the processors."""
+    looks = iter((0, 1, 1, 2, 2, 2))
+    with (
+        patch.object(_apart, "_SERVING", ("-S", "-E", "-c", "import signal; signal.pause()")),
+        patch.object(_apart, "_START_S", 0.02),
+        patch.object(_apart, "_waited_s", lambda pid: next(looks)),
+        pytest.raises(UnavailableError, match=r"said nothing for 0\.02 s"),
+    ):
+        async with apart(tmp_path, PlainAllocator(512 * 2**20)):
+            pass
+    assert not list(looks)
+
+
+def test_how_long_a_process_waited_for_a_processor_is_known_while_it_is_there() -> None:
+    assert _apart._waited_s(os.getpid()) > 0 or not Path("/proc/self/schedstat").exists()
+    assert _apart._waited_s(2**31 - 1) == 0
+
+
 async def test_much_memory_is_accounted_for_before_the_call_that_takes_it_ends(tmp_path: Path) -> None:
     charged: list[int] = []
     tell = "s = socket.socket(fileno=int(sys.argv[1])); a = ('charged', 2**20)"
@@ -180,7 +199,7 @@ async def test_a_process_says_that_it_is_there_and_is_ended_when_it_stands_still
     """Whatever holds it: it is seen without a call, and those who wait for an answer hear of it."""
     heard: list[Any] = []
 
-    def receive(connection: socket.socket, size_max: int) -> tuple[Any, list[memoryview]]:
+    def receive(connection: _frames.Connection, size_max: int) -> tuple[Any, list[memoryview]]:
         message, buffers = _frames.receive(connection, size_max)
         heard.append(message)
         if len(heard) == 2:
