@@ -132,6 +132,8 @@ class GroupService:
         #: When topics were deleted whose offsets aren't removed yet, by name: nobody is told of those any more.
         self._unforgotten: dict[str, int] = {}
         self._is_trying_again = False
+        #: The same of deletions that are told now, with the time up to which offsets are removed for each.
+        self._deletions: dict[int, dict[str, int]] = {}
         #: Topics that were made while groups were being loaded: what these say of such a name is of another topic.
         #: Just before that, by name.
         self._made_meanwhile: dict[str, int] = {}
@@ -403,22 +405,34 @@ class GroupService:
             PenstockError: not all tombstones could be written, or not all groups be loaded. That is tried again, of
                 what isn't newer than this call, until it works; or until the scope ends. The caller needn't.
         """
-        now_ms = self._clock.now_ms()
+        deleted = dict.fromkeys(topics, self._clock.now_ms())
+        gone = dict.fromkeys(topics, _TIME_MAX)
+        self._withhold(deleted)
+        self._deletions[id(gone)] = gone
         try:
-            await self._forget_topics(dict.fromkeys(topics, _TIME_MAX))
+            await self._forget_topics(gone)
         except PenstockError:
             if self._not_ready is ErrorCode.NONE:
-                self._forget_later(dict.fromkeys(topics, now_ms))
+                self._forget_later(deleted)
             raise
+        finally:
+            del self._deletions[id(gone)]
+        self._forgotten(deleted)
 
     def is_forgetting(self, topic: str) -> bool:
         """Whether offsets of a topic of that name, which was deleted, may still be in the log."""
         return topic in self._unforgotten
 
     def on_topic_created(self, topic: str) -> None:
-        """The topic is there, and wasn't: groups that are being loaded may know offsets of another of its name."""
+        """The topic is there, and wasn't: groups may know offsets of another of its name, whose deletion is being told
+        or was before they were loaded.
+        """
+        before_ms = self._clock.now_ms() - 1
+        for gone in self._deletions.values():
+            if topic in gone:
+                gone[topic] = before_ms
         if self._coordinators.count(Phase.LOADING):
-            self._made_meanwhile[topic] = self._clock.now_ms() - 1
+            self._made_meanwhile[topic] = before_ms
 
     def _forget_what_is_gone(self, coordinator: GroupCoordinator) -> None:
         """Groups were loaded; topics may have been deleted while nobody wrote that their offsets are gone."""

@@ -218,6 +218,29 @@ async def test_a_topic_that_is_made_during_a_load_begins_without_the_offsets_of_
             assert set((await service.fetch_offsets(GROUPS[partition]))[1]) == expected
 
 
+async def test_a_topic_that_another_broker_makes_again_keeps_its_offsets_while_its_predecessor_is_forgotten(
+    opened: Open, log: GatedLog, clock: FakeClock
+) -> None:
+    await filled(log, clock)
+    await clock.advance(1_000)
+    log.gates[0] = anyio.Event()
+    async with opened() as service, anyio.create_task_group() as tasks:
+        service.lead(0)
+        service.lead(1)
+        calls = Calls(tasks)
+        calls.start("deleted", service.on_topics_deleted(["t"]))
+        await clock.advance(1_000)
+        assert await service.fetch_offsets(GROUPS[1]) == (ErrorCode.NONE, {}), "nobody is told of them any more"
+        service.on_topic_created("t")
+        await service.commit_offsets(GROUPS[1], {TP: OFFSET})
+        log.gates[0].set()
+        await settle()
+        assert "deleted" in calls.results
+        assert not service.is_forgetting("t")
+        assert set((await service.fetch_offsets(GROUPS[1]))[1]) == {TP}
+        assert await service.fetch_offsets(GROUPS[0]) == (ErrorCode.NONE, {})
+
+
 # -- loads that fail ------------------------------------------------------------------------------------------
 
 
