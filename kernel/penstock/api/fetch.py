@@ -707,6 +707,7 @@ APIS: Final = (
         needs=(each(Operation.READ, ResourceType.TOPIC),),
         nowait=fetch_nowait,
         short_elements=360,  # the shortest are topics without partitions, which are only decoded
+        element_bytes=1_024,
         handler=handle_fetch,
         cancellable=True,
         failure=one_code(FetchResponse, since=_SESSIONS_VERSION),

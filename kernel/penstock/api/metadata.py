@@ -590,6 +590,7 @@ APIS: Final = (
         ),
         nowait=metadata_nowait,
         handler=handle_metadata,
+        element_bytes=1_024,
         note="creates missing topics when the client asks and `topics.auto_create` is on",
     ),
     Api(
@@ -613,6 +614,7 @@ APIS: Final = (
         needs=(each(Operation.DESCRIBE, ResourceType.TOPIC),),
         nowait=describe_topic_partitions_nowait,
         handler=other_portions,
+        element_bytes=768,
         note="pages with cursors, in the order of names",
     ),
 )

@@ -503,6 +503,7 @@ APIS: Final = (
             each(Operation.DESCRIBE_CONFIGS, ResourceType.TOPIC),
         ),
         handler=handle_create_topics,
+        element_bytes=768,
     ),
     Api(
         key=ApiKey.DELETE_TOPICS,

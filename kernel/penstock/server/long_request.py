@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("COUNTED_BYTES", "DECODED_PARTS", "ELEMENT_BYTES", "admit_and_decode", "admit_nowait")
+__all__ = ("COUNTED_BYTES", "DECODED_PARTS", "admit_and_decode", "admit_nowait")
 
 from collections.abc import Callable
 from functools import partial
@@ -19,12 +19,9 @@ from penstock.wire.elements import count_elements
 from penstock.wire.registry import Message, decode_request
 
 #: A request is counted from this size on while it's handled, as so many times its size: what lists of short strings
-#: take once they are decoded.
+#: take once they are decoded; or then, if that is more, as ``Api.element_bytes`` for each of its elements.
 COUNTED_BYTES: Final = 2 * 1024
 DECODED_PARTS: Final = 16
-#: Or, once it is decoded, as so much for each element, if that is more; it may have three bytes. Decoding takes about
-#: half of that, handlers and their answers as a rule the other half; of CreateTopics and Fetch twice that.
-ELEMENT_BYTES: Final = 512
 
 
 def admit_nowait(core: ServerCore, member: Member, context: RequestContext, size: int) -> bool:
@@ -59,7 +56,7 @@ async def admit_and_decode(
     decode = partial(_decode, api.key, context.version, frame.take(), frame.body_pos)
     moved()
     message, elements = await core.turns.run_in_thread(decode, core.long_requests)
-    more = min(elements * ELEMENT_BYTES, core.handling.limit // 2) - weight
+    more = min(elements * api.element_bytes, core.handling.limit // 2) - weight
     if more > 0:  # room or not: one is decoded at a time
         place = core.handling.charge_anyway(more, member)
         context.charges.append(RequestCharge(place, core.allocator.charge_anyway(more, "requests")))

@@ -11,7 +11,6 @@ from tests.unit.server.harness import serving
 from penstock.api.context import CHANGE_S, CHANGED_PARTITION_S, RequestContext
 from penstock.api.declaration import Api, Frame
 from penstock.log.limiter import BytesLimiter
-from penstock.server.long_request import ELEMENT_BYTES
 from penstock.time_shares import TimeMember
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.describe_groups import (
@@ -168,7 +167,7 @@ async def test_a_request_of_many_short_elements_is_counted_for_each_of_them() ->
         await client.send(ApiKey.DESCRIBE_GROUPS, 1, DescribeGroupsRequest(groups=[""] * 2_000))
         with anyio.fail_after(HANG_S):
             await begun.wait()
-        assert harness.server.core.handling.used == 2_000 * ELEMENT_BYTES
+        assert harness.server.core.handling.used == 2_000 * api.element_bytes
         may_end.set()
         await client.receive()
         assert harness.server.core.handling.used == 0
