@@ -36,7 +36,7 @@ from penstock.api.names import (
     metric_name,
 )
 from penstock.api.portions import Steps, at_once, by_portions, first_portion, other_portions
-from penstock.errors import AlreadyExistsError, NotFoundError
+from penstock.errors import AlreadyExistsError, NotFoundError, UnavailableError
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import INTERNAL_TOPICS
 from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
@@ -172,8 +172,9 @@ async def _create(names: Sequence[str], context: RequestContext) -> dict[str, in
 
 
 def _code_of_failure(error: Exception) -> int:
-    if isinstance(error, AlreadyExistsError | NotFoundError):
-        return int(ErrorCode.LEADER_NOT_AVAILABLE)  # others create and delete it meanwhile
+    # others create and delete it meanwhile, or something keeps it from being made for now
+    if isinstance(error, AlreadyExistsError | NotFoundError | UnavailableError):
+        return int(ErrorCode.LEADER_NOT_AVAILABLE)
     return error_code_of(error)
 
 
