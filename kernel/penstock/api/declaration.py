@@ -72,8 +72,8 @@ class Api:
     unsupported: Callable[[ApiContext], Message] | None = None
     #: A request that may have more elements is long: an element takes up to 250 bytecodes, however short it is.
     short_elements: int = 200
-    #: What an element of a long request takes until it is answered, if that is more than so many times its bytes: it may
-    #: have three. Decoding takes about half of it, the handler and its answer the other half.
+    #: What an element of a long request takes until it is answered, where that is more than so many times its bytes.
+    #: It may have three. Decoding takes about half of that, the handler and its answer the other half.
     element_bytes: int = 512
     #: What the answer to a long request may take, as so many times the request, where that is far more than requests
     #: take as a rule: so much is counted while it's handled, and the next one waits.

@@ -424,7 +424,7 @@ class GroupService:
         return topic in self._unforgotten
 
     def on_topic_created(self, topic: str) -> None:
-        """The topic is there, and wasn't: groups may know offsets of another of its name, whose deletion is being told
+        """The topic is there, and wasn't. Groups may know offsets of another of its name: its deletion is being told,
         or was before they were loaded.
         """
         before_ms = self._clock.now_ms() - 1

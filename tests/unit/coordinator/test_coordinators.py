@@ -230,7 +230,9 @@ async def test_a_topic_that_another_broker_makes_again_keeps_its_offsets_while_i
         calls = Calls(tasks)
         calls.start("deleted", service.on_topics_deleted(["t"]))
         await clock.advance(1_000)
-        assert await service.fetch_offsets(GROUPS[1]) == (ErrorCode.NONE, {}), "nobody is told of them any more"
+        assert await service.fetch_offsets(GROUPS[1]) == (ErrorCode.NONE, {}), (
+            "nobody is told of them any more"
+        )
         service.on_topic_created("t")
         await service.commit_offsets(GROUPS[1], {TP: OFFSET})
         log.gates[0].set()
