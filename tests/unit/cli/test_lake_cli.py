@@ -11,9 +11,9 @@ import pytest
 
 from penstock.config import load_config
 from penstock.errors import InvalidRequestError, NotFoundError
-from penstock.spi.lake import LakeTopic
+from penstock.spi.lake import LakeMaintenance, LakeTopic
 from penstock_tools.cli import main
-from penstock_tools.cli.lake import address_of
+from penstock_tools.cli.lake import address_of, savings_of
 from penstock_tools.inspection import lake as inspection
 
 
@@ -140,3 +140,16 @@ def test_without_a_compactor_it_is_asked_for_the_file_that_names_one(
         told = capsys.readouterr().err
         assert told.startswith("penstock: a configuration file is named with -c, see penstock ")
         assert told.endswith(" --help: file=penstock.toml\n")
+
+
+@pytest.mark.parametrize(
+    ("saved_bytes", "dry_run", "said"),
+    [
+        (2048, False, "the table takes 2KiB less"),
+        (2048, True, "the table would take 2KiB less"),
+        (-8902, False, "the table takes 8.7KiB more"),
+    ],
+)
+def test_maintenance_says_what_it_saves_or_costs(saved_bytes: int, dry_run: bool, said: str) -> None:
+    done = LakeMaintenance(dry_run=dry_run, saved_bytes=saved_bytes, figures={})
+    assert savings_of(done) == said

@@ -15,6 +15,7 @@ import msgspec
 import typer
 
 from penstock.errors import UnavailableError
+from penstock.units import format_size
 from penstock.work.retry import Backoff, doubling
 from penstock_tools.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetOption, Setup
 from penstock_tools.cli._client import DEFAULT_BOOTSTRAP, connect, run
@@ -193,7 +194,6 @@ def maintain(
 
     from penstock.broker import DirectoryInUseError, own_directory
     from penstock.files import ACCESSES
-    from penstock.units import format_size
     from penstock_tools.inspection.lake import open_lake
 
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
@@ -234,8 +234,14 @@ def maintain(
         return
     for name, value in done.figures.items():
         typer.echo(f"{name}: {value}")
+    typer.echo(savings_of(done))
+
+
+def savings_of(done: LakeMaintenance) -> str:
+    """What maintenance saves, in a sentence; while old snapshots keep what was rewritten, a table takes more."""
     verb = "would take" if done.dry_run else "takes"
-    typer.echo(f"the table {verb} {format_size(done.saved_bytes)} less")
+    change = "less" if done.saved_bytes >= 0 else "more"
+    return f"the table {verb} {format_size(abs(done.saved_bytes))} {change}"
 
 
 def address_of(tree: Tree) -> str:
