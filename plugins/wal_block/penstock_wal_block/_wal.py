@@ -64,7 +64,7 @@ _REST_AFTER_S = 0.01
 #: So often an owner that writes nothing looks whether its file is still there.
 _LOOK_S = 1.0
 #: So many entries are worth a group, whatever else comes: it costs each of them less than its own request then.
-_GATHERED_MAX = 16
+_GATHERED_MAX = 8
 
 
 class BlockWal:

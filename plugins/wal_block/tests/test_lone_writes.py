@@ -305,9 +305,9 @@ async def test_a_group_waits_for_company_only_behind_one_that_had_some_and_while
         wal.append([b"x"])
         assert await turns(1) == 1
         assert await turns(1, 1, 1) == 4
-        for _ in range(15):
+        for _ in range(7):
             wal.append([b"x"])
-        assert await turns(1) == 1, "sixteen are enough"
+        assert await turns(1) == 1, "eight are enough"
         assert await turns(LONE_BYTES_MAX) == 1, "or so many bytes"
 
 
