@@ -335,6 +335,11 @@ async def test_peak_is_the_most_that_was_in_use(env: Env) -> None:
         assert allocator.statistics().peak_bytes == 7 * _MIB, "what is charged anyway isn't in the peak"
         more.release()
         item.release()
+        memory = allocator.allocate_nowait(4 * _MIB, "append")
+        kept = memory.view
+        memory.release()
+        assert allocator.statistics().peak_bytes == 7 * _MIB, "what is pinned is in the peak twice"
+        del kept, memory
 
 
 async def test_memory_keeps_its_bytes_while_others_come_and_go(env: Env) -> None:

@@ -178,6 +178,7 @@ async def test_only_uploaded_blocks_are_evicted(env: Env) -> None:
         assert len(cache.get(0, 0, 1, 10**9)) == 1, (
             "an uploaded block no longer serves though nobody wants memory"
         )
+        assert cache.evict(0) == cache.evict(-1000) == 0, "evicted though no memory was wanted"
         assert cache.evict(1500) == 2000, "evicted more or less than asked"
         kept = [stream_id for stream_id in range(10) if cache.get(stream_id, 0, 1, 10**9)]
         assert kept == [2, 3, 4, 9], "not the oldest were evicted"

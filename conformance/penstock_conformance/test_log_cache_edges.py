@@ -62,6 +62,10 @@ async def test_what_was_read_outlives_the_cache(env: Env) -> None:
             for stream_id in (1, 2, 3):
                 found = cache.get(stream_id, 0, _ALL, _ALL)
                 got.append((found, told(found)))
+        for base in range(40):  # a long list, and all of it active
+            cache.put(log.entry(4, base))
+            found = cache.get(4, 0, _ALL, _ALL)
+            got.append((found, told(found)))
         cache.mark_uploaded(oldest)
         cache.evict(10**9)
         cache.drop_stream(2)

@@ -260,6 +260,8 @@ async def test_swap_needs_the_current_token(env: Env) -> None:
         for stale in (first, "nonsense"):
             with raises(ConflictError):
                 await store.compare_and_swap("key", [b"x"], stale)
+        with raises(ConflictError):
+            await store.compare_and_swap("key", [b"2"], first)  # somebody else's, though it has these bytes
         with raises(ConflictError, InvalidRequestError):
             await store.compare_and_swap("key", [b"x"], "")  # nobody's
         assert bytes(await store.get("key")) == b"2", "a refused swap changed the object"
@@ -337,15 +339,18 @@ async def test_aborted_multipart_leaves_nothing(env: Env) -> None:
         for key in ("new", "old"):
             upload = await store.create_multipart(key)
             await upload.write_part([b"x" * 100_000])
-            await upload.abort()
-            await upload.abort()
+            for _ in range(4):
+                await upload.abort()
         assert await keys_listed(store) == ["old"], "an aborted upload is listed"
         assert bytes(await store.get("old")) == b"old"
-        finished = await store.create_multipart("new")
-        await finished.write_part([b"kept"])
-        await finished.complete()
-        await finished.abort()
-        assert bytes(await store.get("new")) == b"kept", "abort after complete destroyed the object"
+        for kept in (b"kept", b"kept" * 500_000):
+            finished = await store.create_multipart("new")
+            await finished.write_part([kept])
+            await finished.complete()
+            for _ in range(2):
+                await finished.abort()
+                found = bytes(await store.get("new"))
+                assert found == kept, f"abort after complete destroyed an object of {len(kept)} bytes"
 
 
 @clause(refuses="put_if_absent")

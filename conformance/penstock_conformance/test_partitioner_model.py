@@ -95,7 +95,7 @@ class _Model:
         for now_ms, away in ((100.0, (0, 1, 2)), (100.0, (0,)), (0.0, (1,)), (0.0, (2,)), (-1.0, (0, 1))):
             loads = {
                 number: PartitionLoad(queued_batches=queued, available=number not in away)
-                for number, queued in enumerate((0, 2**31, 2**63))
+                for number, queued in enumerate((0 if now_ms else 50, 2**31, 2**63))
             }
             self._partitioner.update_load(topic, loads, now_ms)
             self._news[topic] = loads

@@ -33,6 +33,7 @@ from penstock_conformance._medium import flipped, medium_of, torn, zero_around
 from penstock_conformance._wal_steps import (
     append_all,
     check_reason,
+    check_same,
     fitting,
     make_bodies,
     read,
@@ -354,10 +355,13 @@ async def test_statistics_tell_the_state(env: Env) -> None:
         assert all(figure >= 0 for figure in figures if isinstance(figure, int)), (
             f"less than none: {counters}"
         )
-        for body in make_bodies(5):
-            wal.append([body])
+        appends += [wal.append([body]) for body in make_bodies(5)]
     counters = wal.statistics()
     assert counters.appended_entries == 15
+    end = max((append.next_position for append in appends if append.error is None), default=0)
+    assert counters.confirmed_position >= end, (
+        f"the log was left, and durable are entries up to {end}: {counters}"
+    )
     pending = (counters.pending_entries, counters.pending_bytes)
     assert pending == (0, 0), f"the log was left, and says that so many entries and bytes pend: {pending}"
     async with env.open(epoch=2) as wal:
@@ -367,6 +371,7 @@ async def test_statistics_tell_the_state(env: Env) -> None:
         assert appended == (0, 0), f"what was recovered was appended by another owner: {appended}"
         end = max((entry.next_position for entry in entries), default=0)
         assert counters.confirmed_position >= end, f"what was recovered is durable, up to {end}: {counters}"
+        assert counters.used_bytes > 0 or not entries, f"what was recovered takes room: {counters}"
 
 
 @clause(claims="identity")
@@ -571,8 +576,15 @@ async def test_sealed_log_acknowledges_nothing(env: Env) -> None:
     async with env.open() as wal:
         await recovered(wal)
         await append_all(wal, make_bodies(4))
+        lasts = wal.capabilities.durability_domain != "process"
+        identity = await env.identify() if wal.capabilities.identity else None
         await wal.seal()
         await refused(wal)
+        if wal.capabilities.identity:
+            assert await env.identify() == identity, "a log that was sealed is another one"
+        if lasts and env.can_read_outside():
+            found = [bytes(entry.data) for entry in await env.read_outside()]
+            check_same(found, make_bodies(4), "read from outside of a log that was sealed")
         state = wal.statistics().state
         assert state not in ("open", "degraded"), f"a log that was sealed goes on, it says: state={state}"
         check_reason(wal)

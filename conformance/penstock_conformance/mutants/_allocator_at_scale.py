@@ -455,3 +455,13 @@ class ClearsWhatIsReserved(PlainAllocator):
         if size <= 4 * 2**20:
             item.view[:] = bytes(size)
         return item
+
+
+@mutant(KIND, "counts_what_is_pinned_twice", "peak_is_the_most_that_was_in_use")
+class CountsWhatIsPinnedTwice(PlainAllocator):
+    """Adds what is pinned before it takes it from its purpose, and looks at the peak in between."""
+
+    def give_back(self, grant: _Grant) -> None:
+        if grant.memory is not None:
+            self._peak = max(self._peak, self._used.total() + grant.size)
+        super().give_back(grant)

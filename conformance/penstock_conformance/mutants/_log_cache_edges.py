@@ -120,3 +120,23 @@ class ReleasesWhatHasBytes(PlainLogCache):
 
     def _release(self, entries: Sequence[StreamEntry]) -> None:
         super()._release([entry for entry in entries if len(entry.data)])
+
+
+@mutant(KIND, "returns_long_lists_as_they_are", "what_was_read_outlives_the_cache")
+class ReturnsLongListsAsTheyAre(PlainLogCache):
+    """Who reads all of a stream gets its list, which is cheaper than a copy."""
+
+    def _run(
+        self, entries: list[StreamEntry], first: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        run = super()._run(entries, first, end_offset, bytes_max)
+        whole = self._active.streams.get(run[0].stream_id, []) if run else []
+        return whole if len(run) == len(whole) > 8 else run
+
+
+@mutant(KIND, "evicts_for_less_than_nothing", "only_uploaded_blocks_are_evicted")
+class EvictsForLessThanNothing(PlainLogCache):
+    """Takes what is wanted from what is free, and the result for a size."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        return super().evict(abs(bytes_wanted))

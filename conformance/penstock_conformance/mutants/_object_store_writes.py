@@ -613,3 +613,56 @@ class HasSixLargeBuffers(DirectoryStore):
         self._buffers.append(buffer)
         buffer[: len(found)] = found
         return memoryview(buffer)[: len(found)].toreadonly()  # type: ignore[return-value] # a buffer is as good
+
+
+@mutant(KIND, "takes_equal_bytes_for_its_own_swap", "swap_needs_the_current_token")
+class TakesEqualBytesForItsOwnSwap(DirectoryStore):
+    """Resolves a swap as it resolves a creation: by reading back."""
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        try:
+            return await super().compare_and_swap(key, body, token)
+        except ConflictError:
+            with suppress(NotFoundError):
+                if bytes(await self.get(key)) == b"".join(body):
+                    return (await self.head(key)).token
+            raise
+
+
+class _LargeAndGone(_Upload):
+    """Its parts are in a file of its own that ``abort`` looks for, if they are many."""
+
+    async def abort(self) -> None:
+        if _size(self._parts) > _LARGE_BYTES:
+            await self._store.delete([self._key])
+        await super().abort()
+
+
+@mutant(KIND, "aborts_what_is_large_and_complete", "aborted_multipart_leaves_nothing")
+class AbortsWhatIsLargeAndComplete(DirectoryStore):
+    """Large uploads are written in place, and aborted there."""
+
+    async def create_multipart(self, key: str) -> _Upload:
+        await checkpoint()
+        return _LargeAndGone(self, key)
+
+
+class _AbortedOnceMore(_Upload):
+    """Minds the second time that nobody expected."""
+
+    _times = 0
+
+    async def abort(self) -> None:
+        self._times += 1
+        if self._times > 2:
+            raise NotFoundError("there is no such upload")
+        await super().abort()
+
+
+@mutant(KIND, "minds_the_third_abort", "aborted_multipart_leaves_nothing")
+class MindsTheThirdAbort(DirectoryStore):
+    """Two are usual: one of who failed, one of who cleans up."""
+
+    async def create_multipart(self, key: str) -> _Upload:
+        await checkpoint()
+        return _AbortedOnceMore(self, key)

@@ -204,3 +204,14 @@ class TakesNoNewsFromBeforeItsClockBegan(PlainPartitioner):
     def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
         if now_ms >= 0:
             super().update_load(topic, loads, now_ms)
+
+
+@mutant(KIND, "minds_no_leader_where_all_queue", _MODEL)
+class MindsNoLeaderWhereAllQueue(PlainPartitioner):
+    """Where every partition has to wait, all are alike."""
+
+    def _draw(self, topic: str, partition_count: int) -> int:
+        loads = self._loads.get(topic, {})
+        if all(number in loads and loads[number].queued_batches > 10 for number in range(partition_count)):
+            return self._random.randrange(partition_count)
+        return super()._draw(topic, partition_count)

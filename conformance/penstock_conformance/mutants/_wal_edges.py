@@ -716,3 +716,71 @@ class TrimsOneTooManyOfWhatOthersWrote(FileWal):
         if not self._entries and 0 < place < len(self._ends):
             position = self._ends[place]
         super()._drop(position)
+
+
+@mutant(KIND, "keeps_short_lists", "sequence_is_the_callers_again_at_once")
+class KeepsShortLists(FileWal):
+    """Copies what is long; of a few buffers it keeps the list that the caller has."""
+
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
+        append = super().append(data, checksum)
+        if len(data) < 4 and isinstance(data, list):
+            self._queue[-1] = (append, data)
+        return append
+
+
+@mutant(KIND, "uses_what_it_wrote_itself", "statistics_tell_the_state")
+class UsesWhatItWroteItself(FileWal):
+    """What it recovered was counted by others, and has no place in its figures."""
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        return replace(told, used_bytes=0) if self._epoch > 1 and not self._entries else told
+
+
+_SEALED = "sealed_log_acknowledges_nothing"
+
+
+@mutant(KIND, "is_another_log_when_it_was_sealed", _SEALED)
+class IsAnotherLogWhenItWasSealed(FileWal):
+    """Nobody can append to the one that was."""
+
+    async def seal(self) -> None:
+        await super().seal()
+        with self._locked():
+            self._header = self._header._replace(identity=os.urandom(8))
+            self._write_header()
+
+
+@mutant(KIND, "takes_the_last_entry_for_the_seal", _SEALED)
+class TakesTheLastEntryForTheSeal(FileWal):
+    """Who reads a sealed log from outside stops before its last record."""
+
+    @classmethod
+    async def read(cls, path: Path, _epoch: int) -> AsyncIterator[WalEntry]:
+        header, _ = cls._look(path)
+        entries = [entry async for entry in super().read(path, _epoch)]
+        for entry in entries[:-1] if header.sealed else entries:
+            yield entry
+
+
+@mutant(KIND, "confirms_nothing_as_it_is_left", "statistics_tell_the_state")
+class ConfirmsNothingAsItIsLeft(FileWal):
+    """Nobody will ask for figures any more."""
+
+    def close(self) -> None:
+        confirmed = self._confirmed
+        super().close()
+        self._confirmed = confirmed
+
+
+@mutant(KIND, "is_recovered_with_its_last_entry", "recovery_in_part_permits_no_append")
+class IsRecoveredWithItsLastEntry(FileWal):
+    """Knows that nothing follows, before it has cut off what a former owner left there."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        size = os.fstat(self._file).st_size
+        async for entry in super().recover():
+            self._recovered = entry.next_position >= size
+            yield entry
+            self._recovered = False
