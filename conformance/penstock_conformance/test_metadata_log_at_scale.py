@@ -434,7 +434,18 @@ async def test_failed_append_is_told(env: Env) -> None:
             store.heal()
             if log.statistics().last_index < index:
                 await log.append(index, _entry(index))
-        _check_entries(await _read(log), 1, log.statistics().last_index + 1, "a log whose appends failed")
+        index = log.statistics().last_index + 1
+        _check_entries(await _read(log), 1, index, "a log whose appends failed")
+        for method in ("put_if_absent", "put"):
+            store.fail(method, times=1000)
+        with anyio.move_on_after(env.target.deadline_s / 4):
+            await error_of(log.append(index, _entry(index)))
+        store.heal()
+        other = await stack.enter_async_context(env.open(object_store=store))
+        with suppress(ConflictError):  # an attempt that was given up may have come there after all
+            await other.append(index, _entry(index))
+        with raises(ConflictError):  # the index is another's, whatever its bytes are
+            await log.append(index, _entry(index))
 
 
 @clause(level=4)

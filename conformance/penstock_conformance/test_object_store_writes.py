@@ -151,6 +151,7 @@ async def test_swap_minds_the_token_at_every_size(env: Env) -> None:
 async def test_what_was_written_is_told_alike(env: Env) -> None:
     """Key, size, token and time of one object: the same from ``head`` and ``list``, whichever way it was written."""
     bodies: Mapping[str, list[Buffer]] = {"nothing": [], "empty": [b""], "some": [b"123", b"", b"45678"]}
+    bodies = {**bodies, "pieces": [b"%d" % number for number in range(20)]}
     async with env.open() as store:
         for way in _ways(store):
             for name, body in bodies.items():

@@ -320,7 +320,8 @@ async def test_sequence_is_the_callers_again_at_once(env: Env) -> None:
             one, two, three, four = (piece * long for piece in pieces)
             parts: list[Buffer] = [
                 *(one, bytearray(two), memoryview(three)[1:-1], memoryview(bytearray(four)))
-            ][:count]
+            ]
+            del parts[count:]
             whole = b"".join(parts)
             wanted += [whole] * 2
             data: Any = make(parts)

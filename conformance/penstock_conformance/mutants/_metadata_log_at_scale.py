@@ -617,3 +617,23 @@ class KeepsAKeyUntold(PlainMetadataLog):
     async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
         await super().write_snapshot(snapshot)
         await self._store.put("newest", [b"%d" % snapshot.index])
+
+
+@mutant(KIND, "takes_a_retry_for_its_own_entry", "failed_append_is_told", level=4)
+class TakesARetryForItsOwnEntry(PlainMetadataLog):
+    """What failed and is there now was stored after all, it thinks; another has appended it."""
+
+    _failed = (0, b"")
+
+    async def append(self, index: int, data: bytes) -> None:
+        try:
+            await super().append(index, data)
+        except UnavailableError:
+            self._failed = (index, data)
+            raise
+        except ConflictError:
+            if self._failed != (index, data) or _unpack(index, await self._raw(index)) != data:
+                raise
+
+    async def _raw(self, index: int) -> bytes:
+        return bytes(await self._store.get(self._key(index)))

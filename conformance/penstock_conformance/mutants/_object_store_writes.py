@@ -666,3 +666,12 @@ class MindsTheThirdAbort(DirectoryStore):
     async def create_multipart(self, key: str) -> _Upload:
         await checkpoint()
         return _AbortedOnceMore(self, key)
+
+
+@mutant(KIND, "has_no_token_for_many_pieces", "what_was_written_is_told_alike")
+class HasNoTokenForManyPieces(DirectoryStore):
+    """Writes them another way, whose reply has none."""
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        token = await super().put(key, body)
+        return token if len(body) < 4 else ""
