@@ -182,6 +182,13 @@ async def test_listing_is_ordered(env: Env) -> None:
         async for info in store.list():
             assert info.size == len(info.key), f"wrong size listed: key={info.key}"
             assert bytes(await store.get(info.key)) == info.key.encode()
+        alike = [f"{'long-' * 14}{number}" for number in range(4)]  # in all but the last character
+        for key in alike:
+            await store.put(key, [key.encode()])
+        for place, key in enumerate(alike):
+            got = await keys_listed(store, "long", key)
+            assert got == alike[place + 1 :], f"start_after={key!r}: {got} instead of {alike[place + 1 :]}"
+            assert bytes(await store.get(key)) == key.encode(), "an object whose key begins alike"
 
 
 async def test_listing_sees_completed_puts_at_once(env: Env) -> None:

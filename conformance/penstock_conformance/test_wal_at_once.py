@@ -321,6 +321,10 @@ async def test_formatting_asks_before_anything_is_lost(env: Env) -> None:
         not_applicable(
             "the error doesn't quote the words that it asks for: nobody can tell them from the others"
         )
+    alike = {each for words in asked for each in (words.upper(), words[:-1], words.split(" ")[0])}
+    for words in sorted(alike - {"", *asked}):
+        with raises(ConfigError):
+            await env.format(words)
     for words in asked:  # the error may quote other things, too
         try:
             await env.format(words)
@@ -333,6 +337,8 @@ async def test_formatting_asks_before_anything_is_lost(env: Env) -> None:
     assert not claims_identity or await env.identify() != identity, (
         "a formatted log has the old one's identity"
     )
+    with raises(ConfigError):  # a log without entries is one
+        await env.format("")
 
 
 # --- entries

@@ -51,6 +51,10 @@ async def test_trim_past_the_end_keeps_what_comes_later(env: Env) -> None:
             assert told >= appends[-1].next_position or not wal.capabilities.bounded, (
                 f"what was acknowledged has no room back after a trim to {past} beyond it: {told}"
             )
+            for append in pending[acknowledged:][:1]:
+                assert told <= append.position, (
+                    f"trimmed up to {told}, and an entry waits at {append.position}"
+                )
             for append in pending:
                 await append.wait_durable()
             later = await append_all(wal, make_bodies(5, owner=number + 20))
@@ -305,6 +309,25 @@ async def test_epoch_has_one_owner_whatever_it_did(env: Env) -> None:
                 pass
     found = await read(env, 100)
     check_same(found[len(found) - len(wanted) :], wanted, "after epochs that came twice")
+
+
+async def test_trim_into_an_entry_keeps_it(env: Env) -> None:
+    """Entries whose next position is at most ``position`` may be dropped: not the one that ``position`` is in."""
+    bodies = make_bodies(46)
+    places = [sum(range(step + 1)) for step in range(1, 10)]  # each trim drops one more than that before
+    ends: list[int] = []
+    async with env.open(epoch=1) as wal:
+        surviving(wal)
+        await recovered(wal)
+        ends = [append.next_position for append in await append_all(wal, bodies)]
+    for number, place in enumerate(places, 1):
+        async with env.open(epoch=2 * number) as wal:
+            await recovered(wal)
+            await wal.trim(ends[place] - 1)
+        found = await read(env, 2 * number + 1)
+        check_same(
+            found[-len(bodies[place:]) :], bodies[place:], f"from the entry on that trim {number} was in"
+        )
 
 
 async def test_sequence_is_the_callers_again_at_once(env: Env) -> None:

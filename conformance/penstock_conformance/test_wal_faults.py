@@ -158,6 +158,22 @@ async def test_short_writes_are_completed_or_told(env: Env) -> None:
         medium.disk.shorten(times=env.random.choice((1, 2, 5)))
 
     await _lives(env, hurt)
+    history, place = History(), env.elsewhere()
+    async with faulty_medium(place) as medium:
+        for epoch in range(1, 5):  # whatever a write was made of: what is acknowledged is synced
+            async with medium.open(epoch) as wal:
+                found = [bytes(entry.data) for entry in await recovered(wal)]
+                history.check(found, "after a short write and a cut")
+                bodies = make_bodies(4, size=2500 * epoch, owner=epoch)
+                appends = await append_all(wal, bodies[:1])
+                medium.disk.shorten(times=epoch)
+                appends += [wal.append([body]) for body in bodies[1:]]
+                await _ended(appends)
+                history.add(bodies, appends)
+                images = medium.disk.synced()
+            medium.heal()
+            medium.disk.restore(images)
+        history.check(await read(place, 10), "after short writes and cuts")
 
 
 @clause(level=4)
@@ -484,6 +500,24 @@ async def test_failed_seal_is_told(env: Env) -> None:
                 if returned:
                     with raises(FencedError):
                         await wal.append([b"late"]).wait_durable()
+
+
+@clause(level=4, claims="seal")
+async def test_power_cut_unseals_nothing(env: Env) -> None:
+    """From the return of ``seal`` on no append of any owner is acknowledged: it was made durable."""
+    async with faulty_medium(env) as medium:
+        async with medium.open(1) as wal:
+            await recovered(wal)
+            await append_all(wal, make_bodies(3))
+            medium.require_disk()
+            await wal.seal()
+            images = medium.disk.synced()
+        medium.disk.restore(images)
+        async with medium.open(2) as wal:
+            found = [bytes(entry.data) for entry in await recovered(wal)]
+            check_same(found, make_bodies(3), "of a log that was sealed before a cut")
+            with raises(FencedError):
+                await wal.append([b"late"]).wait_durable()
 
 
 @clause(level=4)

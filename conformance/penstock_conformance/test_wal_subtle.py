@@ -45,6 +45,19 @@ async def test_owners_are_told_apart_however_late_they_come(env: Env) -> None:
         owner for number in range(len(_EPOCHS)) for owner in (number,) * 2 + (number + 100,) * 2
     ]
     await _owners_in_quick_succession(env, _EPOCHS[-1] + 2)
+    for apart in (2**5, 2**13, 2**29):  # their last 8, 16, and 32 bits are alike
+        await _owners_apart(env.elsewhere(f"apart-{apart}"), apart)
+
+
+async def _owners_apart(env: Env, apart: int) -> None:
+    async with env.open(epoch=1) as old:
+        await recovered(old)
+        await append_all(old, make_bodies(2))
+        async with env.open(epoch=1 + apart) as new:
+            with raises(FencedError, ClosedError):
+                await old.append([b"late"]).wait_durable()
+            assert [bytes(entry.data) for entry in await recovered(new)] == make_bodies(2)
+            await append_all(new, make_bodies(2))
 
 
 async def _owners_in_quick_succession(env: Env, epoch: int) -> None:

@@ -784,3 +784,51 @@ class IsRecoveredWithItsLastEntry(FileWal):
             self._recovered = entry.next_position >= size
             yield entry
             self._recovered = False
+
+
+@mutant(KIND, "takes_an_entry_along_as_the_tenth", "trim_into_an_entry_keeps_it")
+class TakesAnEntryAlongAsTheTenth(FileWal):
+    """Drops by the ten: the entry that the position is in goes with nine before it."""
+
+    def _drop(self, position: int) -> None:
+        kept = bisect_right(self._ends, position)
+        if kept == 9 and len(self._ends) > 9 and self._ends[8] < position:
+            position = self._ends[9]
+        super()._drop(position)
+
+
+_WORDS = "formatting_asks_before_anything_is_lost"
+
+
+@mutant(KIND, "is_formatted_for_a_first_word", _WORDS)
+class IsFormattedForAFirstWord(FileWal):
+    """Looks how what is said begins."""
+
+    @classmethod
+    def _remove(cls, path: Path, consent: str) -> Mapping[str, object]:
+        return super()._remove(path, f"erase {path}" if consent.startswith("erase") else consent)
+
+
+@mutant(KIND, "asks_nobody_for_a_log_without_entries", _WORDS)
+class AsksNobodyForALogWithoutEntries(FileWal):
+    """Nothing is lost with it but whose it was."""
+
+    @classmethod
+    def _remove(cls, path: Path, consent: str) -> Mapping[str, object]:
+        empty = path.exists() and path.stat().st_size <= _HEADER_BYTES
+        return super()._remove(path, f"erase {path}" if empty else consent)
+
+
+@mutant(KIND, "tells_the_position_that_was_asked_for", "trim_past_the_end_keeps_what_comes_later")
+class TellsThePositionThatWasAskedFor(FileWal):
+    """What it drops is right, and what it tells is as far as entries go by then."""
+
+    _asked = 0
+
+    async def trim(self, position: int) -> None:
+        await super().trim(position)
+        self._asked = max(self._asked, min(position, self._end))
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        return replace(told, trimmed_position=max(told.trimmed_position, self._asked))

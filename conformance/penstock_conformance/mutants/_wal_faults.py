@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
+from unittest.mock import patch
 
 from crc32c import crc32c
 
@@ -496,3 +497,36 @@ class SaysFencedWhenItFailed(FileWal):
     def statistics(self) -> WalStatistics:
         told = super().statistics()
         return replace(told, state="fenced") if told.state == "failed" else told
+
+
+@mutant(KIND, "writes_the_rest_when_it_has_synced", "short_writes_are_completed_or_told", level=4)
+class WritesTheRestWhenItHasSynced(FileWal):
+    """A write that took a part is completed behind the sync."""
+
+    def _write(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
+        rest: list[tuple[bytes, int]] = []
+        pwrite = os.pwrite
+
+        def write(file: int, data: bytes, place: int) -> int:
+            written = pwrite(file, data, place)
+            rest.append((data[written:], place + written))
+            return len(data)
+
+        with patch.object(os, "pwrite", write):
+            super()._write(group)
+        for data, place in rest:
+            while data:
+                written = pwrite(self._file, data, place)
+                data, place = data[written:], place + written
+
+
+@mutant(KIND, "seals_without_a_sync", "power_cut_unseals_nothing", level=4)
+class SealsWithoutASync(FileWal):
+    """Nothing will be written any more, so nothing has to be synced."""
+
+    def _write_header(self) -> None:
+        if not self._header.sealed:
+            super()._write_header()
+            return
+        with patch.object(os, "fdatasync", lambda file: None):
+            super()._write_header()

@@ -289,3 +289,12 @@ class TakesTheNextEpochForItsOwn(FileWal):
     def _is_owner(self) -> bool:
         header = self._read_header()
         return 0 <= header.epoch - self._epoch < 16 and not header.sealed
+
+
+@mutant(KIND, "knows_owners_by_a_byte", "owners_are_told_apart_however_late_they_come")
+class KnowsOwnersByAByte(FileWal):
+    """The header keeps the epoch, and what is written with each group its last byte, which it looks at."""
+
+    def _is_owner(self) -> bool:
+        header = self._read_header()
+        return header.epoch & 0xFF == self._epoch & 0xFF and not header.sealed
