@@ -220,6 +220,24 @@ async def test_failed_load_is_told_to_all_and_not_cached(env: Env) -> None:
             assert told == [repr(store.error)] * 4, f"4 readers of a load that failed were told: {told}"
             assert cache.statistics().blocks == 0
             assert cache.statistics().used_bytes == 0
+        ahead = _Store()
+        ahead.gate, ahead.error = anyio.Event(), UnavailableError("the suite has a load end so")
+        answers: list[str] = []
+
+        async def read_ahead() -> None:
+            try:
+                answers.append(repr(await cache.get([_block(2, 0)], ahead.load, prefetch=True)))
+            except Exception as error:  # noqa: BLE001 - it is compared
+                answers.append(repr(error))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read_ahead)
+            await _turns()
+            waits = ahead.in_hand and not answers
+            ahead.gate.set()
+        assert not waits or answers == [repr(ahead.error)], (
+            f"who waited for blocks to be read ahead: {answers}"
+        )
         store.error = None
         _check([_block(1, 0)], await cache.get([_block(1, 0)], store.load))
 

@@ -235,6 +235,7 @@ async def test_listings_are_each_for_itself(env: Env) -> None:
             if not told:
                 await store.delete(keys[1::2])
             told.append(info.key)
+            assert info.size == 1, f"an object that never was so large is listed: {info}"
         lost = set(keys[::2]) - set(told)
         assert not lost, f"a listing ahead of which objects are deleted misses others: {sorted(lost)}"
 

@@ -345,3 +345,18 @@ class TellsNoRoomOfFailedLoads(PlainBlockCache):
         room, self._room = self._room, anyio.Event()
         super()._settle_failed(missing, slots, error)
         self._room = room
+
+
+@mutant(KIND, "keeps_failures_ahead_to_itself", "failed_load_is_told_to_all_and_not_cached")
+class KeepsFailuresAheadToItself(PlainBlockCache):
+    """What is read ahead will be read again, by who needs it."""
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        try:
+            return await super().get(blocks, load, prefetch=prefetch)
+        except UnavailableError:
+            if prefetch:
+                return []
+            raise

@@ -684,3 +684,16 @@ class PagesByTheBeginningOfKeys(DirectoryStore):
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
         async for info in super().list(prefix, start_after[:64]):
             yield info
+
+
+@mutant(KIND, "lists_what_is_gone_as_empty", "listings_are_each_for_itself")
+class ListsWhatIsGoneAsEmpty(DirectoryStore):
+    """Names come first, then sizes: of a file that was deleted in between it is 0."""
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        await checkpoint()
+        for key in sorted(key for key in self._keys() if key.startswith(prefix) and key > start_after):
+            info = ObjectInfo(key=key, size=0)
+            with suppress(NotFoundError):
+                info = self._info(key)
+            yield info
