@@ -415,8 +415,9 @@ async def test_overwritten_objects_are_read_anew(env: Env) -> None:
     """Readers see the new bytes once a put returned: of the same size, by another opener, after a deletion too."""
     async with env.open() as first, env.open() as second:
         shared = first.location == second.location and first.capabilities.durable
-        for number in range(6):
-            body = bytes([65 + number]) * 5000
+        for number in range(8):
+            size = 5000 if number < 5 else 2 * _MIB + number
+            body = bytes([65 + number]) * size
             writer = second if shared and number % 2 else first
             token = await writer.put("key", [body])
             for reader in (first, second) if shared else (first,):
@@ -426,7 +427,7 @@ async def test_overwritten_objects_are_read_anew(env: Env) -> None:
                 )
                 for _ in range(4):  # however often it was asked before
                     info = await reader.head("key")
-                    assert (info.size, info.token) == (5000, token), f"a stale head: {info} token={token}"
+                    assert (info.size, info.token) == (size, token), f"a stale head: {info} token={token}"
             if number == 3:
                 await writer.delete(["key"])
                 for reader in (first, second) if shared else (first,):
