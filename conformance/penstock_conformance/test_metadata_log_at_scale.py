@@ -280,6 +280,22 @@ async def test_many_followers_hear_of_news(env: Env) -> None:
             await checkpoint()
             await _fill(log, 3, 4)
         assert heard == set(range(60)), f"{60 - len(heard)} of 60 followers never heard of the news"
+        late = anyio.Event()
+
+        async def wait_for_the_next() -> None:
+            await log.wait_for_news(3)
+            late.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait_for_the_next)
+            for _ in range(5):
+                await checkpoint()
+            await log.wait_for_news(2)  # who is behind needn't wait, and takes no news along either
+            await _fill(log, 4, 5)
+            with anyio.move_on_after(env.target.deadline_s / 8):
+                await late.wait()
+            tasks.cancel_scope.cancel()
+        assert late.is_set(), "who waited didn't hear of the news, since another needn't wait meanwhile"
 
 
 async def test_news_come_by_reading_too(env: Env) -> None:

@@ -637,3 +637,13 @@ class TakesARetryForItsOwnEntry(PlainMetadataLog):
 
     async def _raw(self, index: int) -> bytes:
         return bytes(await self._store.get(self._key(index)))
+
+
+@mutant(KIND, "begins_to_wait_anew_for_who_is_behind", "many_followers_hear_of_news")
+class BeginsToWaitAnewForWhoIsBehind(PlainMetadataLog):
+    """Whoever is told at once has another thing to wait for next time; the others wait for the old one."""
+
+    async def wait_for_news(self, after_index: int) -> None:
+        if self._last_index > after_index:
+            self._news = anyio.Event()
+        await super().wait_for_news(after_index)
