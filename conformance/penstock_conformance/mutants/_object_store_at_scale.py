@@ -784,21 +784,3 @@ class CountsNoBytesOfParts(DirectoryStore):
 
         upload.complete = uncounted  # type: ignore[method-assign]
         return upload
-
-
-@mutant(KIND, "remembers_heads_of_large_objects", "overwritten_objects_are_read_anew")
-class RemembersHeadsOfLargeObjects(DirectoryStore):
-    """Who reads a large object in ranges asks for its size each time; it forgets what it knew as it writes."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._heads: dict[str, ObjectInfo] = {}
-
-    def _info(self, key: str) -> ObjectInfo:
-        info = super()._info(key)
-        return self._heads.setdefault(key, info) if info.size > 2**20 else info
-
-    def _write(self, key: str, body: Sequence[Buffer], *, exclusive: bool, locked: bool = False) -> str:
-        token = super()._write(key, body, exclusive=exclusive, locked=locked)
-        self._heads.pop(key, None)
-        return token

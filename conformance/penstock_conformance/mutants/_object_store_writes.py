@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from anyio.lowlevel import checkpoint
 
@@ -630,7 +630,7 @@ class TakesEqualBytesForItsOwnSwap(DirectoryStore):
 
 
 class _LargeAndGone(_Upload):
-    """Its parts are in a file of its own that ``abort`` looks for, if they are many."""
+    """An upload whose parts are in a file of its own that ``abort`` looks for, if they are many."""
 
     async def abort(self) -> None:
         if _size(self._parts) > _LARGE_BYTES:
@@ -679,7 +679,7 @@ class HasNoTokenForManyPieces(DirectoryStore):
 
 @mutant(KIND, "pages_by_the_beginning_of_keys", "listing_is_ordered")
 class PagesByTheBeginningOfKeys(DirectoryStore):
-    """Its index has so much of a key, and a page goes on from there."""
+    """An index has so much of a key, and a page goes on from there."""
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
         async for info in super().list(prefix, start_after[:64]):
@@ -697,3 +697,21 @@ class ListsWhatIsGoneAsEmpty(DirectoryStore):
             with suppress(NotFoundError):
                 info = self._info(key)
             yield info
+
+
+@mutant(KIND, "remembers_heads_of_large_objects", "overwritten_objects_are_read_anew")
+class RemembersHeadsOfLargeObjects(DirectoryStore):
+    """Who reads a large object in ranges asks for its size each time; it forgets what it knew as it writes."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._heads: dict[str, ObjectInfo] = {}
+
+    def _info(self, key: str) -> ObjectInfo:
+        info = super()._info(key)
+        return self._heads.setdefault(key, info) if info.size > 2**20 else info
+
+    def _write(self, key: str, body: Sequence[Buffer], *, exclusive: bool, locked: bool = False) -> str:
+        token = super()._write(key, body, exclusive=exclusive, locked=locked)
+        self._heads.pop(key, None)
+        return token

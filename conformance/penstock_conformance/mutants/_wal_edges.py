@@ -738,32 +738,6 @@ class UsesWhatItWroteItself(FileWal):
         return replace(told, used_bytes=0) if self._epoch > 1 and not self._entries else told
 
 
-_SEALED = "sealed_log_acknowledges_nothing"
-
-
-@mutant(KIND, "is_another_log_when_it_was_sealed", _SEALED)
-class IsAnotherLogWhenItWasSealed(FileWal):
-    """Nobody can append to the one that was."""
-
-    async def seal(self) -> None:
-        await super().seal()
-        with self._locked():
-            self._header = self._header._replace(identity=os.urandom(8))
-            self._write_header()
-
-
-@mutant(KIND, "takes_the_last_entry_for_the_seal", _SEALED)
-class TakesTheLastEntryForTheSeal(FileWal):
-    """Who reads a sealed log from outside stops before its last record."""
-
-    @classmethod
-    async def read(cls, path: Path, _epoch: int) -> AsyncIterator[WalEntry]:
-        header, _ = cls._look(path)
-        entries = [entry async for entry in super().read(path, _epoch)]
-        for entry in entries[:-1] if header.sealed else entries:
-            yield entry
-
-
 @mutant(KIND, "confirms_nothing_as_it_is_left", "statistics_tell_the_state")
 class ConfirmsNothingAsItIsLeft(FileWal):
     """Nobody will ask for figures any more."""
@@ -795,28 +769,6 @@ class TakesAnEntryAlongAsTheTenth(FileWal):
         if kept == 9 and len(self._ends) > 9 and self._ends[8] < position:
             position = self._ends[9]
         super()._drop(position)
-
-
-_WORDS = "formatting_asks_before_anything_is_lost"
-
-
-@mutant(KIND, "is_formatted_for_a_first_word", _WORDS)
-class IsFormattedForAFirstWord(FileWal):
-    """Looks how what is said begins."""
-
-    @classmethod
-    def _remove(cls, path: Path, consent: str) -> Mapping[str, object]:
-        return super()._remove(path, f"erase {path}" if consent.startswith("erase") else consent)
-
-
-@mutant(KIND, "asks_nobody_for_a_log_without_entries", _WORDS)
-class AsksNobodyForALogWithoutEntries(FileWal):
-    """Nothing is lost with it but whose it was."""
-
-    @classmethod
-    def _remove(cls, path: Path, consent: str) -> Mapping[str, object]:
-        empty = path.exists() and path.stat().st_size <= _HEADER_BYTES
-        return super()._remove(path, f"erase {path}" if empty else consent)
 
 
 @mutant(KIND, "tells_the_position_that_was_asked_for", "trim_past_the_end_keeps_what_comes_later")

@@ -6,7 +6,7 @@ __all__ = ()
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ import anyio
 
 from penstock.errors import CorruptError, FencedError
 from penstock.spi.plugin import Buffer
-from penstock.spi.wal import WalAppend, WalStatistics
+from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.mutants._wal_in_store import StoreWal
-from penstock_conformance.reference._wal import RECORD_BYTES, FileWal, Header
+from penstock_conformance.reference._wal import _HEADER_BYTES, RECORD_BYTES, FileWal, Header
 
 KIND = "wal"
 
@@ -298,3 +298,51 @@ class KnowsOwnersByAByte(FileWal):
     def _is_owner(self) -> bool:
         header = self._read_header()
         return header.epoch & 0xFF == self._epoch & 0xFF and not header.sealed
+
+
+_SEALED = "sealed_log_acknowledges_nothing"
+
+
+@mutant(KIND, "is_another_log_when_it_was_sealed", _SEALED)
+class IsAnotherLogWhenItWasSealed(FileWal):
+    """Nobody can append to the one that was."""
+
+    async def seal(self) -> None:
+        await super().seal()
+        with self._locked():
+            self._header = self._header._replace(identity=os.urandom(8))
+            self._write_header()
+
+
+@mutant(KIND, "takes_the_last_entry_for_the_seal", _SEALED)
+class TakesTheLastEntryForTheSeal(FileWal):
+    """Who reads a sealed log from outside stops before its last record."""
+
+    @classmethod
+    async def read(cls, path: Path, _epoch: int) -> AsyncIterator[WalEntry]:
+        header, _ = cls._look(path)
+        entries = [entry async for entry in super().read(path, _epoch)]
+        for entry in entries[:-1] if header.sealed else entries:
+            yield entry
+
+
+_WORDS = "formatting_asks_before_anything_is_lost"
+
+
+@mutant(KIND, "is_formatted_for_a_first_word", _WORDS)
+class IsFormattedForAFirstWord(FileWal):
+    """Looks how what is said begins."""
+
+    @classmethod
+    def _remove(cls, path: Path, consent: str) -> Mapping[str, object]:
+        return super()._remove(path, f"erase {path}" if consent.startswith("erase") else consent)
+
+
+@mutant(KIND, "asks_nobody_for_a_log_without_entries", _WORDS)
+class AsksNobodyForALogWithoutEntries(FileWal):
+    """Nothing is lost with it but whose it was."""
+
+    @classmethod
+    def _remove(cls, path: Path, consent: str) -> Mapping[str, object]:
+        empty = path.exists() and path.stat().st_size <= _HEADER_BYTES
+        return super()._remove(path, f"erase {path}" if empty else consent)
