@@ -183,8 +183,8 @@ class Channel:
             self.flush_scheduled = True
             self.core.flush_soon(self)
 
-    def short_completed(self, slot: Slot) -> None:
-        """A Produce of the short way has its answer. If it is the client's only request, the answer leaves at once.
+    def produce_completed(self, slot: Slot) -> None:
+        """A Produce has its answer. If it is the client's only request, the answer leaves at once.
 
         Nothing could leave with it, so waiting for the next turn of the loop would only cost time.
         """

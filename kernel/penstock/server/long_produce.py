@@ -84,7 +84,7 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
             except Exception as error:  # noqa: BLE001 - logged as a bug
                 self.channel.answer_failed(self, error)
         self.call = None
-        self.channel.slot_completed(self)
+        self.channel.produce_completed(self)
 
     async def _encode(self, response: ProduceResponse) -> None:
         channel = self.channel
@@ -117,7 +117,7 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
         except Exception as error:  # noqa: BLE001 - logged as a bug
             channel.answer_failed(self, error)
         self.call = None
-        channel.slot_completed(self)
+        channel.produce_completed(self)
 
 
 def start(

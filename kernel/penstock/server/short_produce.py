@@ -63,7 +63,7 @@ class ShortProduce(Slot, kw_only=True, eq=False):
                 )
             ]
         if not channel.flush_scheduled:
-            channel.short_completed(self)
+            channel.produce_completed(self)
 
     def _refused(self, outcome: AppendOutcome) -> None:
         head = self.head

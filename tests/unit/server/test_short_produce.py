@@ -242,6 +242,16 @@ async def test_the_answer_of_an_only_request_leaves_with_its_sync_and_those_of_s
         assert len(made.wire.sent) == 1
 
 
+async def test_the_answer_of_an_only_request_of_the_long_way_leaves_with_its_sync_too() -> None:
+    async with counts.rig() as made:
+        made.server.core.produce_heads = NoHeads()
+        received(made, frame(Sent(), 0, b""))
+        assert not made.wire.sent
+        made.wal.complete()
+        assert len(made.wire.sent) == 1
+        assert not made.connection.channel.pipeline.slots
+
+
 async def test_an_answer_that_can_not_be_written_ends_its_connection_and_nothing_else() -> None:
     async with counts.rig() as made:
         made.exchange(frame(Sent(), 0, b""))
