@@ -11,8 +11,9 @@ came in it waits here, too, however little each asks for.
 
 Who is limited to its share goes on when nobody else waits for the log: the threads that write it need the
 interpreter, and what they have done is to be told at once. It waits for that no longer than ``DEFER_S`` after its
-last slice, so that it gets on beside others who always have something in flight; and no longer than ``DEFER_S_MAX``
-in all, since slices of others who aren't limited come one after the other, too.
+last slice, so that it gets on beside others who always have something in flight, and for what earlier slices spared
+of that time; and no longer than ``DEFER_S_MAX`` in all, since slices of others who aren't limited come one after the
+other, too. Handlers of limited crowds that begin or go on after a wait do the same, a few of them.
 """
 
 from __future__ import annotations
@@ -54,9 +55,14 @@ SLICE_S: Final = 0.0005
 SLICE_SHORT_S: Final = 0.0002
 #: How long who is limited waits after its last slice for others' requests to be answered.
 DEFER_S: Final = 0.001
+#: Slices that come sooner spare it for later ones, up to so much: so a request that others make now and then is let
+#: go first from its start to its end, and beside others who always have something in flight nothing changes.
+SPARED_S_MAX: Final = 0.002
 #: The first of those who wait for others' requests, or for threads, waits no longer: beside many who are always in
 #: the midst of something there is no moment at which nobody is.
 DEFER_S_MAX: Final = 0.25
+#: So many handlers of limited crowds let others go first, and go on one after the other then; further ones go on.
+HELD_MAX: Final = 16
 #: Others are those who asked for little in this time. So many of them are looked at, the latest first.
 _OTHERS_S: Final = 0.1
 _OTHERS_LOOK_MAX: Final = 32
@@ -119,6 +125,8 @@ class Turns:
         self._deferred: list[_Waits | _Group] = []
         #: Since when the first of them waits.
         self._deferred_since = 0.0
+        #: Handlers of limited crowds that would go on, and let others go first.
+        self._held: deque[_Portion] = deque()
         #: Those that ask one thing at a time, whether they may go on or not. They don't wait for threads: one that
         #: works for somebody who is limited may be there at any time.
         self._singles = Singles[_Waits]()
@@ -131,9 +139,15 @@ class Turns:
         #: Who else asked lately, and when, the longest ago first. Of a plain dict it takes a step for each that was
         #: removed before to find the first.
         self._others: OrderedDict[_Waits, float] = OrderedDict()
+        #: When one of a limited crowd was served last beside those who wait here.
+        self._crowd_asked = -math.inf
         #: Until then somebody waits here, or did a moment ago.
         self._contended_until = 0.0
         self._last_slice = 0.0
+        #: What the slices so far left of the time for which each of them is to let others go first.
+        self._spared_s = 0.0
+        #: Since when somebody lets others' requests go first.
+        self._lets_since: float | None = None
         self._slice_ended = False
         #: Threads that work for somebody who is limited.
         self._threads = 0
@@ -159,9 +173,13 @@ class Turns:
                 return True
             if member.is_limited:
                 goes_behind = self._threads > 0 if is_greedy else bool(self._singles)
-                return goes_behind or self._others_first(now) or self._is_used_up(now)
+                if goes_behind or self._others_first(now):
+                    return True
             if self._is_used_up(now):
                 return True
+            if member.is_crowded:  # it lets others go first, and is none of them
+                self._crowd_asked = now
+                return False
         elif is_greedy and self._size > 0:
             return True
         elif now > self._contended_until:
@@ -258,6 +276,7 @@ class Turns:
         """Give ``connection`` a turn after those that wait already."""
         self._size += 1
         if connection.is_greedy:
+            self._others.pop(connection, None)
             self._add_greedy(connection)
         else:
             self._singles.add(connection)
@@ -277,8 +296,25 @@ class Turns:
         group.queue.append(connection)
 
     def _others_first(self, now: float) -> bool:
-        """Whether the last slice is so short ago that requests of others may be in the log's hands."""
-        return bool(self._others) and now < self._last_slice + DEFER_S and self._others_wait(now)
+        """Whether requests of others are in the log's hands, and who is limited can let them go first for longer."""
+        return bool(self._others) and now < self._defers_until(now) and self._others_wait(now)
+
+    def _defers_until(self, now: float) -> float:
+        since = now if self._lets_since is None else self._lets_since
+        return max(self._last_slice + DEFER_S, since) + self._spared_s
+
+    def _lets_others(self, now: float) -> None:
+        if self._lets_since is None:
+            self._lets_since = now
+
+    def _count_spared(self, now: float) -> None:
+        """A slice of somebody who is limited begins: earlier than it had to, or later."""
+        due = self._last_slice + DEFER_S
+        if now < due:
+            self._spared_s = min(SPARED_S_MAX, self._spared_s + due - now)
+        elif self._lets_since is not None:
+            self._spared_s = max(0.0, self._spared_s - (now - max(due, self._lets_since)))
+        self._lets_since = None
 
     def _others_wait(self, now: float) -> bool:
         others = self._others
@@ -286,9 +322,29 @@ class Turns:
             others.popitem(last=False)
         return any(other.awaits_log for other in islice(reversed(others), _OTHERS_LOOK_MAX))
 
+    # -- handlers of limited crowds ---------------------------------------------------------------------
+
+    def holds(self, member: TimeMember) -> bool:
+        """Whether a handler that could go on lets others go first, who are in the midst of something."""
+        if not member.is_crowded or len(self._held) >= HELD_MAX or member in self._at_work:
+            return False
+        return self._others_first(self.clock())
+
+    def hold(self, member: TimeMember) -> _Portion:
+        """What a handler waits for that lets others go first."""
+        now = self.clock()
+        self._lets_others(now)
+        portion = _Portion(member, self)
+        self._held.append(portion)
+        if not self._is_scheduled:
+            self._schedule(now)
+        return portion
+
+    # -- when others are answered -----------------------------------------------------------------------
+
     def answered(self) -> None:
         """Some requests were, or a thread's work is done: see whether who let them go first can go on."""
-        is_deferred = self._deferred or self._single_deferred_since is not None
+        is_deferred = self._deferred or self._held or self._single_deferred_since is not None
         if is_deferred and not self._is_scheduled:
             self._is_scheduled = True
             self._call_soon(self._run)
@@ -300,6 +356,7 @@ class Turns:
             "single": self._singles,
             "limited": _each(group for _, _, group in self._limited),
             "deferred": _each(self._deferred),
+            "held": self._held,
         }
         found = "+".join(name for name, place in places.items() if any(one.time is member for one in place))
         return f"turn={found or 'none'} threads={self._threads} {self._shares.describe(member)}"
@@ -310,14 +367,15 @@ class Turns:
             self._call_soon(self._let_others_first)
 
     def _schedule(self, now: float) -> None:
-        at, _ = self._next_single(now, defers=self._others_first(now))
-        if self._waiting or at <= now:
+        waits_for_others = self._others_first(now)
+        at, _ = self._next_single(now, defers=waits_for_others)
+        if self._waiting or at <= now or (self._held and not waits_for_others):
             self._run_soon()
             return
         if self._limited:
             at = min(at, self._limited[0][0])
-        if self._deferred and not self._threads:
-            at = min(at, self._last_slice + DEFER_S)
+        if self._held or (self._deferred and not self._threads):
+            at = min(at, self._defers_until(now))
         elif self._deferred:
             at = min(at, self._deferred_since + DEFER_S_MAX)
         if at < (math.inf if self._wakes_at is None else self._wakes_at):
@@ -333,7 +391,8 @@ class Turns:
                 if self._single_deferred_since is None:
                     self._single_deferred_since = now
                 until = self._single_deferred_since + DEFER_S_MAX
-                ready = now if until <= now else min(until, self._last_slice + DEFER_S)
+                self._lets_others(now)
+                ready = now if until <= now else min(until, self._defers_until(now))
             if ready < earliest:
                 earliest, where = ready, place
                 if ready <= now:
@@ -357,20 +416,13 @@ class Turns:
 
     def _run(self) -> None:
         self._is_scheduled = False
-        waiting, limited, shares = self._waiting, self._limited, self._shares
+        waiting, shares = self._waiting, self._shares
         now = self.clock()
         used = self.processor_time()
         end = used + self.slice_s
-        while limited and limited[0][0] <= now:
-            waiting.append(heappop(limited)[2])
         waits_for_others = self._others_first(now)
-        defers = waits_for_others or self._threads > 0
-        if self._deferred and now - self._deferred_since >= DEFER_S_MAX:
-            defers = False
-        if not defers:
-            waiting.extend(self._deferred)
-            self._deferred.clear()
-        self.slice_s = SLICE_SHORT_S if self._others else SLICE_S
+        defers = self._end_waits(now, waits_for_others=waits_for_others)
+        self.slice_s = SLICE_SHORT_S if self._others or now < self._crowd_asked + _OTHERS_S else SLICE_S
         self._slice_ended = False
         if self._singles and now >= self._singles_look_at:
             self._singles_look_at = now + WINDOW_S
@@ -378,6 +430,7 @@ class Turns:
                 shares.ready_at(single.time, now)
         looks, single_first = len(waiting), self._single_first
         self._single_first = not single_first
+        is_counted = False
         while True:
             single_at, place = math.inf, _NOWHERE
             if single_first or not looks:
@@ -396,6 +449,9 @@ class Turns:
                 break
             single_first = False
             self._size -= 1
+            if not is_counted and connection.time.may_wait:
+                self._count_spared(now)
+                is_counted = True
             connection.turn()
             began, now = now, self.clock()
             begin, used = used, self.processor_time()
@@ -403,8 +459,26 @@ class Turns:
             self._last_slice = now
             if used >= end or self._slice_ended:
                 break
+        if waits_for_others and self._deferred:
+            self._lets_others(now)
         self._contended_until = now + _OTHERS_S
         self._schedule(now)
+
+    def _end_waits(self, now: float, *, waits_for_others: bool) -> bool:
+        """Have go on what waited for its pace or for others long enough; whether who is limited defers to these."""
+        waiting, limited = self._waiting, self._limited
+        while limited and limited[0][0] <= now:
+            waiting.append(heappop(limited)[2])
+        if self._held and (not waits_for_others or now - self._held[0].since >= DEFER_S_MAX):
+            self._count_spared(now)
+            self._held.popleft().turn()
+        defers = waits_for_others or self._threads > 0
+        if self._deferred and now - self._deferred_since >= DEFER_S_MAX:
+            defers = False
+        if not defers:
+            waiting.extend(self._deferred)
+            self._deferred.clear()
+        return defers
 
     def _look_at_next(self, now: float, *, defers: bool) -> _Waits | None:
         """The next of those that wait, if it may go on; else it's put where it waits for that."""
@@ -476,13 +550,14 @@ def _each(waiting: Iterable[_Waits | _Group]) -> Iterator[_Waits]:
 class _Portion:
     """The next portion of a handler's work, while it waits for its turn."""
 
-    __slots__ = ("_go_on", "_turns", "time")
+    __slots__ = ("_go_on", "_turns", "since", "time")
 
     awaits_log = False
     is_greedy = True
 
     def __init__(self, member: TimeMember, turns: Turns) -> None:
         self.time = member
+        self.since = turns.clock()
         self._turns = turns
         self._go_on: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -508,6 +583,12 @@ def metered(work: Coroutine[Any, Any, T], member: TimeMember, turns: Turns) -> G
             turns.used_slice(member, began, begin)
 
     _payer.set(member)
+    if turns.holds(member):
+        try:
+            yield from turns.hold(member).__await__()
+        except BaseException:
+            work.close()
+            raise
     try:
         waits = step(work.send, None)
         while True:
@@ -515,6 +596,8 @@ def metered(work: Coroutine[Any, Any, T], member: TimeMember, turns: Turns) -> G
                 yield waits
                 if waits is None and turns.makes_wait(member):  # a checkpoint: it could go on at once
                     yield from turns._wait(member).__await__()
+                elif waits is not None and turns.holds(member):
+                    yield from turns.hold(member).__await__()
             except BaseException as raised:  # noqa: BLE001 - it is raised where work waits
                 waits = step(work.throw, raised)
             else:

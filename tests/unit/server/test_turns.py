@@ -19,9 +19,11 @@ from penstock.server.singles import LOOK_MAX, LOOK_NAMES_MAX, Singles
 from penstock.server.turns import (
     DEFER_S,
     DEFER_S_MAX,
+    HELD_MAX,
     LOOKS_MAX,
     SLICE_S,
     SLICE_SHORT_S,
+    SPARED_S_MAX,
     UNMEASURED_S_MAX,
     Turns,
     metered,
@@ -203,6 +205,49 @@ def test_who_is_limited_lets_others_go_first_for_a_bounded_time() -> None:
     loop.idle()
     assert loop.history == ["greedy"]
     assert loop.now == pytest.approx(last + DEFER_S + SLICE_S)
+
+
+def deferred_s(loop: Loop) -> float:
+    """For how long the next slice lets others go first."""
+    since, count = loop.now, len(loop.history)
+    loop.iterate(2)
+    while len(loop.history) == count:
+        loop.idle()
+        loop.iterate(2)
+    return loop.now - SLICE_S - since
+
+
+def test_what_slices_leave_of_their_time_for_others_is_spared_for_a_later_request_and_not_beside_many() -> (
+    None
+):
+    """Who asks now and then is let go first for as long as its request takes; in all it's no more than before."""
+    loop = Loop()
+    greedy, modest = limited(loop, 40)
+    modest.awaits_log = False
+    greedy.time.limit(math.inf)
+    loop.iterate(8)
+    assert loop.history == ["greedy"] * 4, "as soon as they can"
+    modest.awaits_log = True
+    assert deferred_s(loop) == pytest.approx(DEFER_S + SPARED_S_MAX)
+    assert deferred_s(loop) == pytest.approx(DEFER_S)
+    assert deferred_s(loop) == pytest.approx(DEFER_S)
+
+
+def test_nobody_of_a_limited_crowd_nor_who_waits_for_a_turn_is_one_of_those_who_go_first() -> None:
+    loop = Loop()
+    _, modest = limited(loop, 9)
+    modest.awaits_log = False
+    one, another = Work(loop, "crowd", 1, is_greedy=False), Work(loop, "another", 1)
+    one.awaits_log = another.awaits_log = True
+    one.time.among.limit(math.inf)
+    assert not loop.turns.hold_back(one, loop.now, is_greedy=False)
+    assert deferred_s(loop) == 0.0
+    assert not loop.turns.hold_back(another, loop.now, is_greedy=False)
+    assert deferred_s(loop) > 0.0, "who asks for little does"
+    loop.turns.add(another)
+    loop.iterate(2)
+    assert loop.history[-1] == "another"
+    assert deferred_s(loop) == 0.0, "who asks for more doesn't"
 
 
 @pytest.mark.parametrize("is_greedy", [True, False])
@@ -546,6 +591,79 @@ async def test_portions_of_handlers_take_turns_one_in_a_slice() -> None:
                 "the first portions come at once, the others in slices"
             )
     assert sorted(loop.history) == ["a"] * 3 + ["b"] * 3 + ["c"] * 3 + ["connection"] * 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_handlers_of_a_limited_crowd_whose_waits_are_over_let_others_go_first_some_of_them() -> None:
+    """They go on one in each slice when others are answered, and those that are too many at once."""
+    loop = Loop()
+    _, modest = limited(loop, 2)
+    events = [anyio.Event() for _ in range(HELD_MAX + 3)]
+    went_on: list[int] = []
+
+    async def work(number: int) -> None:
+        await events[number].wait()
+        went_on.append(number)
+
+    async def run(number: int) -> None:
+        member = loop.shares.join("crowd")
+        member.among.limit(math.inf)
+        await metered(work(number), member, loop.turns)
+
+    modest.awaits_log = False
+    async with anyio.create_task_group() as tasks:
+        for number in range(len(events)):
+            tasks.start_soon(run, number)
+        await anyio.wait_all_tasks_blocked()
+        modest.awaits_log = True
+        for event in events:
+            event.set()
+        await anyio.wait_all_tasks_blocked()
+        assert went_on == [HELD_MAX, HELD_MAX + 1, HELD_MAX + 2]
+        modest.awaits_log = False
+        loop.turns.answered()
+        for count in range(1, HELD_MAX + 1):
+            loop.iterate(2)
+            await anyio.wait_all_tasks_blocked()
+            assert went_on[3:] == list(range(count))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_handler_that_lets_others_go_first_goes_on_in_the_end_though_they_always_wait() -> None:
+    loop = Loop()
+    greedy, modest = limited(loop, 2)
+    since = loop.now
+    held = loop.turns.hold(greedy.time)
+    while not held._go_on.done():
+        loop.now += DEFER_S / 2
+        loop.turns.hold_back(modest, loop.now, is_greedy=False)
+        loop.turns.used_slice(modest.time, loop.now, loop.now)
+        loop.iterate(2)
+        if any(at <= loop.now for at, _ in loop._later):
+            loop.idle()
+        assert loop.now - since < 2 * DEFER_S_MAX
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_handler_that_lets_others_go_first_before_it_begins_can_be_cancelled() -> None:
+    loop = Loop()
+    limited(loop, 2)
+    member = loop.shares.join("crowd")
+    member.among.limit(math.inf)
+
+    async def run() -> None:
+        await metered(anyio.lowlevel.checkpoint(), member, loop.turns)
+
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await anyio.wait_all_tasks_blocked()
+            assert "held" in loop.turns.describe(member)
+            scope.cancel()
+    loop.iterate(4)
 
 
 @pytest.mark.anyio
