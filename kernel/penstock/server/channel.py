@@ -22,6 +22,7 @@ from penstock.server.large_frame import HeldFrame
 from penstock.server.outbox import Outbox
 from penstock.server.pipeline import Phase, Pipeline, Wait
 from penstock.server.registry import Connections, Peer
+from penstock.server.scopes import Scopes
 from penstock.server.slots import Slot
 from penstock.server.waiting import Waiting
 from penstock.shares import Member, address_of
@@ -85,7 +86,7 @@ class Channel:
         #: The frame of the request that runs alone, until it's decoded.
         self.held: HeldFrame | None = None
         #: What waits on behalf of this client, and ends with it.
-        self.scopes: set[anyio.CancelScope] = set()
+        self.scopes = Scopes()
         self.flush_scheduled = False
         self.closing_since: float | None = None
         self._resting: asyncio.TimerHandle | None = None
@@ -266,8 +267,7 @@ class Channel:
         """The transport is gone: give back everything, and end what waits for this client."""
         core = self.core
         lost = self.pipeline.lose()
-        for scope in tuple(self.scopes):
-            scope.cancel()
+        self.scopes.end()
         if self._resting is not None:
             self._resting.cancel()
         self.drop_waiting()

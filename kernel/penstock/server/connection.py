@@ -292,16 +292,13 @@ class Connection(asyncio.BufferedProtocol):
         core, channel = self._core, self.channel
         core.waiting_for_memory += 1
         granted = False
-        scope = anyio.move_on_after(core.settings.memory_wait_ms_max / 1000)
         try:
-            with scope:
-                channel.scopes.add(scope)
+            with channel.scopes.entered(anyio.move_on_after(core.settings.memory_wait_ms_max / 1000)):
                 if not channel.is_lost:
                     await large.wait_for_grant(core.allocator, core.incoming, channel.incoming)
                     granted = True
         finally:
             core.waiting_for_memory -= 1
-            channel.scopes.discard(scope)
             channel.pipeline.end(Wait.MEMORY)
             if channel.pipeline.is_waiting(Wait.END):
                 self._release_large()

@@ -10,8 +10,6 @@ __all__ = ("not_served", "start")
 
 from typing import Any
 
-import anyio
-
 from penstock.api.context import RequestContext
 from penstock.api.declaration import SHORT_BYTES, Api, Frame
 from penstock.api.errors import error_code_of, is_expected, quoted
@@ -92,14 +90,11 @@ async def _run_long(
 ) -> None:
     message: Message | None = None
     core = channel.core
-    with frame, anyio.CancelScope() as scope:
-        channel.scopes.add(scope)
-        if not channel.is_lost:
-            try:
-                message = await admit_and_decode(core, channel.handling, context, api, frame, channel.go_on)
-            except PenstockError as error:
-                channel.fault(f"request is malformed: api_key={api.key} version={slot.version}: {error}")
-    channel.scopes.discard(scope)
+    with frame, channel.scopes.entered():
+        try:
+            message = await admit_and_decode(core, channel.handling, context, api, frame, channel.go_on)
+        except PenstockError as error:
+            channel.fault(f"request is malformed: api_key={api.key} version={slot.version}: {error}")
     channel.held = None
     slot.message = message
     if message is None or channel.is_lost:
@@ -111,10 +106,7 @@ async def _run_long(
         _fail(channel, slot, api, message, error)
         return
     if response is not None:
-        with anyio.CancelScope() as scope:
-            channel.scopes.add(scope)  # who is gone doesn't wait to be answered
-            await _answer_in_turn(channel, slot, api.key, response, in_thread=True)
-        channel.scopes.discard(scope)
+        await _answer_in_turn(channel, slot, api.key, response, in_thread=True)
     else:
         await _run(channel, slot, api, message, context, is_long=True)
 
@@ -132,29 +124,25 @@ async def _run(
     assert api.handler is not None
     if api.frame is Frame.GROUP and api.cancellable:
         context.release_charges()  # groups account for what waits there, which may be for long
-    scope = anyio.CancelScope()
+    response: Message | None = None
     try:
-        with scope:
-            if api.cancellable:
-                channel.scopes.add(scope)
-                if channel.is_lost:
-                    scope.cancel()
-            try:
+        if api.cancellable:
+            with channel.scopes.entered():
                 response = await api.handler(message, context)
-            except Exception as error:  # noqa: BLE001 - logged and answered in _fail
-                _fail(channel, slot, api, message, error)
-                return
-            finally:
-                spent_s, core = context.elsewhere_s, channel.core
-                if spent_s:
-                    core.loop_time.used(channel.time, spent_s, spent_s, core.time())
-            channel.scopes.add(scope)  # who is gone doesn't wait to be answered
-            if context.rest_s > 0.0:
-                rest(channel, slot, context.rest_s)
-            in_thread = is_long or context.is_long
-            await _answer_in_turn(channel, slot, api.key, response, in_thread=in_thread)
+        else:
+            response = await api.handler(message, context)
+    except Exception as error:  # noqa: BLE001 - logged and answered in _fail
+        _fail(channel, slot, api, message, error)
+        return
     finally:
-        channel.scopes.discard(scope)
+        spent_s, core = context.elsewhere_s, channel.core
+        if spent_s:
+            core.loop_time.used(channel.time, spent_s, spent_s, core.time())
+    if response is None:
+        return  # its client is gone
+    if context.rest_s > 0.0:
+        rest(channel, slot, context.rest_s)
+    await _answer_in_turn(channel, slot, api.key, response, in_thread=is_long or context.is_long)
 
 
 async def _answer_in_turn(
@@ -169,9 +157,10 @@ async def _answer_in_turn(
     if slot.throttle_ms:
         response = throttled(response, slot.throttle_ms)
     if not channel.is_lost:
-        buffers = await encode_in_turn(
-            channel.core, channel.client, slot, api_key, response, in_thread=in_thread
-        )
+        with channel.scopes.entered():  # who is gone doesn't wait to be answered
+            buffers = await encode_in_turn(
+                channel.core, channel.client, slot, api_key, response, in_thread=in_thread
+            )
     _answer(channel, slot, api_key, response, buffers)
 
 

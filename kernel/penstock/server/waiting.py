@@ -12,6 +12,7 @@ import anyio
 from penstock.api.produce import ProduceCall
 from penstock.errors import FullError, NotNowError, PenstockError, kept
 from penstock.server.core import ServerCore
+from penstock.server.scopes import Scopes
 from penstock.spi.allocator import Allocation
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest
@@ -32,10 +33,10 @@ class Waiting(Protocol):
     def is_over(self) -> bool:
         """Whether there is nothing left to hand over."""
 
-    async def run(self, scopes: set[anyio.CancelScope], moved: Callable[[], None]) -> None:
+    async def run(self, scopes: Scopes, moved: Callable[[], None]) -> None:
         """Go on to the end; ``moved`` is called when it carries nothing any more.
 
-        Whoever drops this cancels what is in ``scopes``.
+        Whoever drops this ends ``scopes``.
         """
 
     def drop(self) -> None:
@@ -85,10 +86,10 @@ class WaitingProduce:
         """Whether there is nothing left to hand over."""
         return self._dropped or self._call.is_handed_over
 
-    async def run(self, scopes: set[anyio.CancelScope], moved: Callable[[], None]) -> None:
+    async def run(self, scopes: Scopes, moved: Callable[[], None]) -> None:
         """Wait and try again, to the end; ``moved`` is called when the copy is in the log's memory.
 
-        Whoever drops this cancels what is in ``scopes``.
+        Whoever drops this ends ``scopes``.
         """
         core, call = self._core, self._call
         core.waiting_for_room += 1
@@ -96,8 +97,7 @@ class WaitingProduce:
         wait_ms = min(max(call.timeout_ms, wait_ms_min), core.api.settings.produce_wait_ms_max)
         scope = anyio.move_on_after(wait_ms / 1000)
         try:
-            with scope:
-                scopes.add(scope)
+            with scopes.entered(scope):
                 if self._dropped:
                     return  # before this task began
                 if self._carried is not None:
@@ -114,17 +114,14 @@ class WaitingProduce:
             await self._give_up(kept(error), scopes)
         finally:
             core.waiting_for_room -= 1
-            scopes.discard(scope)
         self._drop_carried()
 
-    async def _give_up(self, error: PenstockError, scopes: set[anyio.CancelScope]) -> None:
+    async def _give_up(self, error: PenstockError, scopes: Scopes) -> None:
         """Refuse what isn't handed over, some at a time: there may be fifty thousand partitions."""
-        with anyio.CancelScope() as scope:
-            scopes.add(scope)
+        with scopes.entered():
             self._call.refuse(error)
             while self._advance() is not None:
                 await anyio.lowlevel.checkpoint()
-        scopes.discard(scope)
         self._call.drop()
 
     async def _wait(self, wait: Callable[[], Coroutine[Any, Any, None]], is_work: bool) -> None:

@@ -17,6 +17,7 @@ from penstock.api.produce import CheckedRequest, ProduceCall, check_request
 from penstock.api.produce_scan import has_too_many_partitions
 from penstock.errors import FullError, InvalidRequestError, PenstockError, kept
 from penstock.server.channel import Channel
+from penstock.server.scopes import Scopes
 from penstock.server.slots import RequestCharge, Slot
 from penstock.server.waiting import WaitingProduce
 from penstock.spi.allocator import Allocation
@@ -68,17 +69,14 @@ class WideProduce:
         """See ``Waiting.is_over``."""
         return self._is_over or (self._waiting is not None and self._waiting.is_over)
 
-    async def run(self, scopes: set[anyio.CancelScope], moved: Callable[[], None]) -> None:
+    async def run(self, scopes: Scopes, moved: Callable[[], None]) -> None:
         """See ``Waiting.run``."""
         self._is_running = True
-        scope = anyio.CancelScope()
         try:
-            with scope:
-                scopes.add(scope)
+            with scopes.entered():
                 if not self._is_over:
                     self._waiting = await self._prepare(moved)
         finally:
-            scopes.discard(scope)
             self._release()
         if self._waiting is None:
             self._is_over = True
