@@ -48,15 +48,15 @@ async def admit_and_decode(
 
     Raises PenstockError if it's malformed.
     """
-    # whatever the answer takes: more than half would have to wait until nobody else has a request here
-    answer = min(len(frame) * api.answer_parts, core.handling.limit // 2)
-    weight = max(len(frame) * DECODED_PARTS, answer)
-    place = await core.handling.charge(weight, member)
+    # more than half, whatever it takes, would have to wait until nobody else has a request here
+    half = core.handling.limit // 2
+    weight = max(len(frame) * DECODED_PARTS, min(len(frame) * api.answer_parts, half))
+    place = await core.handling.charge(min(weight, half), member)
     context.charges.append(RequestCharge(place, core.allocator.charge_anyway(weight, "requests")))
     decode = partial(_decode, api.key, context.version, frame.take(), frame.body_pos)
     moved()
     message, elements = await core.turns.run_in_thread(decode, core.long_requests)
-    more = min(elements * api.element_bytes, core.handling.limit // 2) - weight
+    more = min(elements * api.element_bytes, half) - weight
     if more > 0:  # room or not: one is decoded at a time
         place = core.handling.charge_anyway(more, member)
         context.charges.append(RequestCharge(place, core.allocator.charge_anyway(more, "requests")))

@@ -87,11 +87,13 @@ class WideProduce:
         channel, core = self._channel, self._channel.core
         refusal = None if self._allocation is not None else await self._move(moved)
         count_max = min(self._size // _ENCODED_BYTES_MIN, core.settings.produce_partitions_max)
-        held = await core.handling.charge(count_max * _PARTITION_BYTES, channel.handling)
+        weight = count_max * _PARTITION_BYTES
+        # more than half would have to wait until nobody else has a request here
+        held = await core.handling.charge(min(weight, core.handling.limit // 2), channel.handling)
         if self._slot.charges is None:  # dropped meanwhile, and what it held is given back already
             held.release()
             return None
-        memory = core.allocator.charge_anyway(count_max * _PARTITION_BYTES, "requests")
+        memory = core.allocator.charge_anyway(weight, "requests")
         self._slot.charges.append(RequestCharge(held, memory))
         try:
             checked = await core.turns.run_in_thread(self._check, core.long_requests)

@@ -153,6 +153,32 @@ async def test_a_long_request_is_counted_for_what_its_answer_may_take(
                 await anyio.sleep(0.001)
 
 
+async def test_a_request_that_is_counted_as_more_than_half_does_not_wait_for_those_that_take_little() -> None:
+    """One may take its client's time: a deletion of records that waits for an upload, say."""
+    begun, may_end = anyio.Event(), anyio.Event()
+
+    async def wait(request: Message, context: RequestContext) -> Message:
+        if not begun.is_set():
+            begun.set()
+            await may_end.wait()
+        return response()
+
+    api = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), handler=wait)
+    async with (
+        serving(handlers=[api], receive_bytes_max=1 << 20) as harness,
+        await harness.connect() as little,
+        await harness.connect() as much,
+    ):
+        await little.send(ApiKey.DESCRIBE_GROUPS, 1, DescribeGroupsRequest(groups=["g" * 100] * 30))
+        with anyio.fail_after(HANG_S):
+            await begun.wait()
+            await much.send(ApiKey.DESCRIBE_GROUPS, 1, DescribeGroupsRequest(groups=["g" * 100] * 400))
+            await much.receive()
+        may_end.set()
+        await little.receive()
+        assert harness.server.core.handling.used == 0
+
+
 async def test_a_request_of_many_short_elements_is_counted_for_each_of_them() -> None:
     """LeaveGroup of 1 MiB took 78 MiB, and counted 16."""
     begun, may_end = anyio.Event(), anyio.Event()
