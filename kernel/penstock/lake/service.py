@@ -197,7 +197,9 @@ class LakeService:
         for running in all_running:
             running.task.stop()
         # one that stands has nothing that the next start doesn't read again, and may wait for what is dead
-        standing = [running for running in all_running if running.task.is_standing]
+        standing = [
+            running for running in all_running if running.task.is_standing and not running.task.is_maintaining
+        ]
         # maintenance may take hours, and goes on with the next owner; what came meanwhile is read again, too
         maintained = [running for running in all_running if running.task.is_maintaining]
         with anyio.move_on_after(_WAIVED_STOP_S):

@@ -189,8 +189,11 @@ class World:
 
     # -- the medium
 
-    async def step(self, name: str, topic: str) -> None:
+    def note(self, name: str, topic: str) -> None:
         self.steps.append((name, topic, self.clock()))
+
+    async def step(self, name: str, topic: str) -> None:
+        self.note(name, topic)
         await anyio.lowlevel.checkpoint()
         if self.hangs == name:
             await anyio.sleep_forever()
@@ -306,7 +309,10 @@ class FakeTable:
 
     async def maintain(self, *, dry_run: bool = False) -> LakeMaintenance:
         await self._step("maintain")
-        await anyio.sleep(self._world.maintain_s)
+        try:
+            await anyio.sleep(self._world.maintain_s)
+        finally:
+            self._world.note("left", self._topic.name)
         assert not self._written
         self._stored.maintained += 1
         return LakeMaintenance(figures=self._world.figures, saved_bytes=7, dry_run=dry_run)
@@ -916,23 +922,31 @@ def test_maintenance_that_takes_long_keeps_no_other_topics_records_from_their_ta
     simulated(test)
 
 
-def test_a_stop_waits_little_for_maintenance_and_commits_what_others_have() -> None:
+@pytest.mark.parametrize("stands", [False, True])
+def test_a_stop_waits_little_for_maintenance_and_commits_what_others_have(*, stands: bool) -> None:
     """It waited for all of ``drain_timeout``, and then for the compactor to leave off: 49 s."""
 
     async def test(world: World) -> None:
         world.settings = replace(world.settings, stop_timeout_s=1000)
+        world.write_s = 5
+        if stands:
+            world.always["write", "a"] = DOWN
         world.maintain_s = 3600
         for name in ("a", "b"):
             world.create(name)
+        world.upload("a", 1)
         async with world.serve():
-            await anyio.sleep(1)
+            await anyio.sleep(INTERVAL_S + 2)
             world.alter("a", maintenance_request="1")
-            await anyio.sleep(INTERVAL_S)
+            await anyio.sleep(INTERVAL_S + world.settings.retry_max_s)
             assert world.times("maintain", "a")
             world.upload("b", 2)
             began = world.clock()
         assert world.clock() - began < 10
         assert world.tables["b"].rows == [0, 1]
+        assert world.times("left", "a")[-1:] >= world.times("commit", "b")[-1:], (
+            "it may end the compactor as a whole"
+        )
 
     simulated(test)
 
