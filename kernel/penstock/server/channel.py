@@ -195,7 +195,7 @@ class Channel:
             return
         core = self.core
         try:
-            core.sent_bytes += self.outbox.write(pipeline.leave_alone(), ())
+            core.sent_bytes += self.outbox.write(pipeline.leave_alone(), slot.charges or ())
             if self.outbox.is_full and core.outgoing.is_short:
                 self._connections.relieve_soon()
         except Exception as error:  # noqa: BLE001 - logged as a bug; the log goes on

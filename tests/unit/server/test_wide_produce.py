@@ -56,6 +56,27 @@ async def test_a_produce_to_many_partitions_goes_to_the_log_in_portions(size: in
         assert harness.allocator.used == 0
 
 
+async def test_a_produce_to_many_partitions_that_wants_no_answer_leaves_nothing() -> None:
+    """Alone in its pipeline, it left that at once, and what it held stayed taken."""
+    count = PORTION_PARTITIONS + 1
+    logs = FakeLogs()
+    logs.add("t", count)
+    logs.durable_at_once = False
+    async with serving(logs) as harness, await harness.connect() as client:
+        core = harness.server.core
+        (connection,) = harness.server.connections
+        await client.send(PRODUCE, 9, produce(*[make_batch()] * count, acks=0), answered=False)
+        await until(lambda: bool(logs.at("t", count - 1).batches) and not connection.is_for_itself)
+        assert core.handling.used
+        for at in range(count):
+            logs.at("t", at).commit()
+        await until(lambda: not core.handling.used)
+        for at in range(count):
+            for charge in logs.at("t", at).charges:
+                charge.release()
+        assert harness.allocator.used == 0
+
+
 async def test_a_produce_to_many_partitions_is_refused_as_a_whole_where_it_is_malformed() -> None:
     async with serving() as harness:
         frame = b""
