@@ -543,9 +543,10 @@ class TableTask:
     async def _maintain(self, table: LakeTable) -> None:
         """On a schedule or if asked for, with nothing written since the last commit; metadata say how it ended.
 
-        Not while another table's turn is: records go on into this one, and it is looked again.
+        Not while another table's turn is: records go on into this one, and it is looked again. Nor at a stop, which
+        it would hold up: it is the next owner's then.
         """
-        if not self._is_maintenance_asked and not self._is_maintenance_due:
+        if self._stopping or not (self._is_maintenance_asked or self._is_maintenance_due):
             return
         turns = self._around.maintenance_turns
         if not turns.take(self.notify):

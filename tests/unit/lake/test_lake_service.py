@@ -112,9 +112,10 @@ class World:
         #: Errors by (step, topic): one for each time, the last one stays if it is in ``always``.
         self.errors: dict[tuple[str, str], list[Exception]] = {}
         self.always: dict[tuple[str, str], Exception] = {}
-        #: What a write takes, and how many records a read gives at most.
+        #: What a write and the like takes, and how many records a read gives at most.
         self.write_s = 0.0
         self.maintain_s = 0.0
+        self.open_s = 0.0
         #: A table with so many rows that wait for their commit would rather commit.
         self.rows_max = 10**9
         self.read_max = 10**9
@@ -226,6 +227,7 @@ class World:
     @asynccontextmanager
     async def open_table(self, topic: LakeTopic, epoch: int) -> AsyncIterator[FakeTable]:
         await self.step("open", topic.name)
+        await anyio.sleep(self.open_s)
         stored = self.tables.setdefault(topic.name, Stored())
         if epoch < stored.epoch:
             raise FencedError("somebody opened it")
@@ -522,6 +524,26 @@ def test_a_stop_waits_little_for_a_table_that_stands() -> None:
             await anyio.sleep(3 * INTERVAL_S)
             began = world.clock()
         assert world.clock() - began < 10
+
+    simulated(test)
+
+
+def test_a_stop_begins_no_maintenance_of_a_table_that_is_just_tried_again() -> None:
+    """Cancelled, maintenance may take other tables' last commits along."""
+
+    async def test(world: World) -> None:
+        world.create("bad")
+        world.settings = replace(world.settings, retry_min_s=100, retry_max_s=100)
+        world.always["write", "bad"] = DOWN
+        world.upload("bad", 1)
+        async with world.serve():
+            await anyio.sleep(INTERVAL_S + 2)
+            assert world.claim("bad").state == "failed"
+            world.open_s = 1.5
+            world.alter("bad", maintenance_request="1")
+            await anyio.sleep(1)
+            assert len(world.times("open", "bad")) == 2
+        assert not world.times("maintain", "bad")
 
     simulated(test)
 
