@@ -132,14 +132,20 @@ class _Listener:
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time)
 
     def recv_into(self, buffer: memoryview) -> int:
-        """As a socket's. Raises BlockingIOError if it was silent, and that wasn't for want of a processor."""
+        """As a socket's. Raises BlockingIOError if it was silent, and that wasn't for want of a processor.
+
+        One that goes round and round may want one all the time: with what it had it should have said something.
+        """
+        silent_s = 0.0
         while True:
             before_s = _waited_s(self._pid)
             try:
                 return self._connection.recv_into(buffer)
             except BlockingIOError:
+                waited_s = min(_waited_s(self._pid) - before_s, self.silence_s)
+                silent_s += self.silence_s - waited_s
                 # started anew, it would only have less of it
-                if _waited_s(self._pid) - before_s < self.silence_s / 2:
+                if waited_s < self.silence_s / 2 or silent_s >= self.silence_s:
                     raise
 
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -144,14 +144,26 @@ async def test_a_process_that_does_anything_but_answer_is_ended_and_it_is_said_i
 
 async def test_a_process_that_waits_for_a_processor_is_heard_out(tmp_path: Path) -> None:
     """Started again and again, it would never come to an end of its start where others keep the processors."""
-    looks = iter((0, 1, 1, 2, 2, 2))
+    await is_ended_after((0, 1, 1, 2, 2, 2), tmp_path)
+
+
+async def test_a_process_that_wants_a_processor_all_the_time_is_ended_when_it_had_one_for_long_enough(
+    tmp_path: Path,
+) -> None:
+    """Another one waits as long, and says nothing: it goes round and round."""
+    await is_ended_after((0, 0.014, 0.014, 0.028, 0.028, 0.042, 0.042, 0.056), tmp_path)
+
+
+async def is_ended_after(waited_s: Sequence[float], directory: Path) -> None:
+    """A process is ended that says nothing for 0.02 s, once it was looked so often how long it waits."""
+    looks = iter(waited_s)
     with (
         patch.object(_apart, "_SERVING", ("-S", "-E", "-c", "import signal; signal.pause()")),
         patch.object(_apart, "_START_S", 0.02),
         patch.object(_apart, "_waited_s", lambda pid: next(looks)),
         pytest.raises(UnavailableError, match=r"said nothing for 0\.02 s"),
     ):
-        async with apart(tmp_path, PlainAllocator(512 * 2**20)):
+        async with apart(directory, PlainAllocator(512 * 2**20)):
             pass
     assert not list(looks)
 
