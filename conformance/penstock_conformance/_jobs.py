@@ -31,6 +31,7 @@ from penstock.errors import (
     FencedError,
     FullError,
     NotFoundError,
+    PenstockError,
 )
 from penstock.spi.metadata_log import MetadataSnapshot
 from penstock.spi.plugin import Buffer
@@ -153,14 +154,18 @@ async def make_log(env: Env) -> None:
 
 
 async def create_race(env: Env, *, owner: int, size: int = 2000) -> None:
-    """Object store: put_if_absent of each key that is asked for, at the given moment; tell who won."""
+    """Object store: put_if_absent of each key that is asked for, at the given moment; tell who won. The owner that
+    the order names puts it instead."""
     async with env.open() as store:
         tell("ready")
         while (order := ask()) is not None:
             body = [make_body(owner, 0, size)]
             spin_until(order["at"])
             try:
-                await store.put_if_absent(order["key"], body)
+                if order.get("putter") == owner:
+                    await store.put(order["key"], body)
+                else:
+                    await store.put_if_absent(order["key"], body)
             except AlreadyExistsError:
                 tell(False)
             else:
@@ -266,8 +271,12 @@ async def append_until_killed(
     die_after: int,
     bursts: Sequence[int] = (1, 1, 3, 20),
     sizes: Sequence[int] = (60, 500, 6000),
+    die_recovering: int = 0,
 ) -> None:
-    """WAL: recover, tell it, then append bursts; tell each sequence from its completion callback."""
+    """WAL: recover, tell it, then append bursts; tell each sequence from its completion callback.
+
+    Or die (SIGKILL) as so many entries are recovered.
+    """
     rng, death = random.Random(seed), Death(die_after)
 
     def acked(sequence: int) -> Callable[[WalAppend], None]:
@@ -282,6 +291,9 @@ async def append_until_killed(
         async for entry in wal.recover():
             check_body(entry.data)
             count += 1
+            if count == die_recovering:
+                tell(["dying", count])
+                os.kill(os.getpid(), signal.SIGKILL)
         tell(["recovered", count])
         sequence = 0
         while True:
@@ -329,6 +341,28 @@ async def append_until_fenced(env: Env, *, epoch: int, owner: int, pending: int 
                         tell(["ack", done, begun])
                 tell(["end", type(error).__name__])
                 return
+
+
+async def open_race(env: Env) -> None:
+    """WAL: open it as each epoch that is asked for, at the given moment, and append; tell whether that was taken.
+
+    It stays open until there is another order.
+    """
+    tell("ready")
+    while (order := ask()) is not None:
+        spin_until(order["at"])
+        taken = False
+        with suppress(PenstockError):  # a lock of this host may be met before the fence
+            async with env.open(epoch=order["epoch"]) as wal:
+                async for _ in wal.recover():
+                    pass
+                await wal.append([make_body(order["owner"], order["epoch"], 100)]).wait_durable()
+                taken = True
+                tell(True)
+                await hear()
+        if not taken:
+            tell(False)
+            await hear()
 
 
 async def append_kinds_until_killed(
@@ -433,6 +467,7 @@ JOBS: dict[str, Callable[..., Awaitable[None]]] = {
         write_until_killed,
         append_until_killed,
         append_kinds_until_killed,
+        open_race,
         seal_and_wait,
         append_until_fenced,
         append_race,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ("counts", "each_way_out", "errors_come_out", "leaves_nothing", "looks_leave_nothing")
+__all__ = ("each_way_out", "errors_come_out", "leaves_nothing", "looks_leave_nothing")
 
-import asyncio
-import gc
-import os
-import threading
+import logging
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
@@ -17,28 +15,45 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from penstock_conformance._env import Env
+from penstock_conformance._growth import counts, kept_bytes, kept_with_each, objects_by_type
 
 #: Openings that may do something once and for all: import, start a pool of threads, open a shared client.
 _WARM = 3
 _OPENINGS = 12
+#: After as many openings it is counted what is in memory.
+_PART = 3
+#: A word of each opening may stay, and a page may not.
+_OPENING_BYTES = 2000
+#: Cancelled timers, of which an event loop keeps a hundred, each with a context; and what watches the opened objects.
+_NOT_THEIRS = ("asyncio.events.TimerHandle", "_contextvars.Context", "weakref.ReferenceType")
 _LOOKS = 8
 
 
 async def leaves_nothing(env: Env, use: Callable[[Any], Awaitable[None]]) -> None:
     """Open, use and leave the plugin many times: what is counted afterwards doesn't grow with the openings."""
     kept: list[weakref.ref[Any]] = []
-    for opening in range(_WARM + _OPENINGS):
-        if opening == _WARM:
-            descriptors, tasks, threads = await counts()
-            kept.clear()
-        async with env.open(epoch=opening + 1) as opened:
-            await use(opened)
-            with suppress(TypeError):  # an object with slots can't be watched
-                kept.append(weakref.ref(getattr(opened, "_store", opened)))
-        del opened
-        if env.plain_allocator is not None:
-            charged = env.plain_allocator.statistics().used_bytes
-            assert charged == 0, f"the context was left, and {charged} bytes are still accounted for"
+    objects: list[Counter[str]] = []
+    grown: list[int] = []
+    async with _silent(), kept_bytes() as kept_now:
+        for opening in range(_WARM + _OPENINGS):
+            if opening == _WARM:
+                descriptors, tasks, threads = await counts()
+                kept.clear()
+            if opening >= _WARM and (opening - _WARM) % _PART == 0:
+                objects.append(objects_by_type())
+                then = kept_now()
+            async with env.open(epoch=opening + 1) as opened:
+                await use(opened)
+                with suppress(TypeError):  # an object with slots can't be watched
+                    kept.append(weakref.ref(getattr(opened, "_store", opened)))
+            del opened
+            if env.plain_allocator is not None:
+                charged = env.plain_allocator.statistics().used_bytes
+                assert charged == 0, f"the context was left, and {charged} bytes are still accounted for"
+            if opening >= _WARM and (opening - _WARM) % _PART == _PART - 1:
+                await counts()
+                grown.append(kept_now() - then)
+        objects.append(objects_by_type())
     now_descriptors, now_tasks, now_threads = await counts()
     some = _OPENINGS // 2
     assert now_descriptors - descriptors < some, (
@@ -48,6 +63,21 @@ async def leaves_nothing(env: Env, use: Callable[[Any], Awaitable[None]]) -> Non
     assert now_threads - threads < some, f"{_OPENINGS} openings left {now_threads - threads} threads behind"
     alive = sum(ref() is not None for ref in kept)
     assert alive < some, f"{alive} of {_OPENINGS} opened objects are still in memory after their end"
+    stay = [name for name in kept_with_each(objects, _PART) if name not in _NOT_THEIRS]
+    assert not stay, f"an object or more stays in memory with each opening: {', '.join(stay)}"
+    each = min(grown) // _PART
+    assert each < _OPENING_BYTES, f"memory grows with each opening, by {each} bytes at least"
+
+
+@asynccontextmanager
+async def _silent() -> AsyncIterator[None]:
+    """Nobody keeps what is logged."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 async def looks_leave_nothing(look: Callable[[], Awaitable[None]]) -> None:
@@ -102,18 +132,3 @@ async def errors_come_out(env: Env, use: Callable[[Any, int], Awaitable[None]]) 
             await checkpoint()
         behind = True
     assert not behind, "leaving the context swallowed a cancellation"
-
-
-async def counts() -> tuple[int, int, int]:
-    """Descriptors, tasks and threads, when what can end has ended."""
-    for _ in range(5):
-        await checkpoint()
-    gc.collect()
-    return _descriptors(), len(asyncio.all_tasks()), threading.active_count()
-
-
-def _descriptors() -> int:
-    try:
-        return len(os.listdir("/proc/self/fd"))
-    except OSError:
-        return 0  # a system that doesn't tell

@@ -52,8 +52,7 @@ from penstock.wire.record_builder import BatchBuilder
 from penstock_conformance._body import make_body
 from penstock_conformance._child import Child
 from penstock_conformance._clause import not_applicable
-from penstock_conformance._growth import objects_by_type
-from penstock_conformance._leaks import counts
+from penstock_conformance._growth import counts, objects_by_type
 from penstock_conformance._scoped_store import ScopedStore
 from penstock_conformance._steps import Steps
 from penstock_conformance._strategy_client import Client

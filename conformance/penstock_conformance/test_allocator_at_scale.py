@@ -23,6 +23,8 @@ _SETTINGS = {"limit": str(_LIMIT)}
 #: More than a table of listeners may be thought to need.
 _LISTENERS = 150
 #: What a listener lets go of at a time, and is then asked again.
+#: Who waits in a long queue.
+_QUEUE = 300
 _PIECE = _MIB // 32
 
 
@@ -120,36 +122,36 @@ async def test_small_requests_pass_no_large_one(env: Env) -> None:
 
 
 async def test_long_queue_is_served_in_order(env: Env) -> None:
-    """First come first served, whoever gives up in between: a hundred wait, every third is cancelled."""
+    """First come first served, whoever gives up in between: hundreds wait, every third is cancelled."""
     async with env.open(settings=_SETTINGS) as allocator:
         full = allocator.charge_nowait(_LIMIT, "append")
         order: list[int] = []
-        scopes = [anyio.CancelScope() for _ in range(100)]
+        scopes = [anyio.CancelScope() for _ in range(_QUEUE)]
 
         async def wait(number: int) -> None:
             with scopes[number]:
                 take = allocator.allocate if number % 2 else allocator.charge
-                item = await take(3000 + 997 * (number * 7 % 100), "upload")
+                item = await take(3000 + 997 * (number * 7 % _QUEUE), "upload")
                 order.append(number)
                 await checkpoint()
                 item.release()
 
         async with anyio.create_task_group() as tasks:
-            for number in range(100):
+            for number in range(_QUEUE):
                 tasks.start_soon(wait, number)
                 await checkpoint()
                 await checkpoint()
-            assert allocator.statistics().waiting == 100, "not all of a hundred requests wait"
-            for number in range(0, 100, 3):
+            assert allocator.statistics().waiting == _QUEUE, "not all of hundreds of requests wait"
+            for number in range(0, _QUEUE, 3):
                 scopes[number].cancel()
             await _turns(5)
-            left = 100 - len(range(0, 100, 3))
+            left = _QUEUE - len(range(0, _QUEUE, 3))
             assert allocator.statistics().waiting == left, "who gave up still waits"
             full.release()
             with anyio.fail_after(env.target.deadline_s):
                 while len(order) < left:
                     await checkpoint()
-        assert order == [number for number in range(100) if number % 3], f"served out of order: {order}"
+        assert order == [number for number in range(_QUEUE) if number % 3], f"served out of order: {order}"
         await _expect_free(allocator, "after a long queue")
 
 
@@ -291,6 +293,23 @@ async def test_listeners_are_asked_as_long_as_they_free(env: Env) -> None:
             while cached:
                 cached.pop().release()
         await _expect_free(allocator, "after listeners gave bit by bit")
+        crumbs = [allocator.charge_nowait(1, "block_cache") for _ in range(9)]
+        full = allocator.charge_nowait(_LIMIT - len(crumbs), "append")
+
+        def drop_a_crumb(_: int) -> int:
+            if not crumbs:
+                return 0
+            crumbs.pop().release()
+            return 1
+
+        allocator.add_pressure_listener(drop_a_crumb)
+        try:
+            allocator.charge_nowait(9, "append").release()
+        except FullError as error:
+            raise AssertionError(
+                f"refused though a listener had {len(crumbs)} single bytes: {error}"
+            ) from None
+        full.release()
 
 
 async def test_debt_is_made_up_before_anybody(env: Env) -> None:

@@ -22,8 +22,8 @@ from penstock.spi.lake import LakeRecord, LakeRecords, LakeTopic
 from penstock_conformance._child import Child
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, raises, together
+from penstock_conformance._growth import counts
 from penstock_conformance._lake import check_table, columns, look_at, made, spec_of, topic_of
-from penstock_conformance._leaks import counts
 
 KIND = "lake_compactor"
 

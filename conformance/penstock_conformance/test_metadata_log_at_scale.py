@@ -446,6 +446,8 @@ async def test_failed_append_is_told(env: Env) -> None:
                     _check_entries(await _read(log), 1, index, "a log whose store takes nothing")
                 store.heal()
                 there = index + 1 if error is None else index
+                counted = log.statistics().appends
+                assert counted == there - 1, f"{there - 1} entries were appended, and {counted} are counted"
                 _check_entries(await _read(log), 1, there, "what a failed append left")
             store.heal()
             if log.statistics().last_index < index:

@@ -481,6 +481,10 @@ async def test_statistics_count(env: Env) -> None:
             written = store.statistics().bytes_written - counters.bytes_written
             assert written >= 3000, f"of 3000 bytes in parts {written} are told as written"
         assert counters.consecutive_failures == 0, f"the last attempts have succeeded: {counters}"
+        before = store.statistics().puts
+        await store.put("d", [b"z"] * 40)
+        puts = store.statistics().puts - before
+        assert 1 <= puts < 10, f"an object of 40 buffers is written, told are {puts} writes"
         await store.put("c", [b"z" * 100_000])
         before = store.statistics().bytes_read
         await store.get("c", 10, 30)
@@ -504,13 +508,20 @@ async def test_put_if_absent_has_one_winner_among_processes(env: Env) -> None:
         for child in children:
             assert await child.next() == "ready", "a child process failed to open the store"
         for number in range(40 * env.rounds):
-            key = f"race/{number}"
+            key = f"race/{number // 4}"  # a new one, one that was there, twice, and one that somebody puts
+            putter = number // 4 % _PROCESSES if number % 4 == 3 else None
             moment = time.monotonic() + 0.002
             for child in children:
-                await child.tell({"key": key, "at": moment})
+                await child.tell({"key": key, "at": moment, "putter": putter})
             won = [await child.next() for child in children]
-            assert won.count(True) == 1, f"{won.count(True)} of {_PROCESSES} creators won: key={key}"
-            assert check_body(await store.get(key)).owner == won.index(True), "the object isn't the winner's"
+            owner = check_body(await store.get(key)).owner
+            if putter is None:
+                assert won.count(True) == 1, f"{won.count(True)} of {_PROCESSES} creators won: key={key}"
+                assert owner == won.index(True), "the object isn't the winner's"
+            else:
+                assert won.count(True) <= 2, f"{won.count(True) - 1} creators won beside a put: key={key}"
+                assert owner == putter, f"a creator replaced what was put: {won=} {owner=} {putter=}"
+            await store.delete([key])
 
 
 @clause(level=2, claims="compare_and_swap")
@@ -539,6 +550,10 @@ async def test_swap_loses_no_update_among_processes(env: Env) -> None:
                 found = bytes(await store.get("beside")).rstrip(b"+")
                 assert found == b"%d" % number, f"a swap with an older token has undone a put: {found!r}"
         await store.delete(["beside"])
+        for _ in range(_PROCESSES):  # whatever was on its way
+            await anyio.sleep(0.002)
+            with raises(NotFoundError):
+                await store.get("beside")
         for child in children:
             await child.finish()
 

@@ -8,13 +8,16 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import AlreadyExistsError, NotFoundError
+from penstock.errors import AlreadyExistsError, ConflictError, NotFoundError
 from penstock_conformance._body import make_body
 from penstock_conformance._clause import clause
 from penstock_conformance._env import Env, raises
 from penstock_conformance._growth import grows_nothing
 
 KIND = "object_store"
+
+#: What a store may keep of names, of which it knows thousands: more is an object's bytes.
+_KEYS_BYTES = 1000
 
 
 async def _look(store: Any) -> None:
@@ -41,10 +44,18 @@ async def test_long_use_grows_nothing(env: Env) -> None:
             if store.capabilities.put_if_absent:
                 with raises(AlreadyExistsError):
                     await store.put_if_absent(key, [b"another"])
+            if store.capabilities.compare_and_swap:
+                await store.compare_and_swap(key, [make_body(2, number, 600)], (await store.head(key)).token)
+                with raises(ConflictError):
+                    await store.compare_and_swap(key, [b"another"], "nonsense")
             if store.capabilities.multipart:
                 upload = await store.create_multipart(key)
                 await upload.write_part([b"given up"])
                 await upload.abort()
+                upload = await store.create_multipart(key)
+                for _ in range(2):
+                    await upload.write_part([make_body(3, number, 700)])
+                await upload.complete()
             await store.delete([key])
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(store.put, "given-up", [b"given up"])
@@ -53,4 +64,5 @@ async def test_long_use_grows_nothing(env: Env) -> None:
                     await checkpoint()
                 tasks.cancel_scope.cancel()
 
-        await grows_nothing(cycle, lambda: sum(path.is_file() for path in env.data_dir.rglob("*")))
+        files = lambda: sum(path.is_file() for path in env.data_dir.rglob("*"))  # noqa: E731
+        await grows_nothing(cycle, files, _KEYS_BYTES)

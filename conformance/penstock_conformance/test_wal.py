@@ -664,6 +664,8 @@ async def test_acknowledged_entries_survive_a_kill(env: Env) -> None:
         order = {"epoch": epoch, "owner": round_number, "trim": round_number % 2 == 0}
         order["seed"] = env.random.randrange(2**32)
         moment: Moment = "at an ack" if round_number % 4 in (1, 2) else "from outside"
+        if history and round_number % 5 == 0:  # in its recovery, again and again
+            order["die_recovering"], moment = env.random.choice((1, 2)), "at an ack"
         lines = await killed(env, "append_until_killed", moment, 120, **order)
         for line in lines:
             if line[0] == "ack":

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import time
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 from penstock.errors import PenstockError
 from penstock.spi.wal import WalAppend
 from penstock_conformance._body import make_body
+from penstock_conformance._child import Child
 from penstock_conformance._clause import clause
 from penstock_conformance._env import Env
 from penstock_conformance._meeting import Meeting, patience_for
 from penstock_conformance._wal_medium import WalMedium, faulty_medium
-from penstock_conformance._wal_steps import append_all, check_same, make_bodies, recovered
+from penstock_conformance._wal_steps import append_all, check_same, make_bodies, recovered, surviving
 
 KIND = "wal"
 
@@ -69,3 +71,22 @@ async def _take_over(medium: WalMedium, epoch: int, found: list[bytes]) -> None:
         body = make_body(epoch, 99, 100)
         await append_all(wal, [body])
         found.append(body)
+
+
+@clause(level=2, claims="fencing")
+async def test_an_epoch_is_of_one_process(env: Env) -> None:
+    """FencedError if this epoch was used before: of two processes that open with one epoch at once, one appends."""
+    async with env.open(epoch=1) as wal:
+        surviving(wal)
+    async with AsyncExitStack() as stack:
+        children = [await stack.enter_async_context(Child(env, "open_race")) for _ in range(2)]
+        for child in children:
+            assert await child.next() == "ready", "a child process failed"
+        for number in range(1, 6 * env.rounds):
+            epoch, moment = 10 * number, time.monotonic() + 0.002
+            for owner, child in enumerate(children):
+                await child.tell({"owner": owner, "epoch": epoch, "at": moment})
+            taken = [await child.next() for child in children]
+            assert not all(taken), f"two owners have one epoch, and both were acknowledged: {epoch=}"
+            for child in children:
+                await child.tell("close")

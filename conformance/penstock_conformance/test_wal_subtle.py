@@ -15,7 +15,7 @@ from penstock_conformance._body import check_body
 from penstock_conformance._child import Child, killed
 from penstock_conformance._clause import clause
 from penstock_conformance._env import EPOCHS_APART, Env, raises, together
-from penstock_conformance._leaks import counts
+from penstock_conformance._growth import counts
 from penstock_conformance._medium import medium_of
 from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered, surviving
 

@@ -465,3 +465,21 @@ class CountsWhatIsPinnedTwice(PlainAllocator):
         if grant.memory is not None:
             self._peak = max(self._peak, self._used.total() + grant.size)
         super().give_back(grant)
+
+
+@mutant(KIND, "knows_of_128_who_wait", _QUEUE)
+class KnowsOf128WhoWait(PlainAllocator):
+    """Statistics have room for no more."""
+
+    def statistics(self) -> AllocatorStatistics:
+        told = super().statistics()
+        return replace(told, waiting=min(told.waiting, 128))
+
+
+@mutant(KIND, "takes_a_single_byte_for_nothing", _ASKED)
+class TakesASingleByteForNothing(PlainAllocator):
+    """Asks no more when listeners let go of one byte."""
+
+    def _press(self, size: int) -> int:
+        freed = super()._press(size)
+        return freed if freed > 1 else 0

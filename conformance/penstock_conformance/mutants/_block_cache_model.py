@@ -537,3 +537,21 @@ class KeepsItsLastError(PlainBlockCache):
     def _settle_failed(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], error: Exception) -> None:
         self._last_error = error
         super()._settle_failed(missing, slots, error)
+
+
+@mutant(KIND, "writes_over_what_memory_was_wanted_for", "reader_waits_for_memory_of_others")
+class WritesOverWhatMemoryWasWantedFor(PlainBlockCache):
+    """What the account asks for is used again at once, though a reader still has it."""
+
+    async def _load(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], load: BlockLoader) -> None:
+        async def load_own(blocks: Sequence[BlockRef]) -> Sequence[Buffer]:
+            return [memoryview(bytearray(data)) for data in await load(blocks)]
+
+        await super()._load(missing, slots, load_own)
+
+    def _on_pressure(self, bytes_wanted: int) -> None:
+        before = dict(self._slots)
+        super()._on_pressure(bytes_wanted)
+        for block, slot in before.items():
+            if block not in self._slots and isinstance(slot.data, memoryview) and slot.data:
+                slot.data[0] ^= 0xFF

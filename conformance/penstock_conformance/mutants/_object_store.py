@@ -33,6 +33,16 @@ class LooksForTheObjectBeforeTheRange(DirectoryStore):
         return await super().get(key, start, end)
 
 
+@mutant(KIND, "counts_the_buffers_of_a_put", "statistics_count")
+class CountsTheBuffersOfAPut(DirectoryStore):
+    """Each is told as a write."""
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        token = await super().put(key, body)
+        self._counts.puts += max(0, len(body) - 1)
+        return token
+
+
 @mutant(KIND, "creates_in_two_steps", "put_if_absent_has_one_winner_among_processes", level=2)
 class CreatesInTwoSteps(DirectoryStore):
     """Looks whether the object is there, and then writes it: what generic file system layers do."""

@@ -82,8 +82,10 @@ class StoreWal:
             slots = await self._slots()
             if slots:
                 epoch, _ = _HEAD.unpack_from(await self._store.get(self._key(slots[-1])))
-                if epoch > self._epoch:
-                    raise FencedError(f"a newer owner holds the log: epoch={epoch} own={self._epoch}")
+                if epoch >= self._epoch:
+                    raise FencedError(
+                        f"a newer owner holds the log, or this epoch was used before: epoch={epoch} own={self._epoch}"
+                    )
             self._slot = slots[-1] + 1 if slots else 0
             try:
                 await self._put(self._slot, [])

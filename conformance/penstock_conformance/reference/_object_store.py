@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("STORE_CAPABILITIES", "DirectoryStore")
+__all__ = ("STORE_CAPABILITIES", "DirectoryStore", "forget_names")
 
 import fcntl
 import os
@@ -272,6 +272,12 @@ class DirectoryStore:
 def _key_of(name: str) -> str:
     """The key of a file. Listings are most of what is asked of a directory: of the same names, again and again."""
     return unquote(name)
+
+
+def forget_names() -> None:
+    """Empty what is remembered of keys, for who measures memory."""
+    _name_of.cache_clear()
+    _key_of.cache_clear()
 
 
 def _told(key: str, error: OSError) -> Exception:

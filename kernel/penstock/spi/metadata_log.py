@@ -87,10 +87,10 @@ class MetadataLog(Protocol):
         """
 
     def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
-        """Entries from ``start_index`` in order, up to the newest at the time it is reached; none if it is past that.
+        """Entries from ``start_index`` in order, up to the newest at the call or a later one; or none.
 
-        Raises NotFoundError if ``start_index`` was already dropped below a snapshot; CorruptError on a
-        failed checksum or a gap.
+        What is appended meanwhile may be left to the next read. Raises NotFoundError if ``start_index`` was already
+        dropped below a snapshot; CorruptError on a failed checksum or a gap.
         """
 
     async def wait_for_news(self, after_index: int) -> None:
