@@ -21,10 +21,14 @@ from __future__ import annotations
 __all__ = (
     "DEFER_S",
     "DEFER_S_MAX",
+    "HELD_MAX",
+    "HELD_S_MAX",
     "LOOKS_MAX",
     "SLICE_REQUESTS",
     "SLICE_S",
     "SLICE_SHORT_S",
+    "SPARED_OTHERS_MAX",
+    "SPARED_S_MAX",
     "UNMEASURED_S_MAX",
     "Turns",
     "metered",
@@ -58,11 +62,16 @@ DEFER_S: Final = 0.001
 #: Slices that come sooner spare it for later ones, up to so much: so a request that others make now and then is let
 #: go first from its start to its end, and beside others who always have something in flight nothing changes.
 SPARED_S_MAX: Final = 0.002
+#: Nothing is spared beside more others than these: one of them is in the midst of something at most moments, and a
+#: crowd that goes on in the moments between would lose these, too.
+SPARED_OTHERS_MAX: Final = 8
 #: The first of those who wait for others' requests, or for threads, waits no longer: beside many who are always in
 #: the midst of something there is no moment at which nobody is.
 DEFER_S_MAX: Final = 0.25
 #: So many handlers of limited crowds let others go first, and go on one after the other then; further ones go on.
 HELD_MAX: Final = 16
+#: None of them for longer, each time: it may have what others wait for, a lock or a place at the object store.
+HELD_S_MAX: Final = 0.025
 #: Others are those who asked for little in this time. So many of them are looked at, the latest first.
 _OTHERS_S: Final = 0.1
 _OTHERS_LOOK_MAX: Final = 32
@@ -254,18 +263,20 @@ class Turns:
 
         if self.makes_wait(member):
             await self._wait(member)  # without a place among the threads, which others may take meanwhile
-        async with limiter:
-            is_slice = member.may_wait
-            self._threads += is_slice
-            self._at_work.add(member)
-            try:
-                return await run_in_thread(timed)
-            finally:
-                self._threads -= is_slice
-                self._at_work.discard(member)
-                self._last_slice = now = self.clock()
-                self._shares.used(member, spent_s, spent_s, now)
-                self.answered()
+        self._at_work.add(member)  # else it would let others go first when it has a place, who may want that
+        try:
+            async with limiter:
+                is_slice = member.may_wait
+                self._threads += is_slice
+                try:
+                    return await run_in_thread(timed)
+                finally:
+                    self._threads -= is_slice
+                    self._last_slice = now = self.clock()
+                    self._shares.used(member, spent_s, spent_s, now)
+                    self.answered()
+        finally:
+            self._at_work.discard(member)
 
     def _wait(self, member: TimeMember) -> _Portion:
         portion = _Portion(member, self)
@@ -300,8 +311,10 @@ class Turns:
         return bool(self._others) and now < self._defers_until(now) and self._others_wait(now)
 
     def _defers_until(self, now: float) -> float:
-        since = now if self._lets_since is None else self._lets_since
-        return max(self._last_slice + DEFER_S, since) + self._spared_s
+        until = self._last_slice + DEFER_S
+        if len(self._others) > SPARED_OTHERS_MAX:
+            return until
+        return max(until, now if self._lets_since is None else self._lets_since) + self._spared_s
 
     def _lets_others(self, now: float) -> None:
         if self._lets_since is None:
@@ -469,9 +482,12 @@ class Turns:
         waiting, limited = self._waiting, self._limited
         while limited and limited[0][0] <= now:
             waiting.append(heappop(limited)[2])
-        if self._held and (not waits_for_others or now - self._held[0].since >= DEFER_S_MAX):
+        held = self._held
+        if held and not waits_for_others:
             self._count_spared(now)
-            self._held.popleft().turn()
+            held.popleft().turn()
+        while held and now - held[0].since >= HELD_S_MAX:
+            held.popleft().turn()
         defers = waits_for_others or self._threads > 0
         if self._deferred and now - self._deferred_since >= DEFER_S_MAX:
             defers = False

@@ -20,9 +20,11 @@ from penstock.server.turns import (
     DEFER_S,
     DEFER_S_MAX,
     HELD_MAX,
+    HELD_S_MAX,
     LOOKS_MAX,
     SLICE_S,
     SLICE_SHORT_S,
+    SPARED_OTHERS_MAX,
     SPARED_S_MAX,
     UNMEASURED_S_MAX,
     Turns,
@@ -231,6 +233,14 @@ def test_what_slices_leave_of_their_time_for_others_is_spared_for_a_later_reques
     assert deferred_s(loop) == pytest.approx(DEFER_S + SPARED_S_MAX)
     assert deferred_s(loop) == pytest.approx(DEFER_S)
     assert deferred_s(loop) == pytest.approx(DEFER_S)
+    modest.awaits_log = False
+    loop.turns.answered()
+    loop.iterate(8)
+    modest.awaits_log = True
+    many = [Work(loop, "modest", 1) for _ in range(SPARED_OTHERS_MAX)]
+    for one in many:
+        assert not loop.turns.hold_back(one, loop.now, is_greedy=False)
+    assert deferred_s(loop) == pytest.approx(DEFER_S), "it was spared again, and they are many now"
 
 
 def test_nobody_of_a_limited_crowd_nor_who_waits_for_a_turn_is_one_of_those_who_go_first() -> None:
@@ -631,19 +641,42 @@ async def test_handlers_of_a_limited_crowd_whose_waits_are_over_let_others_go_fi
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_handler_that_lets_others_go_first_goes_on_in_the_end_though_they_always_wait() -> None:
+async def test_who_has_a_place_among_the_threads_lets_nobody_go_first_with_it() -> None:
+    loop = Loop()
+    _, modest = limited(loop, 2)
+    member = loop.shares.join("crowd")
+    places = anyio.CapacityLimiter(1)
+
+    async def run() -> None:
+        await metered(loop.turns.run_in_thread(lambda: done.append(True), places), member, loop.turns)
+
+    done: list[bool] = []
+    modest.awaits_log = False
+    await places.acquire_on_behalf_of(loop)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        await anyio.wait_all_tasks_blocked()
+        member.among.limit(math.inf)
+        modest.awaits_log = True
+        places.release_on_behalf_of(loop)
+    assert done
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_handlers_that_let_others_go_first_go_on_soon_though_these_always_wait() -> None:
     loop = Loop()
     greedy, modest = limited(loop, 2)
     since = loop.now
-    held = loop.turns.hold(greedy.time)
-    while not held._go_on.done():
+    held = [loop.turns.hold(greedy.time) for _ in range(HELD_MAX)]
+    while not all(one._go_on.done() for one in held):
         loop.now += DEFER_S / 2
         loop.turns.hold_back(modest, loop.now, is_greedy=False)
         loop.turns.used_slice(modest.time, loop.now, loop.now)
         loop.iterate(2)
         if any(at <= loop.now for at, _ in loop._later):
             loop.idle()
-        assert loop.now - since < 2 * DEFER_S_MAX
+        assert loop.now - since < HELD_S_MAX + 2 * DEFER_S, "all of them: others may wait for what they have"
 
 
 @pytest.mark.anyio
