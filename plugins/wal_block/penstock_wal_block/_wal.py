@@ -65,6 +65,9 @@ _REST_AFTER_S = 0.01
 _LOOK_S = 1.0
 #: So many entries are worth a group, whatever else comes: it costs each of them less than its own request then.
 _GATHERED_MAX = 8
+#: A group waits no longer for company, but for the end of the turn in which it began: turns of a busy loop take
+#: longer than a quick disk does for a group of its own.
+_GATHER_NS = 1_000_000
 
 
 class BlockWal:
@@ -90,8 +93,8 @@ class BlockWal:
         self._pump_scheduled = False
         #: The last group had several entries, or another one beside it.
         self._has_company = False
-        #: Entries of the open group when :meth:`_gather` looked at it last.
-        self._gathered = 0
+        #: Entries of the open group when :meth:`_gather` looked at it last, and until when it may wait for more.
+        self._gathered = self._gather_until = 0
         #: Taken and not yet begun, in order; whoever holds the lock begins the first.
         self._taken: deque[Group] = deque()
         self._lone = LoneWrites()
@@ -164,8 +167,11 @@ class BlockWal:
         append = self._commit.append(data, checksum)
         if not self._pump_scheduled:
             # Not at once: what the current turn of the event loop appends goes into one group.
-            self._pump_scheduled = True
-            self._loop.call_soon(self._gather if self._has_company else self._pump)
+            if self._has_company:
+                self._gather_soon()
+            else:
+                self._pump_scheduled = True
+                self._loop.call_soon(self._pump)
         return append
 
     def would_fit(self, entry_bytes: int) -> bool:
@@ -215,6 +221,11 @@ class BlockWal:
 
     # -- writing -------------------------------------------------------------------------------------------
 
+    def _gather_soon(self) -> None:
+        self._pump_scheduled = True
+        self._gather_until = time.perf_counter_ns() + _GATHER_NS
+        self._loop.call_soon(self._gather)
+
     def _gather(self) -> None:
         """Pump, once a turn of the event loop brings nothing more for the open group, or it is worth a write anyway.
 
@@ -223,11 +234,12 @@ class BlockWal:
         """
         commit = self._commit
         entries = commit.open_entries
-        if self._gathered < entries < _GATHERED_MAX and commit.open_bytes <= LONE_BYTES_MAX:
+        is_worth_it = entries >= _GATHERED_MAX or commit.open_bytes > LONE_BYTES_MAX or commit.has_ready
+        if is_worth_it or entries <= self._gathered or time.perf_counter_ns() >= self._gather_until:
+            self._pump()
+        else:
             self._gathered = entries
             self._loop.call_soon(self._gather)
-        else:
-            self._pump()
 
     def _pump(self) -> None:
         """Hand groups to the threads."""
@@ -265,8 +277,7 @@ class BlockWal:
         self._last_group_us = elapsed_us
         # What the callbacks append has a turn of its own, else they could keep the loop for ever. What came while
         # the loop wrote waits for whoever is being answered, if that one asks again at once.
-        self._pump_scheduled = True
-        self._loop.call_soon(self._gather)
+        self._gather_soon()
         self._commit.finish(group)
         return True
 

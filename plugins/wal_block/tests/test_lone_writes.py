@@ -18,6 +18,7 @@ from penstock_wal_block import BlockWal, Settings, penstock_register_wal
 from penstock_wal_block import _device as device_module
 from penstock_wal_block import _log as log_module
 from penstock_wal_block import _lone as lone_module
+from penstock_wal_block import _wal as wal_module
 from penstock_wal_block._device import FileDevice
 from penstock_wal_block._headers import Headers
 from penstock_wal_block._log import BlockLog
@@ -40,6 +41,7 @@ def open_wal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
         monkeypatch.setattr(lone_module, name, 2**62)
     monkeypatch.setattr(lone_module, "_RUN", 1)
     monkeypatch.setattr(lone_module, "_LOOK_AGAIN", 15)
+    monkeypatch.setattr(wal_module, "_GATHER_NS", 2**62)
     monkeypatch.setattr(log_module, "_CHECK_AFTER_S", HANG_S)
     monkeypatch.setattr(BlockWal, "look_later", lambda wal: None)
 
@@ -280,7 +282,7 @@ async def test_what_came_while_the_loop_wrote_shares_a_group_with_who_is_answere
 
 @pytest.mark.usefixtures("keeps_lock")
 async def test_a_group_waits_for_company_only_behind_one_that_had_some_and_while_each_turn_brings_some(
-    open_wal: Opener,
+    open_wal: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_wal() as wal:
         await recovered(wal)
@@ -309,6 +311,17 @@ async def test_a_group_waits_for_company_only_behind_one_that_had_some_and_while
             wal.append([b"x"])
         assert await turns(1) == 1, "eight are enough"
         assert await turns(LONE_BYTES_MAX) == 1, "or so many bytes"
+        wal.append([b"x"])
+        assert await turns(1) == 1
+        wal.append([bytes(wal.capabilities.entry_bytes_max)])
+        last = wal.append([b"x"])
+        await anyio.lowlevel.checkpoint()
+        assert wal._commit.in_flight == 1, "a full group waits for nobody"
+        await last.wait_durable()
+        wal.append([b"x"])
+        assert await turns(1) == 1
+        monkeypatch.setattr(wal_module, "_GATHER_NS", 0)
+        assert await turns(1) == 1, "nor where turns take longer than a quick disk does"
 
 
 @pytest.mark.usefixtures("keeps_lock")
