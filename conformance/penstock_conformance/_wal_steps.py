@@ -6,6 +6,7 @@ __all__ = (
     "append_all",
     "check_reason",
     "check_same",
+    "copies_around",
     "end_of",
     "fitting",
     "make_bodies",
@@ -22,6 +23,7 @@ from penstock.spi.wal import WalAppend, WalEntry
 from penstock_conformance._body import make_body
 from penstock_conformance._clause import not_applicable
 from penstock_conformance._env import Env
+from penstock_conformance._medium import medium_of
 
 #: The SPI version from which on a log tells where it ends.
 _TELLS_ITS_END = 2
@@ -95,3 +97,20 @@ def room_of(wal: Any, wanted_bytes: int) -> int:
     """``wanted_bytes``, or what a bounded log surely takes between two trims, whatever it adds to entries."""
     capacity: int = wal.statistics().capacity_bytes
     return min(wanted_bytes, capacity // 3) if capacity else wanted_bytes
+
+
+async def copies_around(env: Env, bodies: list[bytes], last: list[bytes]) -> tuple[Any, bytes, bytes]:
+    """The file of a log before and after ``last`` was appended to it, and where that file is."""
+    async with env.open(epoch=1) as wal:
+        await recovered(wal)
+        path = medium_of(wal)
+        for body in bodies:
+            await wal.append([body]).wait_durable()
+        before = path.read_bytes()
+        copies: list[bytes] = []
+        appends = [wal.append([body]) for body in last]
+        appends[-1].set_callback(lambda _: copies.append(path.read_bytes()))
+        await appends[-1].wait_durable()
+    if before == copies[0]:
+        not_applicable("the append isn't visible in the file")
+    return path, before, copies[0]

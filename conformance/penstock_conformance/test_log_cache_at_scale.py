@@ -265,6 +265,7 @@ async def test_offsets_and_positions_of_any_size(env: Env) -> None:
     """Offsets and positions are 64 bits: nothing is rounded or cut, and times are kept as they are."""
     async with env.open() as cache:
         log = _Log(env.account, wal_position=2**53)
+        told: dict[int, list[tuple[int, int | None, int]]] = {}
         for stream_id, base in ((1, 2**31 - 2), (2, 2**32 - 2), (3, 2**53 - 1), (4, 2**62), (5, 0)):
             log.streams[stream_id] = []
             for number, time_ms in enumerate((-1, 0, 2**41, -(2**40), 5)):
@@ -281,7 +282,14 @@ async def test_offsets_and_positions_of_any_size(env: Env) -> None:
             ]
             wanted = [(entry.time_ms, entry.checksum, entry.wal_position) for entry in log.streams[stream_id]]
             assert kept == wanted, f"times, checksums or positions changed: {kept} instead of {wanted}"
-        assert cache.freeze().wal_end == log.streams[5][-1].wal_position, "a great position is wrong"
+            told[stream_id] = wanted
+        block = cache.freeze()
+        assert block.wal_end == log.streams[5][-1].wal_position, "a great position is wrong"
+        for stream_id, wanted in told.items():
+            kept = [(entry.time_ms, entry.checksum, entry.wal_position) for entry in block.streams[stream_id]]
+            assert kept == wanted, (
+                f"a freeze changed times, checksums or positions: {kept} instead of {wanted}"
+            )
 
 
 async def test_uploads_end_in_any_order(env: Env) -> None:

@@ -22,6 +22,7 @@ from penstock_conformance._body import check_body, make_body
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, raises, together
 from penstock_conformance._faults import error_of
+from penstock_conformance._growth import counts
 from penstock_conformance._leaks import leaves_nothing
 from penstock_conformance._listings import check_listings_beside_each_other, in_order, keys_listed
 from penstock_conformance._medium import disk_with_room_for, local_folder, no_descriptors_left, unsynced_bytes
@@ -635,6 +636,7 @@ async def test_full_disk_is_told_and_harms_nothing(env: Env) -> None:
         if store.capabilities.compare_and_swap:
             puts["compare_and_swap"] = partial(_swap, store, (await store.head("there")).token)
         keys = {"put_if_absent": ["new"], "compare_and_swap": ["there"]}
+        before, *_ = await counts()
         for what, put in puts.items():
             for key in keys.get(what, ["there", "new"]):
                 with disk_with_room_for(_MIB):
@@ -646,6 +648,8 @@ async def test_full_disk_is_told_and_harms_nothing(env: Env) -> None:
             _check_bytes(await store.get("there"), old, f"what was there before {what} on a full disk")
             listed = await keys_listed(store)
             assert listed == ["there"], f"{what} on a full disk left an object: {listed}"
+        left = (await counts())[0] - before
+        assert left < len(puts), f"puts on a full disk left {left} descriptors open"
         for what, put in puts.items():
             key = "there" if what == "compare_and_swap" else "new"
             await put(key, [old])

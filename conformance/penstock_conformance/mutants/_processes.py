@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ()
 
 import fcntl
+import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,17 @@ class HasItsFileAwayWhileItRecovers(FileWal):
             self._give_back(self._path)
 
 
+@mutant(WAL, "leaves_short_torn_tails", "torn_tail_ends_the_log", level=3)
+class LeavesShortTornTails(FileWal):
+    """What is appended next writes over them, as far as it goes."""
+
+    def _settle(self, position: int) -> None:
+        tail = os.pread(self._file, 4096, position)
+        super()._settle(position)
+        if len(tail) < 4096:
+            os.pwrite(self._file, tail, position)
+
+
 @mutant(STORE, "makes_again_without_a_lock", "put_if_absent_has_one_winner_among_processes", level=2)
 class MakesAgainWithoutALock(DirectoryStore):
     """What was deleted is looked for, and then written."""
@@ -126,6 +138,21 @@ class SwapsBackWhatIsDeleted(DirectoryStore):
         if locked:
             time.sleep(_BETWEEN_S)
         return super()._write(key, body, exclusive=exclusive, locked=locked)
+
+
+@mutant(STORE, "leaves_a_file_open_that_it_cannot_fill", "full_disk_is_told_and_harms_nothing", level=4)
+class LeavesAFileOpenThatItCannotFill(DirectoryStore):
+    """Closes a file when all of it is written."""
+
+    def _fill(self, path: Path, parts: Sequence[Buffer]) -> None:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT, self._access.file_mode)
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                view = view[os.write(file, view) :]
+        if self._synced:
+            os.fsync(file)
+        os.close(file)
 
 
 @mutant("metadata_log", "counts_what_it_failed_to_append", "failed_append_is_told", level=4)
