@@ -85,6 +85,7 @@ class Life:
         await self.session.ask(Session.look_at_topics)
         await self.session.ask(Session.look_at_commits)
         await self.session.ask(Session.read_all)
+        await self.session.ask(Session.look_at_times)
 
     async def _write_to(self, topic: str, number: int) -> None:
         sizes = self._random.choices(_SIZES, k=self._random.choice((1, 1, 4, 40)))

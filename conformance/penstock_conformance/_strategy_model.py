@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 #: What a broker counts for a record beside its value, at most: a batch of its own, and the key.
 _FRAME_BYTES = 160
+#: From the timestamp of one record to the next one's; and how much later than that each seventh is.
+_STEP_MS = 1000
+_LATE_MS = 5500
 
 
 @dataclass(slots=True)
@@ -28,6 +31,8 @@ class PartitionModel:
     end: int = 0
     #: Retention drops what is beyond so many bytes; -1 keeps all.
     bytes_kept: int = -1
+    #: The timestamp that the first record would have, if it weren't late.
+    begin_ms: int = 0
 
     def hand_over(self, size: int) -> int:
         """A record is on its way; its sequence."""
@@ -44,6 +49,21 @@ class PartitionModel:
         self.known[offset] = sequence
         self.unsure.discard(sequence)
         self.end = max(self.end, offset + 1)
+
+    def time_of(self, sequence: int) -> int:
+        """A record's timestamp. Not all are in order."""
+        return self.begin_ms + _STEP_MS * sequence + (_LATE_MS if sequence % 7 == 3 else 0)
+
+    def check_lookup(self, time_ms: int, found: int) -> None:
+        """What the broker tells as the first offset whose record isn't earlier; negative if there is none."""
+        sequences = [self.known.get(offset, -1) for offset in range(self.low, self.end)]
+        if self.bytes_kept >= 0 or -1 in sequences:
+            return  # retention may go on meanwhile, and nobody knows what was never read
+        fitting = (n for n, sequence in enumerate(sequences, self.low) if self.time_of(sequence) >= time_ms)
+        expected = next(fitting, -1)
+        assert max(found, -1) == expected, (
+            f"another record is told for a time: offset={found} {expected=} behind_ms={time_ms - self.begin_ms}"
+        )
 
     def trim(self, offset: int, *, acknowledged: bool = True) -> None:
         """Records below ``offset`` were removed, or may have been."""
@@ -105,7 +125,8 @@ class TopicModel:
 class ClusterModel:
     """Topics with their records, and what groups have committed."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin_ms: int = 0) -> None:
+        self._begin_ms = begin_ms
         self.topics: dict[str, TopicModel] = {}
         #: The offsets that may be committed, by group, topic and partition: one, unless nobody answered.
         self.commits: dict[tuple[str, str, int], set[int]] = {}
@@ -115,9 +136,7 @@ class ClusterModel:
         """A topic was created; one of the same name that was deleted before is another."""
         self._created += 1
         kept = int(configs.get("retention.bytes", -1))
-        topic = TopicModel(
-            self._created, [PartitionModel(bytes_kept=kept) for _ in range(partitions)], dict(configs)
-        )
+        topic = TopicModel(self._created, [self._partition(kept) for _ in range(partitions)], dict(configs))
         self.topics[name] = topic
         return topic
 
@@ -125,7 +144,10 @@ class ClusterModel:
         """Partitions were added: there are ``count`` now."""
         topic = self.topics[name]
         kept = topic.partitions[0].bytes_kept
-        topic.partitions += [PartitionModel(bytes_kept=kept) for _ in range(count - len(topic.partitions))]
+        topic.partitions += [self._partition(kept) for _ in range(count - len(topic.partitions))]
+
+    def _partition(self, bytes_kept: int) -> PartitionModel:
+        return PartitionModel(bytes_kept=bytes_kept, begin_ms=self._begin_ms)
 
     def delete(self, name: str) -> None:
         """Topic, records and commits are gone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("Session",)
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from confluent_kafka import (
     Consumer,
     ConsumerGroupTopicPartitions,
     KafkaError,
+    KafkaException,
     Message,
     Producer,
     TopicPartition,
@@ -38,6 +40,8 @@ from penstock_conformance._strategy_model import ClusterModel, PartitionModel, T
 
 _POLL_S = 0.1
 _COUNT = 500
+#: So old is the first record of each partition: not so old that it is dropped.
+_AGE_MS = 86_400_000
 
 
 class Session:
@@ -48,7 +52,7 @@ class Session:
     """
 
     def __init__(self, servers: str) -> None:
-        self._model = ClusterModel()
+        self._model = ClusterModel(int(time.time() * 1000) - _AGE_MS)
         self._producers: dict[int, Producer] = {}
         #: Why a record was refused; empty as long as none was.
         self._refused = ""
@@ -82,6 +86,7 @@ class Session:
                 f"{self._owner(of_topic, partition)}/{sequence}",
                 partition,
                 on_delivery=partial(self._told, place, sequence),
+                timestamp=place.time_of(sequence),
             )
         producer.poll(0)
 
@@ -158,6 +163,28 @@ class Session:
         self._consumer.unassign()
         for place, records in found.items():
             self._model.topics[place[0]].partitions[place[1]].check_records(starts[place], records)
+
+    def look_at_times(self) -> None:
+        """Which records are told for the times of some."""
+        for where in (0.3, 0.9):
+            asked: dict[tuple[str, int], int] = {}
+            for topic, number, place in self._model.partitions():
+                sequence = place.known.get(place.low + int((place.end - place.low) * where))
+                if sequence is not None:
+                    asked[topic, number] = place.time_of(sequence)
+            wanted = [TopicPartition(*place, time_ms) for place, time_ms in asked.items()]
+            found = eager(partial(self._find_times, wanted)) if wanted else []
+            for each in found:
+                at = each.topic, each.partition
+                self._model.topics[each.topic].partitions[each.partition].check_lookup(asked[at], each.offset)
+
+    def _find_times(self, wanted: Sequence[TopicPartition]) -> Sequence[TopicPartition]:
+        """Offsets by time. Raises KafkaException for one that can't be told."""
+        found: Sequence[TopicPartition] = self._consumer.offsets_for_times(list(wanted), timeout=REQUEST_S)
+        for each in found:
+            if each.error is not None:
+                raise KafkaException(each.error)
+        return found
 
     def _reset(self, place: tuple[str, int], left: dict[tuple[str, int], int]) -> bool:
         """Whether what is missing may have been dropped meanwhile; it is read another time then."""

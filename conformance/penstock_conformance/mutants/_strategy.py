@@ -334,3 +334,22 @@ class KeepsCopiesOfWhatItDrops(PlainBlockCache):
     def _drop(self, block: BlockRef) -> int:
         self._copies.append(bytes(self._slots[block].data or b""))
         return super()._drop(block)
+
+
+@mutant(
+    STRATEGY, "dates_all_like_the_first", "random_lives_with_restarts_agree_with_a_model", part="log_cache"
+)
+class DatesAllLikeTheFirst(PlainLogCache):
+    """What is uploaded of a stream has the time of its first entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._times: dict[int, int] = {}
+
+    def freeze(self) -> Block | None:
+        block = super().freeze()
+        for stream_id, entries in block.streams.items() if block is not None else ():
+            time_ms = self._times.setdefault(stream_id, entries[0].time_ms)
+            for entry in entries:
+                entry.time_ms = time_ms
+        return block
