@@ -286,7 +286,11 @@ class Session:
         """Make a request for one thing, which is answered under ``key``."""
 
         def once() -> object:
-            return getattr(self._admin, request)([wanted])[key].result()
+            try:
+                return getattr(self._admin, request)([wanted])[key].result()
+            except KafkaException:
+                self._admin = make_admin(self._servers)  # it may know a topic of before
+                raise
 
         eager(once, done)
 
