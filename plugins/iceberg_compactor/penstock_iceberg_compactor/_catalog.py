@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = (
-    "OpenCatalog",
-    "bound_connections",
-    "bound_session",
-    "bounded_url",
-    "closing_if_silent",
-    "make_namespace",
-)
+__all__ = ("OpenCatalog", "make_namespace")
 
-import os
-import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from functools import partial
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,31 +16,19 @@ from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError
 from pyiceberg.utils.config import merge_config
-from requests import PreparedRequest, Response, Session
-from requests.adapters import HTTPAdapter
-from sqlalchemy import Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError
+from requests import Session
+from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.response import HTTPResponse
 
 from penstock.errors import ConfigError, PenstockError, UnavailableError, again, kept
 from penstock_iceberg_compactor._errors import Secrets, translated
-from penstock_iceberg_compactor.decode.waits import check_wanted, ended_with_call
+from penstock_iceberg_compactor._silence import bound_connections, bound_session, bounded_url
+from penstock_iceberg_compactor.decode.waits import check_wanted
 
 #: How long the broker's start waits for a catalog that is silent, and how long others are then told the same.
 _FIRST_S = 5.0
 #: How long a database may take to accept a connection: a wait that can't be ended, and leaves nothing in doubt.
 _CONNECT_S = 5.0
-#: Drivers of PostgreSQL that pass a URL's parameters on to libpq, and for how long that may hear nothing of a host.
-_LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
-_LIBPQ_LIMITS = {
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "60000",
-}
 
 
 class OpenCatalog:
@@ -162,6 +140,8 @@ class OpenCatalog:
             kind = str(given.get("type") or infer_catalog_type(self._name, given) or "").lower()
             if kind.endswith("rest") and "py-catalog-impl" not in given and given.get("uri"):
                 return _rest(self._name, cast(dict[str, str], given), silence_s, self._silence_s)
+            if kind.endswith("hive") and "py-catalog-impl" not in given and given.get("uri"):
+                return _hive(self._name, cast(dict[str, str], given), silence_s, self._silence_s)
             if kind.endswith("sql") and given.get("uri"):
                 uri = str(given["uri"])
                 _reach(bounded_url(uri, min(silence_s, _CONNECT_S)))
@@ -216,6 +196,15 @@ def _sql(name: str, properties: dict[str, Any]) -> Catalog:
     return load_catalog(name, **properties)
 
 
+def _hive(name: str, properties: dict[str, str], first_s: float, silence_s: float) -> Catalog:
+    """A metastore's catalog, if the driver is there. Raises pyiceberg's NotInstalledError otherwise."""
+    try:
+        from penstock_iceberg_compactor._hive import hive_catalog
+    except ModuleNotFoundError:
+        return load_catalog(name, **properties)  # says what to install
+    return hive_catalog(name, properties, first_s, silence_s)
+
+
 def make_namespace(catalog: Catalog, namespace: str) -> bool:
     """Make it if there is none; whether there was none."""
     if catalog.namespace_exists(namespace):
@@ -245,128 +234,6 @@ def _rest(name: str, properties: dict[str, str], first_s: float, silence_s: floa
     catalog = Bounded(name, **properties)
     catalog.silence_s = silence_s
     return catalog
-
-
-def bound_session(session: Session, silence_s: Callable[[], float]) -> None:
-    """Have requests of ``session`` that say nothing of it fail when the other side is silent for so long.
-
-    They end when whoever waits for them gives up.
-    """
-    for adapter in session.adapters.values():
-        cast(HTTPAdapter, adapter).poolmanager.pool_classes_by_scheme = {
-            "http": _HttpPool,
-            "https": _HttpsPool,
-        }
-    send = session.send
-
-    def bounded(request: PreparedRequest, **how: Any) -> Response:
-        return send(request, **{**how, "timeout": how.get("timeout") or silence_s()})
-
-    session.send = bounded  # type: ignore[method-assign] # what it was, with another default
-
-
-class _Http(HTTPConnection):
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override] # as in its base
-        with ended_with_call(partial(_shut, self.sock)):
-            return super().getresponse()
-
-
-class _Https(HTTPSConnection):
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override] # as in its base
-        with ended_with_call(partial(_shut, self.sock)):
-            return super().getresponse()
-
-
-class _HttpPool(HTTPConnectionPool):
-    ConnectionCls = _Http
-
-
-class _HttpsPool(HTTPSConnectionPool):
-    ConnectionCls = _Https
-
-
-def _shut(connection: socket.socket | None) -> None:
-    with suppress(OSError):
-        if connection is not None:
-            connection.shutdown(socket.SHUT_RDWR)
-
-
-def bounded_url(url: str, silence_s: float) -> str:
-    """A URL of PostgreSQL with limits for a server that is gone without a word; what it has stays, as do others."""
-    try:
-        parts = make_url(url)
-    except ArgumentError:
-        return url  # the catalog says what is wrong with it
-    if parts.drivername not in _LIBPQ:
-        return url
-    limits = {"connect_timeout": str(max(2, int(silence_s))), **_LIBPQ_LIMITS}
-    missing = {name: value for name, value in limits.items() if name not in parts.query}
-    return parts.update_query_dict(missing).render_as_string(hide_password=False)
-
-
-def bound_connections(engine: Engine, silence_s: float) -> None:
-    """Close the socket of a connection that is in use for so long: drivers wait for ever for a silent server.
-
-    Who gave up begins no connection more, which would be waited for until its own limit.
-    """
-
-    @event.listens_for(engine, "do_connect")
-    def connect(*_: Any) -> None:
-        check_wanted()
-
-    def watched(connection: Any) -> Callable[[], None]:
-        fileno = getattr(connection, "fileno", None)  # a driver without it bounds itself, or can't be
-        return _nothing if fileno is None else closing_if_silent(fileno(), silence_s)
-
-    @event.listens_for(engine, "checkout")
-    def begin(connection: Any, record: Any, _: Any) -> None:
-        record.info["penstock"] = watched(connection)
-
-    @event.listens_for(engine, "checkin")
-    def end(_: Any, record: Any) -> None:
-        record.info.pop("penstock", _nothing)()
-
-    ping = engine.dialect.do_ping
-
-    def bounded_ping(connection: Any) -> bool:  # comes before the checkout
-        stop = watched(connection)
-        try:
-            return ping(connection)
-        finally:
-            stop()
-
-    engine.dialect.do_ping = bounded_ping  # type: ignore[assignment,method-assign] # of this engine only
-
-
-def _nothing() -> None:
-    pass
-
-
-def closing_if_silent(fileno: int, silence_s: float) -> Callable[[], None]:
-    """Shut the socket down after ``silence_s``, or when whoever waits gives up.
-
-    Not after what is returned was called.
-    """
-    held = socket.socket(fileno=os.dup(fileno))  # the same connection, whatever becomes of the number
-    lock = threading.Lock()
-    waiting = ExitStack()
-
-    def shut() -> None:
-        with lock, suppress(OSError):
-            held.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(silence_s, shut)
-    timer.daemon = True
-    timer.start()
-    waiting.enter_context(ended_with_call(shut))
-
-    def stop() -> None:
-        timer.cancel()
-        waiting.close()
-        with lock:
-            held.close()
-
-    return stop
 
 
 def _sqlite_file(uri: str) -> Path | None:

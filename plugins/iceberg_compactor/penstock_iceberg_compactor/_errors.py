@@ -35,7 +35,8 @@ _WITHIN = re.compile(
     r"(?:bearer|basic) (\S+)",
     re.IGNORECASE,
 )
-#: Errors of clouds' SDKs come from these, in classes that have no base in common.
+#: Errors of Hive's metastore come from these, and those of clouds' SDKs from those, in classes without a common base.
+_METASTORE = ("hive_metastore", "thrift")
 _CLOUDS = ("aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 
 
@@ -117,6 +118,9 @@ def _kind(error: Exception) -> tuple[str, type[PenstockError]] | None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "the warehouse is full, make room", UnavailableError
         return "the warehouse can't be used for now", UnavailableError
-    if type(error).__module__.partition(".")[0] in _CLOUDS:
+    library = type(error).__module__.partition(".")[0]
+    if library in _METASTORE:
+        return "the catalog can't be used for now", UnavailableError
+    if library in _CLOUDS:
         return "the warehouse can't be used for now", UnavailableError
     return None

@@ -13,10 +13,10 @@ import anyio
 import pytest
 import requests
 from penstock_iceberg_compactor import _catalog
-from penstock_iceberg_compactor._catalog import bound_session, bounded_url, closing_if_silent
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._errors import Secrets
 from penstock_iceberg_compactor._settings import Settings
+from penstock_iceberg_compactor._silence import bound_session, bounded_url, closing_if_silent
 from tests.iceberg_place import load, opened, services, topic
 from tests.lake_records import lake_records
 from tests.patience import HANG_S

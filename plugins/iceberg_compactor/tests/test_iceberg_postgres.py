@@ -12,8 +12,9 @@ from unittest.mock import patch
 import anyio
 import pytest
 from penstock_iceberg_compactor import _catalog
-from penstock_iceberg_compactor._catalog import OpenCatalog, bounded_url
+from penstock_iceberg_compactor._catalog import OpenCatalog
 from penstock_iceberg_compactor._errors import Secrets
+from penstock_iceberg_compactor._silence import bounded_url
 from pyiceberg.catalog.sql import SqlCatalog
 from sqlalchemy import Engine, event
 from tests.iceberg_place import load, opened, topic
