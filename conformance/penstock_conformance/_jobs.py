@@ -175,7 +175,7 @@ async def create_race(env: Env, *, owner: int, size: int = 2000) -> None:
 async def count_with_swap(env: Env, *, key: str, times: int, beside: str) -> None:
     """Object store: add one to a counter ``times`` times with compare_and_swap, and tell so.
 
-    Then append a ``+`` to ``beside``, which others put, again and again, until it isn't there any more.
+    Then append a ``+`` to ``beside``, which others put and delete, again and again, until that is ``end``.
     """
     async with env.open() as store:
         tell("ready")
@@ -196,6 +196,9 @@ async def count_with_swap(env: Env, *, key: str, times: int, beside: str) -> Non
                 info = await store.head(beside)
                 body = bytes(await store.get(beside))
             except NotFoundError:
+                await anyio.sleep(0.001)
+                continue
+            if body.startswith(b"end"):
                 return
             with suppress(ConflictError):
                 await store.compare_and_swap(beside, [body, b"+"], info.token)
