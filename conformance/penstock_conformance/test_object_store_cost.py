@@ -64,5 +64,7 @@ async def test_long_use_grows_nothing(env: Env) -> None:
                     await checkpoint()
                 tasks.cancel_scope.cancel()
 
-        files = lambda: sum(path.is_file() for path in env.data_dir.rglob("*"))  # noqa: E731
+        def files() -> int:
+            return sum(path.is_file() for path in env.data_dir.rglob("*"))
+
         await grows_nothing(cycle, files, _KEYS_BYTES)
