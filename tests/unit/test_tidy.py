@@ -481,6 +481,8 @@ _NO_DEADLINES = {
     "tests/run.py": "how long a process that is left behind may take to go",
     "tests/unit/coordinator/test_records.py": "fields of a record",
     "tests/unit/wire/test_codec.py": "fields of a message",
+    "tests/unit/lake/harness.py": "seconds of simulated time",
+    "tests/unit/lake/test_lake_maintenance.py": "seconds of simulated time",
     "tests/unit/lake/test_lake_service.py": "seconds of simulated time",
     "tests/unit/test_tidy.py": "from where on a number is one",
 }
