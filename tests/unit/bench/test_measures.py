@@ -1,12 +1,16 @@
-"""What the figures of starts and cold reads are judged by."""
+"""What the figures of benchmarks are judged by."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from penstock_tools.bench.cold_reads import ColdReads
 from penstock_tools.bench.cold_reads import report as report_cold_reads
+from penstock_tools.bench.lake import Lake
+from penstock_tools.bench.lake import report as report_lake
 from penstock_tools.bench.server import machine_facts
 from penstock_tools.bench.start import BUDGET_MS, Start, median_start
 from penstock_tools.bench.start import report as report_starts
@@ -52,6 +56,24 @@ def test_what_the_reader_does_to_a_bare_server_is_told_beside_it() -> None:
     ]
     assert lines[5].startswith("bare server, with / without: p50 1.10, p99 1.00, reader at 100 MB/s")
     assert lines[6].endswith("MISSED"), "the aim is the aim, whatever the machine makes of it"
+
+
+@pytest.mark.parametrize(("with_p99_ms", "word"), [(4.5, "within"), (4.6, "more than")])
+def test_a_table_is_held_against_the_noise_of_windows_without_one(with_p99_ms: float, word: str) -> None:
+    found = Lake(
+        without_p50_ms=[1.0] * 3,
+        without_p99_ms=[2.0, 5.0, 3.0],
+        with_p50_ms=[1.0] * 3,
+        with_p99_ms=[with_p99_ms] * 3,
+        late_s=[1.0],
+        interval_s=2.0,
+        rows=1,
+        without_cpu_s=1.0,
+        with_cpu_s=2.0,
+    )
+    lines = report_lake(found).splitlines()
+    assert lines[-2] == f"noise: windows without a table differ by 1.50 ms; the difference is {word} that"
+    assert lines[-1].endswith("MISSED"), "the aim is the aim, whatever the noise"
 
 
 def test_uploads_are_judged_by_the_medians_of_their_windows() -> None:

@@ -12,8 +12,8 @@ A bare server (``penstock_tools.bench.bare_log``) that syncs the same batches, a
 same disk to the same reader, takes turns with the broker. What the reader does to *its* latency is the floor: that of
 the processors, the disk and the clients.
 
-What counts is the median over the windows of each window's p50 and p99. Noise is the spread of the quiet windows,
-between their quartiles, not the worst of them: one stall in a quiet window would excuse everything.
+What counts is the median over the windows of each window's p50 and p99. Noise is the spread of the quiet windows
+(``penstock_tools.bench.noise``).
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median_high, quantiles
+from statistics import median_high
 
 from penstock.errors import UnavailableError
 from penstock_tools.bench.bare_log import BareLog, bare_log_process
 from penstock_tools.bench.histogram import Histogram
+from penstock_tools.bench.noise import spread
 from penstock_tools.bench.probe import PARTITIONS, probe, probe_load
 from penstock_tools.bench.run import create_topics
 from penstock_tools.bench.server import BrokerProcess
@@ -73,11 +74,7 @@ class ColdReads:
 def _bound(quiet: Sequence[float]) -> float:
     """What a median beside the reader may be: ``_RATIO_MAX`` times the quiet one, or more by the quiet spread."""
     middle = median_high(quiet)
-    spread = 0.0
-    if len(quiet) > 1:
-        low, _, high = quantiles(quiet, n=4, method="inclusive")
-        spread = high - low
-    return max(_RATIO_MAX * middle, middle + spread)
+    return max(_RATIO_MAX * middle, middle + spread(quiet))
 
 
 def measure_cold_reads(
