@@ -36,7 +36,7 @@ __all__ = (
 
 import asyncio
 import math
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextvars import ContextVar
 from functools import partial
@@ -160,8 +160,8 @@ class Turns:
         self._slice_ended = False
         #: Threads that work for somebody who is limited.
         self._threads = 0
-        #: Who has a thread at work, or is about to.
-        self._at_work: set[TimeMember] = set()
+        #: Who has threads at work, or is about to, and how many: answers are encoded while the next request is read.
+        self._at_work = Counter[TimeMember]()
         self._is_scheduled = False
         #: When the first of those that may have to wait went on in this iteration of the loop.
         self._iteration_began: float | None = None
@@ -263,7 +263,7 @@ class Turns:
 
         if self.makes_wait(member):
             await self._wait(member)  # without a place among the threads, which others may take meanwhile
-        self._at_work.add(member)  # else it would let others go first when it has a place, who may want that
+        self._at_work[member] += 1  # else it would let others go first when it has a place, who may want that
         try:
             async with limiter:
                 is_slice = member.may_wait
@@ -276,7 +276,9 @@ class Turns:
                     self._shares.used(member, spent_s, spent_s, now)
                     self.answered()
         finally:
-            self._at_work.discard(member)
+            self._at_work[member] -= 1
+            if not self._at_work[member]:
+                del self._at_work[member]
 
     def _wait(self, member: TimeMember) -> _Portion:
         portion = _Portion(member, self)
@@ -434,6 +436,9 @@ class Turns:
         used = self.processor_time()
         end = used + self.slice_s
         waits_for_others = self._others_first(now)
+        is_counted = bool(self._held) and not waits_for_others  # one of these goes on with the slice
+        if is_counted:
+            self._count_spared(now)
         defers = self._end_waits(now, waits_for_others=waits_for_others)
         self.slice_s = SLICE_SHORT_S if self._others or now < self._crowd_asked + _OTHERS_S else SLICE_S
         self._slice_ended = False
@@ -443,7 +448,6 @@ class Turns:
                 shares.ready_at(single.time, now)
         looks, single_first = len(waiting), self._single_first
         self._single_first = not single_first
-        is_counted = False
         while True:
             single_at, place = math.inf, _NOWHERE
             if single_first or not looks:
@@ -484,7 +488,6 @@ class Turns:
             waiting.append(heappop(limited)[2])
         held = self._held
         if held and not waits_for_others:
-            self._count_spared(now)
             held.popleft().turn()
         while held and now - held[0].since >= HELD_S_MAX:
             held.popleft().turn()

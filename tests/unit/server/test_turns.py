@@ -653,13 +653,30 @@ async def test_who_has_a_place_among_the_threads_lets_nobody_go_first_with_it() 
     done: list[bool] = []
     modest.awaits_log = False
     await places.acquire_on_behalf_of(loop)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run)
-        await anyio.wait_all_tasks_blocked()
-        member.among.limit(math.inf)
-        modest.awaits_log = True
-        places.release_on_behalf_of(loop)
-    assert done
+    with anyio.fail_after(HANG_S):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(run)
+            await anyio.wait_all_tasks_blocked()
+            member.among.limit(math.inf)
+            modest.awaits_log = True
+            places.release_on_behalf_of(loop)
+    assert done == [True, True], "nor when its first thread has ended, and the second one is at work"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_a_slice_spares_counts_once_when_a_handler_goes_on_beside_it() -> None:
+    loop = Loop()
+    greedy, modest = limited(loop, 40)
+    greedy.time.limit(math.inf)
+    modest.awaits_log = False
+    loop.turns.hold(greedy.time)
+    loop.now += DEFER_S * 0.9
+    loop.iterate(2)
+    assert loop.history == ["greedy"]
+    modest.awaits_log = True
+    assert deferred_s(loop) == pytest.approx(DEFER_S * 1.1)
 
 
 @pytest.mark.anyio
