@@ -16,9 +16,12 @@ from hive_metastore.ttypes import (
     AlreadyExistsException,
     LockResponse,
     LockState,
+    LockType,
     MetaException,
     NoSuchLockException,
     NoSuchObjectException,
+    ShowLocksResponse,
+    ShowLocksResponseElement,
 )
 from thrift.protocol.TBinaryProtocol import TBinaryProtocol
 from thrift.transport.TSocket import TSocket
@@ -32,7 +35,9 @@ class Metastore:
         self.uri = ""
         self._databases: dict[str, Any] = {}
         self._tables: dict[tuple[str, str], Any] = {}
-        self._locks: dict[int, tuple[str, str]] = {}
+        #: The tables of locks, and of those that wait for one, by number, the first ones first.
+        self.locks: dict[int, tuple[str, str]] = {}
+        self._agents: dict[int, str] = {}
         self._last_lock = 0
         self._mutex = threading.Lock()
         #: Whether its database compares no long texts.
@@ -43,7 +48,7 @@ class Metastore:
 
     def end_locks(self) -> None:
         """As a metastore does with those of whom it heard nothing for minutes."""
-        self._locks.clear()
+        self.locks.clear()
 
     def get_all_databases(self) -> list[str]:
         return list(self._databases)
@@ -73,21 +78,41 @@ class Metastore:
         with self._mutex:
             self._last_lock += 1
             wanted = (request.component[0].dbname, request.component[0].tablename)
-            taken = wanted in self._locks.values()
-            self._locks[self._last_lock] = wanted
+            taken = wanted in self.locks.values()
+            self.locks[self._last_lock] = wanted
+            self._agents[self._last_lock] = request.agentInfo
             return LockResponse(self._last_lock, LockState.WAITING if taken else LockState.ACQUIRED)
 
     def check_lock(self, request: Any) -> LockResponse:
         with self._mutex:
-            wanted = self._locks[request.lockid]
-            first = min(number for number, held in self._locks.items() if held == wanted)
+            wanted = self.locks[request.lockid]
+            first = min(number for number, held in self.locks.items() if held == wanted)
             return LockResponse(
                 request.lockid, LockState.ACQUIRED if first == request.lockid else LockState.WAITING
             )
 
+    def show_locks(self, request: Any) -> ShowLocksResponse:
+        with self._mutex:
+            return ShowLocksResponse(
+                [
+                    ShowLocksResponseElement(
+                        number,
+                        *held,
+                        state=LockState.ACQUIRED,
+                        type=LockType.EXCLUSIVE,
+                        lastheartbeat=0,
+                        user="",
+                        hostname="",
+                        agentInfo=self._agents[number],
+                    )
+                    for number, held in self.locks.items()
+                    if held == (request.dbname, request.tablename)
+                ]
+            )
+
     def unlock(self, request: Any) -> None:
         with self._mutex:
-            if self._locks.pop(request.lockid, None) is None:
+            if self.locks.pop(request.lockid, None) is None:
                 raise NoSuchLockException(str(request.lockid))
 
     def alter_table_with_environment_context(

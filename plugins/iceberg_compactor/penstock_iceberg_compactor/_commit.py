@@ -41,7 +41,7 @@ from pyiceberg.table.update import (
 )
 from pyiceberg.table.update.snapshot import _ManifestMergeManager, _MergeAppendFiles
 
-from penstock_iceberg_compactor._errors import cause_of
+from penstock_iceberg_compactor._errors import NotSentError, cause_of
 from penstock_iceberg_compactor._stamp import Stamp, stamped_snapshot
 
 
@@ -239,8 +239,8 @@ class Commit:
         """Send it; the table's metadata are then the new ones.
 
         ``sent`` is called with the name of the step once the catalog has answered; what it raises is a lost reply.
-        Raises LostError, after which nothing is left of it, UnknownError, after which everything is, and
-        NoSuchTableError if there is no table any more.
+        Raises LostError or NotSentError, after which nothing is left of it, UnknownError, after which everything is,
+        and NoSuchTableError if there is no table any more.
         """
         try:
             self._table._do_commit(self._updates, self._requirements)
@@ -251,6 +251,9 @@ class Commit:
                 return self._result()
             self.drop()
             raise LostError(str(error)) from error
+        except NotSentError:
+            self.drop()
+            raise
         except Exception as error:
             if self._landed(error):
                 return self._result()

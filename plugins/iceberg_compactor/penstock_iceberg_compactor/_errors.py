@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Secrets", "cause_of", "passed_over", "translated")
+__all__ = ("NotSentError", "Secrets", "cause_of", "passed_over", "translated")
 
 import errno
 import logging
@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pyiceberg.exceptions import (
     CommitFailedException,
     ForbiddenError,
+    NoSuchIcebergTableError,
     NoSuchNamespaceError,
+    NoSuchPropertyException,
     NoSuchTableError,
     RESTError,
     UnauthorizedError,
@@ -35,9 +37,17 @@ _WITHIN = re.compile(
     r"(?:bearer|basic) (\S+)",
     re.IGNORECASE,
 )
+_TAKEN = (
+    "the catalog has something of this name that is no table of Iceberg's, choose another name with "
+    "penstock.lake.table, or drop it"
+)
 #: Errors of Hive's metastore come from these, and those of clouds' SDKs from those, in classes without a common base.
 _METASTORE = ("hive_metastore", "thrift")
 _CLOUDS = ("aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google", "s3fs")
+
+
+class NotSentError(UnavailableError):
+    """A commit wasn't sent, and never will be: what it waited for didn't come."""
 
 
 class Secrets:
@@ -99,6 +109,8 @@ def _kind(error: Exception) -> tuple[str, type[PenstockError]] | None:
     """What to say, and the class; None for what isn't from outside."""
     if isinstance(error, CommitFailedException):
         return "somebody else changed the table meanwhile", ConflictError
+    if isinstance(error, NoSuchIcebergTableError | NoSuchPropertyException):
+        return _TAKEN, ConflictError
     if isinstance(error, NoSuchTableError | NoSuchNamespaceError):
         return "there is no such table", NotFoundError
     if isinstance(error, UnauthorizedError | ForbiddenError):

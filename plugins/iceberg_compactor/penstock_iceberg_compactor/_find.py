@@ -12,7 +12,12 @@ from contextlib import suppress
 from functools import partial
 
 from pyiceberg.catalog import Catalog, MetastoreCatalog
-from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError, ValidationError
+from pyiceberg.exceptions import (
+    NoSuchIcebergTableError,
+    NoSuchTableError,
+    TableAlreadyExistsError,
+    ValidationError,
+)
 from pyiceberg.io import FileIO
 from pyiceberg.manifest import ManifestEntryStatus
 from pyiceberg.schema import Schema
@@ -48,6 +53,8 @@ def find_table(
     catalog = place.catalog
     try:
         table = catalog.load_table(identifier)
+    except NoSuchIcebergTableError:
+        raise  # the name is taken
     except NoSuchTableError:
         if not may_make:
             raise NotFoundError(f"there is no such table: table={name}") from None
