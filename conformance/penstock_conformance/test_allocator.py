@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -243,6 +245,10 @@ async def test_grant_to_a_cancelled_waiter_comes_back(env: Env) -> None:
             for grant_first in (True, False):
                 await _grant_and_cancel(allocator, take, grant_first)
                 await _expect_in_use(allocator)
+            with anyio.CancelScope() as gone:
+                gone.cancel()  # before it asks, and there is room
+                (await take(5000, "upload")).release()
+            await _expect_in_use(allocator)
 
 
 async def _grant_and_cancel(allocator: Any, take: Any, grant_first: bool) -> None:
@@ -271,23 +277,30 @@ async def test_waiters_are_answered_at_the_end(env: Env) -> None:
 async def _leave_with_waiters(context: AbstractAsyncContextManager[Any], deadline_s: float) -> None:
     answers: list[str] = []
 
-    async def wait(allocator: Any) -> None:
+    async def wait(ask: Callable[[], Awaitable[Any]]) -> None:
         try:
-            await allocator.charge(_LIMIT, "upload")
+            await ask()
         except ClosedError:
             answers.append("closed")
 
     async with anyio.create_task_group() as tasks:
         async with context as allocator:
-            full = allocator.charge_nowait(_LIMIT, "append")
-            for _ in range(3):
-                tasks.start_soon(wait, allocator)
+            part = allocator.reserve(_LIMIT, "network")
+            part.grant_nowait(1000)
+            full = allocator.charge_nowait(_LIMIT - allocator.statistics().used_bytes, "append")
+            for ask in (
+                partial(allocator.charge, _LIMIT, "upload"),
+                partial(allocator.allocate, 1, "upload"),
+            ):
+                tasks.start_soon(wait, ask)
+            tasks.start_soon(wait, partial(part.grant, _LIMIT))
             await checkpoint()
             await checkpoint()
         with anyio.fail_after(deadline_s):
             while len(answers) < 3:
                 await checkpoint()
         full.release()
+        part.release()
     assert answers == ["closed"] * 3
     with raises(PenstockError):
         allocator.charge_nowait(1, "append")
@@ -381,6 +394,8 @@ async def test_reservation_takes_what_is_granted(env: Env) -> None:
             item.release()
             with raises(InvariantError):
                 item.release()
+            with raises(PenstockError):
+                item.grant_nowait(item.granted + 1)  # of memory that is gone
         held.clear()
         del item
         await _expect_in_use(allocator)
@@ -392,6 +407,11 @@ async def test_reservation_gives_back_what_was_granted(env: Env) -> None:
         for size, granted in ((1, 1), (5000, 1), (5000, 5000), (3_000_000, 700_001), (3_000_000, 3_000_000)):
             item = allocator.reserve(size, "network")
             item.grant_nowait(granted)
+            with raises(PenstockError):
+                item.grant_nowait(size + 1)
+            with raises(PenstockError):
+                await item.grant(size + 1)
+            assert item.granted == granted, f"{item.granted} of {size} are granted after a refusal"
             item.view[:granted] = bytes(granted)
             item.release()
             del item
@@ -560,6 +580,10 @@ async def test_what_is_there_is_charged_anyway(env: Env) -> None:
         assert statistics.used_by_purpose["state"] == there.size == 100_000
         assert statistics.limit_bytes == _LIMIT, f"the limit is what it was: {statistics}"
         assert pressed, "nobody was asked for room"
+        for size in (1000, _LIMIT + 1):
+            pressed.clear()
+            allocator.charge_anyway(size, "state").release()
+            assert pressed, f"nobody was asked for {size} bytes more, over the limit"
         held.pop().release()
         with raises(FullError):
             allocator.charge_nowait(_LIMIT // 4, "append")

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import FullError, PenstockError
+from penstock.errors import FullError, InvalidRequestError, PenstockError
 from penstock_conformance._env import Env, raises
 
 KIND = "allocator"
@@ -272,6 +272,22 @@ async def test_whoever_cannot_wait_asks_listeners_beside_who_waits(env: Env) -> 
             assert asked, "there was no room for what is charged anyway, and a listener wasn't asked for it"
             tasks.cancel_scope.cancel()
         held.release()
+        cached = [_fill(allocator)]
+        served: list[Any] = []
+
+        async def wait() -> None:
+            served.append(await allocator.charge(4 * _MIB, "upload"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await _turns()
+            allocator.add_pressure_listener(lambda _: cached.pop().release() if cached else None)
+            there = allocator.charge_anyway(_MIB, "state")
+            await _in_time(served, 1)
+            tasks.cancel_scope.cancel()
+        assert served, "a listener gave back what one waits for, asked for another, and who waits waits on"
+        there.release()
+        served.pop().release()
 
 
 async def test_pinned_memory_counts_for_who_has_a_part(env: Env) -> None:
@@ -291,3 +307,22 @@ async def test_pinned_memory_counts_for_who_has_a_part(env: Env) -> None:
         del view
         rest.release()
         item.release()
+
+
+async def test_less_than_nothing_is_refused(env: Env) -> None:
+    """Less than nothing is an InvalidRequestError: it would be room for others that isn't there."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        used = allocator.statistics().used_bytes
+        for ask in (
+            allocator.charge_nowait,
+            allocator.charge_anyway,
+            allocator.allocate_nowait,
+            allocator.reserve,
+        ):
+            with raises(InvalidRequestError):
+                ask(-1, "append")
+        for wait in (allocator.charge, allocator.allocate):
+            with raises(InvalidRequestError):
+                await wait(-1, "append")
+        told = allocator.statistics()
+        assert (told.used_bytes, told.waiting) == (used, 0), f"what was refused is on the account: {told}"

@@ -352,16 +352,19 @@ async def test_large_request_waits_until_it_is_alone(env: Env) -> None:
     """A request larger than the whole limit is granted alone: not beside a single byte, however it is asked for."""
     async with env.open(settings=_SETTINGS) as allocator:
         reserved = allocator.reserve(_LIMIT + 1, "network")
-        for ask, pinned in (
-            (partial(allocator.charge, _LIMIT + 1, "append"), False),
-            (partial(allocator.charge, _LIMIT + 1, "append"), True),
-            (partial(allocator.allocate, _LIMIT + 1, "append"), False),
-            (partial(reserved.grant, _LIMIT + 1), False),
+        for ask, beside in (
+            (partial(allocator.charge, _LIMIT + 1, "append"), "memory"),
+            (partial(allocator.charge, _LIMIT + 1, "append"), "pinned"),
+            (partial(allocator.charge, _LIMIT + 1, "append"), "charged anyway"),
+            (partial(allocator.allocate, _LIMIT + 1, "append"), "memory"),
+            (partial(reserved.grant, _LIMIT + 1), "memory"),
         ):
-            small = allocator.allocate_nowait(1, "append")
-            view = small.view if pinned else None
-            if pinned:
+            small: Any = allocator.allocate_nowait(1, "append")
+            view = small.view if beside == "pinned" else None
+            if beside != "memory":
                 small.release()
+            if beside == "charged anyway":
+                small = allocator.charge_anyway(1, "state")
             got: list[Any] = []
 
             async def wait(ask: Any = ask, got: list[Any] = got) -> None:
@@ -374,6 +377,8 @@ async def test_large_request_waits_until_it_is_alone(env: Env) -> None:
                 assert not got, "more than the whole limit was granted while something else is in use"
                 told = allocator.statistics()
                 assert told.waiting == 1, f"a request that waits for all of it isn't told: {told}"
+                with raises(FullError):  # or it would never be alone
+                    allocator.charge_nowait(1, "append")
                 if view is None:
                     small.release()
                 view = small = None

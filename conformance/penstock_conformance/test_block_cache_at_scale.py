@@ -35,6 +35,7 @@ class _Store:
 
     def __init__(self, *, open_gate: bool = True) -> None:
         self.loaded: Counter[BlockRef] = Counter()
+        self.calls = 0
         self.gate = anyio.Event()
         self.broken: set[int] = set()
         self.in_hand = 0
@@ -42,7 +43,9 @@ class _Store:
             self.gate.set()
 
     async def load(self, blocks: Sequence[BlockRef]) -> Sequence[Buffer]:
+        assert list(blocks) == sorted(set(blocks)), f"a loader was asked out of order, or twice: {blocks[:8]}"
         self.loaded.update(blocks)
+        self.calls += 1
         self.in_hand += 1
         try:
             await checkpoint()
@@ -310,6 +313,15 @@ async def test_cache_gives_way_to_others(env: Env) -> None:
         _check(
             [_block(1, 7)], await cache.get([_block(1, 7)], store.load), "a read when there is memory again"
         )
+        cache.evict(10**12)
+        before = cache.statistics()
+        await cache.get([_block(3, number) for number in range(4)], store.load, prefetch=True)
+        await _turns()
+        ahead = cache.statistics().blocks
+        allocator.charge_nowait(37 * _BLOCK_BYTES, "append").release()
+        told = cache.statistics()
+        gone, wasted = ahead - told.blocks, told.wasted - before.wasted
+        assert wasted >= gone, f"{gone} blocks were read ahead and made room for others: wasted={wasted}"
     assert allocator.statistics().used_bytes == 0, "a charge was left behind"
 
 
@@ -386,5 +398,7 @@ async def test_one_read_may_want_thousands_of_blocks(env: Env) -> None:
             before = cache.statistics()
             _check(blocks, await cache.get(blocks, store.load), what)
             told = cache.statistics()
+            calls = store.calls if told.limit_bytes >= 3000 * 64 else 1
+            assert calls == 1, f"blocks that fit into the cache go to one load: {calls} loads"
             seen = told.hits + told.misses - before.hits - before.misses
             assert seen == 3000, f"{what}: so many were there or had to be loaded: {seen}"

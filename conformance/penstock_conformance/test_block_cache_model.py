@@ -400,6 +400,20 @@ async def test_reader_waits_for_memory_of_others(env: Env) -> None:
             cache.evict(10**12)
             charged = allocator.statistics().used_bytes - base
             assert charged == 0, f"nothing is cached, and {charged} bytes are on the account"
+        for turns in range(6):  # who waits gives up, sooner or later after there is room
+            wanted = [BlockRef(10 + turns, number * _STEP, size) for number in range(4)]
+            others = allocator.charge_nowait(18 * size - base, "append")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read, wanted)
+                await _turns()
+                others.release()
+                for _ in range(turns):
+                    await checkpoint()
+                tasks.cancel_scope.cancel()
+            await _turns()
+            cache.evict(10**12)
+            charged = allocator.statistics().used_bytes - base
+            assert charged == 0, f"who waited for memory gave up, and {charged} bytes are on the account"
     used = allocator.statistics().used_bytes
     assert used == 0, f"{used} bytes are still accounted for"
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 __all__ = ()
 
 import asyncio
+import mmap
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from penstock.errors import ClosedError, FullError, InvariantError
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from penstock.errors import ClosedError, FullError, InvalidRequestError, InvariantError
 from penstock.spi.allocator import AllocatorStatistics
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference._allocator import PlainAllocator, _Grant, _Reservation, _Waiter
@@ -246,3 +249,146 @@ class GrowsBesideWhatIsPinned(PlainAllocator):
         return super()._fits(size, own) or (
             own > 0 and self._used.total() - self._used["pinned"] + size <= self._limit
         )
+
+
+class _Larger(_Reservation):
+    """Grants more than it has."""
+
+    def _checked(self, size: int) -> PlainAllocator:
+        if size < self.granted or self._owner is None:
+            return super()._checked(size)
+        return self._owner
+
+
+@mutant(KIND, "grants_more_than_was_reserved", "reservation_gives_back_what_was_granted")
+class GrantsMoreThanWasReserved(PlainAllocator):
+    """As long as there is room."""
+
+    def reserve(self, size: int, purpose: str) -> _Reservation:
+        self._check(size, mapped=True)
+        return _Larger(self, size, purpose, self._map(size))
+
+
+class _Undead(_Reservation):
+    """Grants memory that is gone."""
+
+    def __init__(self, owner: PlainAllocator, size: int, purpose: str, memory: mmap.mmap) -> None:
+        super().__init__(owner, size, purpose, memory)
+        self._former = owner
+
+    def _checked(self, size: int) -> PlainAllocator:
+        return super()._checked(size) if self._owner is not None else self._former
+
+
+@mutant(KIND, "grants_what_was_released", "reservation_takes_what_is_granted")
+class GrantsWhatWasReleased(PlainAllocator):
+    """Whoever has a reservation has it for good."""
+
+    def reserve(self, size: int, purpose: str) -> _Reservation:
+        self._check(size, mapped=True)
+        return _Undead(self, size, purpose, self._map(size))
+
+
+@mutant(KIND, "passes_who_wants_more_than_all", "large_request_waits_until_it_is_alone")
+class PassesWhoWantsMoreThanAll(PlainAllocator):
+    """Whoever fits meanwhile needn't wait."""
+
+    def take_nowait(self, size: int, purpose: str, *, mapped: bool = False, own: int = 0) -> _Grant:
+        waiters = self._waiters
+        self._waiters = deque(waiter for waiter in waiters if waiter.size <= self._limit)
+        try:
+            return super().take_nowait(size, purpose, mapped=mapped, own=own)
+        finally:
+            self._waiters = waiters
+
+
+@mutant(KIND, "is_alone_beside_what_was_charged_anyway", "large_request_waits_until_it_is_alone")
+class IsAloneBesideWhatWasChargedAnyway(PlainAllocator):
+    """Which is nothing that was asked for."""
+
+    _anyway = 0
+
+    def charge_anyway(self, size: int, purpose: str) -> _Grant:
+        self._anyway += size
+        return super().charge_anyway(size, purpose)
+
+    def _fits(self, size: int, own: int) -> bool:
+        return super()._fits(size, own) or (size > self._limit and self._used.total() <= own + self._anyway)
+
+
+@mutant(KIND, "forgets_grants_at_its_end", "waiters_are_answered_at_the_end", hangs=True)
+class ForgetsGrantsAtItsEnd(PlainAllocator):
+    """Who has a part of a reservation waits for ever."""
+
+    def _settle(self, waiter: _Waiter, answer: _Grant | ClosedError) -> None:
+        if isinstance(answer, _Grant) or not waiter.own:
+            super()._settle(waiter, answer)
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        if waiter in self._waiters:
+            super()._give_up(waiter)
+
+
+@mutant(KIND, "takes_for_the_cancelled", "grant_to_a_cancelled_waiter_comes_back")
+class TakesForTheCancelled(PlainAllocator):
+    """Where there is room it is cancelled too late."""
+
+    async def take(self, size: int, purpose: str, *, mapped: bool = False, own: int = 0) -> _Grant:
+        try:
+            grant = self.take_nowait(size, purpose, mapped=mapped, own=own)
+        except FullError:
+            return await super().take(size, purpose, mapped=mapped, own=own)
+        await checkpoint_if_cancelled()
+        return grant
+
+
+class _AsksNobody(PlainAllocator):
+    """Some of what is charged anyway is charged without a word."""
+
+    def _is_told(self, size: int) -> bool:
+        raise NotImplementedError
+
+    def charge_anyway(self, size: int, purpose: str) -> _Grant:
+        listeners = self._listeners
+        self._listeners = listeners if self._is_told(size) else []
+        try:
+            return super().charge_anyway(size, purpose)
+        finally:
+            self._listeners = listeners
+
+
+@mutant(KIND, "asks_nobody_over_the_limit", "what_is_there_is_charged_anyway")
+class AsksNobodyOverTheLimit(_AsksNobody):
+    """Listeners have been asked."""
+
+    def _is_told(self, size: int) -> bool:
+        return self._used.total() <= self._limit
+
+
+@mutant(KIND, "asks_nobody_for_more_than_the_limit", "what_is_there_is_charged_anyway")
+class AsksNobodyForMoreThanTheLimit(_AsksNobody):
+    """Nobody has that much to give."""
+
+    def _is_told(self, size: int) -> bool:
+        return size <= self._limit
+
+
+@mutant(KIND, "serves_nobody_while_it_asks", _BESIDE_WAITERS)
+class ServesNobodyWhileItAsks(PlainAllocator):
+    """What listeners give back is for whom they were asked, all of it."""
+
+    def _serve(self) -> None:
+        if not self._pressing:
+            super()._serve()
+
+
+@mutant(KIND, "charges_less_than_nothing", "less_than_nothing_is_refused")
+class ChargesLessThanNothing(PlainAllocator):
+    """Makes room."""
+
+    def _check(self, size: int, mapped: bool) -> None:
+        try:
+            super()._check(size, mapped)
+        except InvalidRequestError:
+            if mapped:
+                raise

@@ -360,3 +360,94 @@ class KeepsFailuresAheadToItself(PlainBlockCache):
             if prefetch:
                 return []
             raise
+
+
+@mutant(KIND, "counts_no_waste_under_pressure", "cache_gives_way_to_others")
+class CountsNoWasteUnderPressure(PlainBlockCache):
+    """Others wanted the memory, so nobody is to blame."""
+
+    def _on_pressure(self, bytes_wanted: int) -> None:
+        wasted = self._wasted
+        super()._on_pressure(bytes_wanted)
+        self._wasted = wasted
+
+
+@mutant(KIND, "takes_reading_ahead_for_reading", _COOLS)
+class TakesReadingAheadForReading(PlainBlockCache):
+    """What is asked for twice was wanted."""
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        for block in blocks:
+            if block in self._slots:
+                self._slots[block].unread = False
+        return await super().get(blocks, load, prefetch=prefetch)
+
+
+@mutant(KIND, "cools_down_once", _COOLS)
+class CoolsDownOnce(PlainBlockCache):
+    """And is as hot as before for ever."""
+
+    _cooled = False
+
+    def _cool_down(self) -> None:
+        if not self._cooled:
+            super()._cool_down()
+        self._cooled = self._wasted >= 10
+
+
+@mutant(KIND, "knows_its_first_thousand_readers", _GOES_ON)
+class KnowsItsFirstThousandReaders(PlainBlockCache):
+    """And takes no more."""
+
+    def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
+        if len(self._readers) >= 1000 and stream_id not in self._readers:
+            return 0
+        return super().readahead_bytes(stream_id, offset, next_offset)
+
+
+@mutant(KIND, "keeps_memory_of_who_gives_up_waiting_for_it", "reader_waits_for_memory_of_others")
+class KeepsMemoryOfWhoGivesUpWaitingForIt(PlainBlockCache):
+    """Waits once more while it has it."""
+
+    async def _wait_for_memory(self, size: int) -> None:
+        if self._allocator is not None:
+            charge = await self._allocator.charge(size, "block_cache")
+            await anyio.lowlevel.checkpoint()
+            charge.release()
+
+
+class _Rearranged(PlainBlockCache):
+    """Calls loaders in another way."""
+
+    async def _called(self, blocks: Sequence[BlockRef], load: BlockLoader) -> dict[BlockRef, Buffer]:
+        raise NotImplementedError
+
+    async def _load(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], load: BlockLoader) -> None:
+        async def called(blocks: Sequence[BlockRef]) -> Sequence[Buffer]:
+            found = await self._called(blocks, load)
+            return [found[block] for block in blocks]
+
+        await super()._load(missing, slots, called)
+
+
+@mutant(KIND, "orders_positions_as_signed_numbers", "blocks_of_any_place_are_kept_apart")
+class OrdersPositionsAsSignedNumbers(_Rearranged):
+    """Of 32 bits: those from 2 GiB on come first."""
+
+    async def _called(self, blocks: Sequence[BlockRef], load: BlockLoader) -> dict[BlockRef, Buffer]:
+        ordered = sorted(blocks, key=lambda block: (block.object_id, (block.position + 2**31) % 2**32))
+        return dict(zip(ordered, await load(ordered), strict=True))
+
+
+@mutant(KIND, "loads_a_thousand_blocks_at_a_time", "one_read_may_want_thousands_of_blocks")
+class LoadsAThousandBlocksAtATime(_Rearranged):
+    """Each a request of its own."""
+
+    async def _called(self, blocks: Sequence[BlockRef], load: BlockLoader) -> dict[BlockRef, Buffer]:
+        found: dict[BlockRef, Buffer] = {}
+        for start in range(0, len(blocks), 1000):
+            piece = blocks[start : start + 1000]
+            found |= zip(piece, await load(piece), strict=True)
+        return found

@@ -69,7 +69,7 @@ class Reservation(Allocation, Protocol):
 
     def grant_nowait(self, size: int) -> None:
         """Let the first ``size`` bytes be used; no fewer than before, at most all. Raises FullError like
-        ``allocate_nowait``.
+        ``allocate_nowait``, InvalidRequestError for other sizes, InvariantError once it was released.
 
         More than the whole limit is granted while nothing else is in use.
         """
@@ -113,7 +113,10 @@ class Allocator(Protocol):
         """
 
     def charge_nowait(self, size: int, purpose: str) -> Charge:
-        """Account for ``size`` bytes made elsewhere. Raises FullError like ``allocate_nowait``."""
+        """Account for ``size`` >= 0 bytes made elsewhere. Raises FullError like ``allocate_nowait``.
+
+        Less than nothing is an InvalidRequestError, in whatever way it is asked for.
+        """
 
     async def charge(self, size: int, purpose: str) -> Charge:
         """Like ``charge_nowait``, but waits, in one queue with ``allocate``."""
