@@ -82,6 +82,13 @@ class MetadataCheck:
         """
         self._services = self._services_of(image)
         evidence = await self._read_wal()
+        if evidence.foreign:
+            raise ConfigError(
+                f"what the WAL holds wasn't appended by a broker, nothing was changed; is it one replica of a WAL "
+                f"that is in several places? set [wal] back to that WAL, or to a place of its own: "
+                f"plugin={self._selection.names[WAL.name]} data_dir={self._services.data_dir} "
+                f"reason={evidence.foreign}"
+            )
         if not image.index:
             await self._check_new(evidence)
             return

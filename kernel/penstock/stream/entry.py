@@ -93,5 +93,11 @@ def decode_header(data: memoryview, position: int) -> WalHeader:
             f"WAL entry isn't one of penstock: position={position} size={len(data)} "
             f"version={data[0] if len(data) else None}"
         )
-    fields = HEADER.unpack_from(data)
-    return WalHeader(*fields[1:])
+    header = WalHeader(*HEADER.unpack_from(data)[1:])
+    if not 0 <= header.base_offset <= header.next_offset:
+        # a composite log puts a header of its own in front of what a broker appended, which may begin alike
+        raise CorruptError(
+            f"WAL entry isn't one of penstock: position={position} size={len(data)} "
+            f"range=[{header.base_offset},{header.next_offset})"
+        )
+    return header

@@ -93,6 +93,8 @@ class Evidence:
     records: int = 0
     #: Position after the last entry; 0: there is none, or it isn't known which is the last.
     end: int = 0
+    #: Why an entry can't be one that a broker appended, and so the log can't be a broker's; empty if all can.
+    foreign: str = ""
 
     def add(self, entry: WalEntry) -> Mark | None:
         """Take an entry into account; the mark, if it is one. Raises CorruptError."""
@@ -112,7 +114,10 @@ async def collect_evidence(entries: AsyncIterator[WalEntry]) -> Evidence:
     evidence = Evidence()
     try:
         async for entry in entries:
-            evidence.add(entry)
+            try:
+                evidence.add(entry)
+            except CorruptError as error:
+                return Evidence(foreign=str(error))
     except NotFoundError:
         pass
     except (CorruptError, UnavailableError) as error:

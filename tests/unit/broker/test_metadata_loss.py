@@ -254,3 +254,23 @@ async def test_a_wal_that_was_rolled_back_can_be_moved_away_and_given_up(
     async with place.broker() as broker:
         assert end_offset(broker) == 2
     assert "ACKNOWLEDGED RECORDS WERE GIVEN UP" in caplog.text
+
+
+@pytest.mark.parametrize("killed", [True, False])
+async def test_one_replica_of_a_wal_isnt_taken_for_the_whole_of_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch, *, killed: bool
+) -> None:
+    """Its entries are a broker's behind a header; that it knows of more metadata than there are was said once."""
+    common = {"broker.data_dir": str(place.directory / "data"), "listener.bind": "127.0.0.1:0"}
+    replicas = [{"plugin": "wal_block", "path": path, "capacity": "4MiB"} for path in ("one", "two")]
+    composite = {**common, "wal.plugin": "wal_s3express_replicated", "wal.replicas": replicas}
+    with monkeypatch.context() as patch:
+        if killed:
+            patch.setattr(LogManager, "drain", fail)
+        async with Broker(overrides=composite) as broker:
+            await write(broker, 3)
+    said = await refusal(place, ConfigError, wal__path="one")
+    assert "what the WAL holds wasn't appended by a broker" in said
+    assert "one replica of a WAL that is in several places" in said
+    async with Broker(overrides=composite) as broker:
+        assert end_offset(broker) == 3

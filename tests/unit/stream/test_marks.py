@@ -154,6 +154,21 @@ async def test_where_a_wal_cant_be_read_what_was_read_counts() -> None:
     assert await collect_evidence(missing(there=False)) == Evidence()
 
 
+@pytest.mark.parametrize("what", [b"", b"\1" * 24, b"\1" + bytes(15) + (2).to_bytes(8) + b"\1" + bytes(40)])
+async def test_an_entry_that_no_broker_appended_is_told_apart_from_a_wal_that_cant_be_read(
+    what: bytes,
+) -> None:
+    """The last one is a replicated log's header, and a broker's entry behind it."""
+
+    async def foreign() -> AsyncIterator[WalEntry]:
+        yield WalEntry(0, 1, memoryview(b"".join(encode_mark(Mark(7, "c"), 2, 5))))
+        yield WalEntry(1, 2, memoryview(what))
+
+    evidence = await collect_evidence(foreign())
+    assert "isn't one of penstock: position=1" in evidence.foreign
+    assert (evidence.index, evidence.cluster_id) == (0, "")
+
+
 # -- in the engine ------------------------------------------------------------------------------------------
 
 
