@@ -36,7 +36,7 @@ from penstock_wal_block._format import (
     parse_slots,
 )
 from penstock_wal_block._log import scan_from
-from penstock_wal_block._place import check_place, find_header, real_path
+from penstock_wal_block._place import check_different, check_place, find_header, real_path
 from penstock_wal_block._reservation import medium_error
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._stripe import Label, check_labels, not_first, places
@@ -133,7 +133,7 @@ class Inspection:
         except CorruptError as raised:
             error = str(raised)
         return {
-            "path": self.path,
+            "path": ", ".join(map(str, self.paths)),
             "identity": _identity(header),
             "cluster_id": header.cluster_id,
             "node_id": header.node_id,
@@ -219,6 +219,7 @@ def _identify(paths: Sequence[Path]) -> str | None:
     """What opening would refuse is refused here, before anybody has changed anything."""
     path = _real(paths[0])
     try:
+        check_different([_real(one) for one in paths])
         if not check_place(path):
             return None
     except OSError as error:

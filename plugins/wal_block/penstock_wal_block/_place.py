@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("check_place", "find_header", "mounted_type", "real_path", "signature")
+__all__ = ("check_different", "check_place", "find_header", "mounted_type", "real_path", "signature")
 
 import os
 import stat
@@ -77,6 +77,24 @@ def real_path(path: Path) -> Path:
     raise ConfigError(
         f"wal.path is a symbolic link and isn't followed, set it to the file itself: path={path} target={target}"
     )
+
+
+def check_different(paths: Sequence[Path]) -> None:
+    """Raise ConfigError if two of the real ``paths`` are one file or device, whatever they are called; OSError."""
+    found: dict[object, Path] = {}
+    for path in paths:
+        try:
+            status = os.stat(path)
+            is_device = stat.S_ISBLK(status.st_mode)
+            place: object = status.st_rdev if is_device else (status.st_dev, status.st_ino)
+        except FileNotFoundError:
+            place = path.resolve()
+        if place in found:
+            raise ConfigError(
+                f"two of wal.paths are one place, name each once, nothing was changed: path={path} "
+                f"other={found[place]}"
+            )
+        found[place] = path
 
 
 def check_place(path: Path) -> bool:

@@ -20,7 +20,7 @@ from penstock.threads import run_in_thread
 from penstock_wal_block._device import is_owned
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES
 from penstock_wal_block._inspect import read_header
-from penstock_wal_block._place import check_place, real_path, signature
+from penstock_wal_block._place import check_different, check_place, real_path, signature
 from penstock_wal_block._reservation import medium_error
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._stripe import Label
@@ -41,6 +41,7 @@ async def format_wal(settings: Settings, services: Services, consent: str) -> di
 def _format(paths: Sequence[Path], capacity: int, consent: str) -> dict[str, object]:
     """Look at all, then empty all."""
     paths = [real_path(path) for path in paths]
+    check_different(paths)
     sizes: list[int] = []
     held: list[str] = []
     words = f"erase {' '.join(map(str, paths))}"

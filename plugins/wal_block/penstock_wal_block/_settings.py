@@ -7,7 +7,7 @@ __all__ = ("Settings",)
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from penstock.spi.settings import Settings as BaseSettings
 from penstock.spi.settings import Size
@@ -18,9 +18,11 @@ class Settings(BaseSettings):
 
     @field_validator("paths")
     @classmethod
-    def _several(cls, paths: list[str]) -> list[str]:
+    def _several(cls, paths: list[str], info: ValidationInfo) -> list[str]:
         if len(paths) == 1 or len(set(paths)) != len(paths):
             raise ValueError("two or more different places, or none and path")
+        if paths and info.data.get("path") not in (None, cls.model_fields["path"].default):
+            raise ValueError("path is set, too: take one of the two out")
         return paths
 
     path: str = Field(

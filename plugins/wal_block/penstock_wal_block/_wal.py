@@ -40,6 +40,7 @@ from penstock_wal_block._format import BLOCK_BYTES, area_bytes
 from penstock_wal_block._headers import Owner
 from penstock_wal_block._log import NO_SPACE, BlockLog, Flight
 from penstock_wal_block._lone import LONE_BYTES_MAX, LoneWrites
+from penstock_wal_block._place import check_different, real_path
 from penstock_wal_block._reservation import is_conflict, medium_error
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._sizes import LogSizes
@@ -506,6 +507,10 @@ def _open_device(
             "wal.reservations is for a device that hosts share, set wal.shared, too, or turn it off: "
             f"path={paths[0]} reservations={settings.reservations}"
         )
+    try:
+        check_different([real_path(path) for path in paths])
+    except OSError as error:
+        raise medium_error("the wal can't be opened", paths[0], error) from error
     members: list[FileDevice] = []
     try:
         for path in paths:

@@ -94,7 +94,8 @@ async def test_entries_come_back_over_laps_and_from_outside(tmp_path: Path) -> N
     assert spec.describe is not None
     found = [bytes(entry.data) async for entry in spec.read(settings_, services(tmp_path, 0))]
     assert found[-1:] == expected
-    assert (await spec.describe(settings_, services(tmp_path, 0)))["error"] is None
+    facts = await spec.describe(settings_, services(tmp_path, 0))
+    assert (facts["error"], facts["path"]) == (None, ", ".join(str(tmp_path / name) for name in NAMES))
 
 
 async def test_a_missing_a_foreign_and_a_swapped_device_are_named_and_nothing_is_changed(
@@ -130,6 +131,29 @@ async def test_a_missing_a_foreign_and_a_swapped_device_are_named_and_nothing_is
     with pytest.raises(CorruptError, match="isn't empty, so nothing was changed"):
         await write(tmp_path, 2, paths=(), path="b", capacity=2**20)
     await write(tmp_path, 2)
+
+
+async def test_one_place_under_two_names_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "linked").touch()
+    os.link(tmp_path / "linked", tmp_path / "same")
+    spec = penstock_register_wal()
+    assert spec.identify is not None
+    assert spec.format is not None
+    for paths in (["new", "./new"], ["linked", "same"]):
+        settings = Settings(capacity=2**21, paths=paths)
+        with pytest.raises(ConfigError, match=r"two of wal\.paths are one place"):
+            await write(tmp_path, 1, paths=paths, capacity="2MiB")
+        with pytest.raises(ConfigError, match=r"two of wal\.paths are one place"):
+            await spec.identify(settings, services(tmp_path, 0))
+        with pytest.raises(ConfigError, match=r"two of wal\.paths are one place"):
+            await spec.format(settings, services(tmp_path, 0), "")
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "linked").read_bytes() == b""
+
+
+def test_a_path_beside_paths_is_refused() -> None:
+    with pytest.raises(ValueError, match="path is set, too: take one of the two out"):
+        Settings(path="a", paths=["b", "c"])
 
 
 def copied_and_cut(data_dir: Path, name: str, size: int) -> Path:
