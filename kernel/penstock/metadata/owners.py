@@ -80,10 +80,10 @@ def check_registration(nodes: Nodes, found: FoundWal, version: int) -> None:
     if own is not None and own.wal_in_use and not is_own(own, found) and own.wal_name not in lost:
         raise ConfigError(
             f"acknowledged records of this node may be in another WAL only, nothing was changed; "
-            f"{_way_back(own.wal_location)}, or stop the broker that uses it, or give up what only it holds with "
-            f"broker.accept_lost_wal={own.wal_name}: node_id={own.node_id} recorded={own.wal_name} "
-            f"recorded_at={own.wal_location} found={found.wal or 'none'} "
-            f"found_at={found.place}"
+            f"{_way_back(own.wal_location)}, whose clean stop leaves everything to any other, or stop the broker "
+            f"that uses it, or give up what only it holds with broker.accept_lost_wal={own.wal_name}: "
+            f"node_id={own.node_id} recorded={own.wal_name} recorded_at={own.wal_location} "
+            f"found={found.wal or 'none'} found_at={found.place}"
         )
     if version > 1:
         if own is not None and own.wal_taken:
@@ -129,7 +129,8 @@ def _check_alone(nodes: Nodes, node_id: int, found: str, found_at: str, lost: Co
         can_point = holder.wal and not (
             _is_in_store(holder.wal_location) or _is_in_several(holder.wal_location)
         )
-        take_over = "take its WAL over by pointing wal.path to it, " if can_point else ""
+        key = _path_key(holder.wal_location)
+        take_over = f"take its WAL over by pointing {key} to it, " if can_point else ""
         raise ConfigError(
             f"acknowledged records may be in the WAL of node {holder.node_id} only, so no other node starts, and "
             f"nothing was changed; start that node again (a clean stop of it leaves everything to others), "
@@ -154,4 +155,10 @@ def _way_back(location: str) -> str:
         return "point the tables in [wal] back to the places of that WAL, one of which is enough"
     if _is_in_store(location):
         return "set wal.plugin, wal.prefix and [object_store] back to that WAL"
-    return "point broker.data_dir or wal.path back to that WAL, with the wal.plugin that wrote it"
+    key = _path_key(location)
+    return f"point broker.data_dir or {key} back to that WAL, with the wal.plugin that wrote it"
+
+
+def _path_key(location: str) -> str:
+    """The key that names a WAL's place outside of an object store: one that is striped has several."""
+    return "wal.paths" if ", " in location else "wal.path"

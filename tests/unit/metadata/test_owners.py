@@ -91,16 +91,20 @@ def test_the_ways_out_are_those_of_the_kind_of_wal(log: Log) -> None:
     """A WAL in an object store has no wal.path, and is at the place of its node's id."""
     for location, way_back in (
         ("s3://bucket/wal/1/", "wal.prefix and [object_store]"),
-        ("/wal", "wal.path"),
+        ("/wal", "broker.data_dir or wal.path back"),
+        ("/dev/a, /dev/b", "broker.data_dir or wal.paths back"),
         ("/wal + s3://bucket/wal/1/", "tables in [wal] back to the places"),
         ("/a + /b", "tables in [wal] back to the places"),
     ):
         log.ok(RegisterNode(1, "x", "", "place"))
         epoch = log.image.nodes.require(1).epoch
         log.ok(UseWal(1, epoch, "w1", location))
-        assert way_back in str(log.refused(RegisterNode(1, "y", "w2", "/elsewhere")))
+        own = str(log.refused(RegisterNode(1, "y", "w2", "/elsewhere")))
+        assert way_back in own
+        assert "whose clean stop leaves everything to any other" in own
         other = str(log.refused(RegisterNode(2, "b", "", "/there")))
         assert ("pointing wal.path to it" in other) == (location == "/wal")
+        assert ("pointing wal.paths to it" in other) == (location == "/dev/a, /dev/b")
         log.ok(ReleaseWal(1, epoch))
 
 
