@@ -167,7 +167,9 @@ async def test_short_writes_are_completed_or_told(env: Env) -> None:
                 bodies = make_bodies(4, size=2500 * epoch, owner=epoch)
                 appends = await append_all(wal, bodies[:1])
                 medium.disk.shorten(times=epoch)
-                appends += [wal.append([body]) for body in bodies[1:]]
+                with suppress(PenstockError):  # of one that writes at once, and has failed by now
+                    for body in bodies[1:]:
+                        appends.append(wal.append([body]))
                 await _ended(appends)
                 history.add(bodies, appends)
                 images = medium.disk.synced()

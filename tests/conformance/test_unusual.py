@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.depth import FULL, how_many, in_full
 
-from penstock_conformance import Target
+from penstock_conformance import Target, test_metadata_log_at_scale
 from penstock_conformance._catalogue import clause_files
 from penstock_conformance._clause import NotApplicable, clause_of
 from penstock_conformance._env import Env
@@ -80,3 +80,15 @@ def test_unusual_plugin_is_not_accused(kind: str, manner: str, tmp_path: Path) -
             place.mkdir(exist_ok=True)
             with suppress(NotApplicable):
                 asyncio.run(clause(Env(target, place, name)))
+
+
+def test_who_looks_for_news_now_and_then_is_not_accused(tmp_path: Path) -> None:
+    """No sentence says how soon they are heard of: a clause waits as long as the first ones took."""
+    target = Target(
+        kind="metadata_log",
+        plugin="unusual",
+        settings={"manner": "LooksNowAndThen"},
+        plugins_dirs=(_PLUGINS,),
+        deadline_s=0.04,
+    )
+    asyncio.run(test_metadata_log_at_scale.test_many_followers_hear_of_news(Env(target, tmp_path, "news")))

@@ -33,6 +33,7 @@ _WAYS: dict[str, tuple[Sequence[str], Sequence[int], str]] = {
         (
             "trim_past or trim_below or part_permits or end_of_an_empty or a_callback or failed_writes or power_cut"
             " or formatting or given_up_keeps or files_are or however_late or callback_that_raises or unsynced"
+            " or short_writes"
         ),
     ),
     "log_cache": (

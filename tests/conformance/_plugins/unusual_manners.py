@@ -118,6 +118,15 @@ class WakesForNothing(PlainMetadataLog):
         self._check_open()
 
 
+class LooksNowAndThen(PlainMetadataLog):
+    """Nobody is woken."""
+
+    async def wait_for_news(self, after_index: int) -> None:
+        while self.statistics().last_index <= after_index:
+            await anyio.sleep(0.02)
+            self._check_open()
+
+
 class RemembersItsOwn(PlainMetadataLog):
     """Entries that were appended here are read from memory."""
 

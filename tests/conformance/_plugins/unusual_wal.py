@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ("WAYS", "penstock_register_wal")
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -66,7 +67,7 @@ class Way:
     burst_ms: int = 0
     #: Each completion is a call of its own from the thread that writes.
     one_by_one: bool = False
-    #: ``append`` returns when the entry is durable.
+    #: ``append`` returns when the entry is durable; a write that took a part only has failed.
     at_once: bool = False
     write_ms: int = 0
     close_ms: int = 0
@@ -120,8 +121,9 @@ class Settings(BaseSettings):
 class FileMedium:
     """``log`` and ``owner`` in a directory."""
 
-    def __init__(self, path: Path, access: Access) -> None:
+    def __init__(self, path: Path, access: Access, *, completes: bool) -> None:
         self._path = path
+        self._completes = completes
         self._mode = access.file_mode
         make_directories(path, access)
         self.location = str(path)
@@ -179,6 +181,8 @@ class FileMedium:
         rest = memoryview(data)
         while rest:
             written = os.pwrite(file, rest, start)
+            if written < len(rest) and not self._completes:
+                raise OSError(errno.EIO, "the medium took a part only")
             start, rest = start + written, rest[written:]
         os.fdatasync(file)
 
@@ -600,7 +604,10 @@ def _capabilities(way: Way) -> WalCapabilities:
 
 def _medium(settings: Settings, services: Services) -> Any:
     path = services.data_dir / f"unusual-{services.node_id}"
-    return MemoryMedium(path) if WAYS[settings.way].in_memory else FileMedium(path, services.access)
+    way = WAYS[settings.way]
+    if way.in_memory:
+        return MemoryMedium(path)
+    return FileMedium(path, services.access, completes=not way.at_once)
 
 
 def _opened(settings: Settings, services: Services) -> UnusualWal:
