@@ -122,8 +122,8 @@ async def test_a_table_goes_on_where_its_last_commit_ended(env: Env) -> None:
 
 
 async def test_positions_of_other_partitions_stay(env: Env) -> None:
-    """A commit names some partitions; those of others stay. With many partitions, too."""
-    topic = topic_of(env, partitions=2**16 + 1)
+    """A commit names some partitions; those of others stay. With many partitions, one that came since, too."""
+    topic = topic_of(env, partitions=2**16)
     async with env.open() as compactor:
         async with compactor.open_table(topic, 1) as table:
             for partition in range(40):
@@ -261,10 +261,12 @@ async def test_a_higher_epoch_fences(env: Env) -> None:
         await _commit(new, 0, 5, 12)
         with raises(FencedError):
             await old.commit({0: 9})
+        await new.write(made(0, 12, 14))
         if first.capabilities.maintains:
             with raises(FencedError):
                 await old.maintain()
-        await check_table(second, topic, {0: 12})
+        await new.commit({0: 14})
+        await check_table(second, topic, {0: 14})
 
 
 async def test_a_lower_epoch_cannot_open(env: Env) -> None:
@@ -327,14 +329,20 @@ async def test_epoch_zero_only_looks(env: Env) -> None:
                 assert all(isinstance(fact, str) for fact in facts.values())
                 if reader.capabilities.maintains:
                     assert (await looked.maintain(dry_run=True)).dry_run
+            missing = topic_of(env, name="missing", topic_id="5a1c9d20-0000-4000-8000-000000000004")
+            with raises(NotFoundError):
+                async with reader.open_table(missing, 0):
+                    pass
             assert _files_of(env) == files, "looking, or a dry run, changed files"
             await table.commit({0: 9})
         await check_table(reader, topic, {0: 9, 1: 5})
 
 
 def _files_of(env: Env) -> list[str]:
-    """What is below the clause's directory."""
-    return sorted(str(path) for path in env.data_dir.rglob("*"))
+    """Everything below the clause's directory; of files when they were written, too."""
+    return sorted(
+        f"{path} {path.stat().st_mtime_ns if path.is_file() else ''}" for path in env.data_dir.rglob("*")
+    )
 
 
 async def test_a_topic_made_again_does_not_go_on_in_the_old_table(env: Env) -> None:

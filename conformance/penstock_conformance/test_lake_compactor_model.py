@@ -405,19 +405,21 @@ async def test_a_topic_is_who_has_its_id(env: Env) -> None:
     """A topic made again never goes on in a table of the old one: nor in an empty one, nor if most of the
     id is the same; topics whose names differ little share none. ConflictError, or a table of its own."""
     ids = ("5a1c9d20-0000-4000-8000-000000000301", "5a1c9d20-0000-4000-8000-000000000302")
-    first, again = (topic_of(env, topic_id=each) for each in ids)
     async with env.open() as compactor:
-        async with compactor.open_table(first, 1):
-            pass
-        try:
-            async with compactor.open_table(again, 2):
-                pass
-        except ConflictError:
-            await _feed(compactor, first, 3)
-        else:  # then it is the new topic's, and was never the old one's
-            await _feed(compactor, again, 3)
-            await _feed(compactor, again, 4)
-            await check_table(compactor, again, {0: 6})
+        for name, positions in (("orders", {}), ("without-records", {0: 7})):
+            first, again = (topic_of(env, name=name, topic_id=each) for each in ids)
+            async with compactor.open_table(first, 1) as table:
+                if positions:
+                    await table.commit(positions)
+            try:
+                async with compactor.open_table(again, 2):
+                    pass
+            except ConflictError:
+                await _feed(compactor, first, 3)
+            else:  # then it is the new topic's, and was never the old one's
+                await _feed(compactor, again, 3)
+                await _feed(compactor, again, 4)
+                await check_table(compactor, again, {0: 6})
         names = ("a.b", "a_b", "a-b", "A.B", "x" * 248 + "1", "x" * 248 + "2")
         for number, name in enumerate(names):
             topic = topic_of(env, name=name, topic_id=f"5a1c9d20-0000-4000-8000-00000000040{number}")

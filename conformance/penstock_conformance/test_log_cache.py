@@ -223,6 +223,10 @@ async def test_leaving_the_context_releases_everything(env: Env) -> None:
                 cache.mark_uploaded(block)
         cache.put(feeder.entry(1, size=500))
         assert feeder.used_bytes == 5000
+        for number in range(200):  # long lists, frozen and active
+            cache.put(feeder.entry(1, size=5))
+            if number == 100:
+                cache.freeze()
     assert feeder.used_bytes == 0, f"{feeder.used_bytes} bytes are still accounted for"
 
 

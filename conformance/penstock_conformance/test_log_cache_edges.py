@@ -12,7 +12,7 @@ KIND = "log_cache"
 
 _ALL = 2**63 - 1
 #: Payload bytes of the entries of some blocks.
-_BLOCKS = ((300, 300, 300), (50,), (400, 10), (2000, 5, 5))
+_BLOCKS = ((300, 300, 300), (50,), (50,), (400, 10), (2000, 5, 5))
 
 
 class _Log:
@@ -120,19 +120,31 @@ async def test_charges_of_empty_entries_go_with_them(env: Env) -> None:
     """``charge`` is the memory that goes when the entry does: also where a payload is empty, and its entry is not."""
     async with env.open() as cache:
         before = env.account.statistics().used_bytes
-        for way in ("evicted", "deleted", "deleted when it was frozen"):
+        for way in ("evicted", "deleted", "deleted when it was frozen", "deleted when it was uploaded"):
             log = _Log(env)
             for stream_id in (1, 2):
                 entry = log.entry(stream_id, 0, size=0)
                 entry.charge = env.account.charge_nowait(300, "append")
                 cache.put(entry)
-            cache.put(log.entry(3, 0, size=10))
+            uncharged = log.entry(3, 0, size=10)
+            assert uncharged.charge is not None
+            uncharged.charge.release()
+            uncharged.charge = None
+            cache.put(uncharged)
+            cache.put(log.entry(3, 1, size=10))
             if way != "deleted":
                 block = cache.freeze()
+            if way in ("evicted", "deleted when it was uploaded"):
+                cache.mark_uploaded(block)
+                used = env.account.statistics().used_bytes - before
+                found = [len(cache.get(stream_id, 0, 2, _ALL)) for stream_id in (1, 2, 3)]
+                assert (found, used) == ([1, 1, 2], 610), (
+                    f"nobody wants the memory of what was uploaded: {found} entries are there, {used} bytes charged"
+                )
             if way != "evicted":
                 for stream_id in (1, 2, 3):
                     cache.drop_stream(stream_id)
-            if way != "deleted":
+            if way == "deleted when it was frozen":
                 cache.mark_uploaded(block)
             cache.evict(10**9)
             used = env.account.statistics().used_bytes - before

@@ -278,7 +278,7 @@ async def test_short_lives_agree_with_a_model(env: Env) -> None:
 
 async def test_entry_of_many_offsets_is_found(env: Env) -> None:
     """The entry that holds ``start_offset``, however far its offsets go on; and the one behind it."""
-    span = 2**31 + 5
+    span = 2**41 + 5
     entries = [
         StreamEntry(1, n * span, (n + 1) * span, -1, memoryview(b"%d" % n), None, n + 1) for n in range(3)
     ]

@@ -57,6 +57,9 @@ _JAVA = {
     b"k" * 4097: -930179984,
     bytes(range(256)) * 257: -2108738617,
     b"\xff" * 100_003: -62348868,
+    # that end in zeros, and begin with them
+    b"a-key-of-a-number\0\0": 2095663062,
+    bytes(7) + b"a-key": -1606504808,
 }
 #: Of numbers that are great and have no factor of two, partitions tell nearly all of the hash.
 _COUNTS = (1, 2, 3, 7, 10, 64, 999, 1_000_003)
@@ -91,6 +94,8 @@ async def test_keys_that_differ_little_are_others(env: Env) -> None:
         (b"\x80abc", b"\x81abc"),
         (b"1", b"01"),
         (b"x" * 300 + b"1", b"x" * 300 + b"2"),
+        (b"x" * 300, b"x" * 300 + b"\0"),
+        (bytes(16), bytes(24)),
         (b"1" + b"x" * 300, b"2" + b"x" * 300),
     ]
     async with env.open() as partitioner:
@@ -167,6 +172,11 @@ async def test_news_are_about_one_topic(env: Env) -> None:
         for topic in ("one", "two"):
             _spread(partitioner, topic, 100, 3)
         partitioner.update_load("one", loads, 0.0)
+        for number in range(300):
+            partitioner.update_load(f"topic-{number}", {0: PartitionLoad()}, 0.0)
+        _spread(partitioner, "one", 20, 3)
+        chosen = _spread(partitioner, "one", 100, 3)
+        assert not chosen[0], f"news about other topics took the place of its own: {dict(chosen)}"
         chosen = _spread(partitioner, "two", 2000, 3)
         assert set(chosen) == {0, 1, 2}, f"news about another topic were applied: {dict(chosen)}"
         assert min(chosen.values()) >= 300, f"news about another topic were applied: {dict(chosen)}"
@@ -176,9 +186,11 @@ async def test_news_are_about_one_topic(env: Env) -> None:
 async def test_newest_news_count(env: Env) -> None:
     """Partitions that drain faster: now. What was slow or away and isn't any more gets its part again."""
     async with env.open() as partitioner:
-        for round_number in range(3):
+        for number in range(300):
+            partitioner.update_load("topic", {number % 3: PartitionLoad(available=number % 2 == 0)}, 0.0)
+        for round_number, queue in enumerate((60, 2**16, 2**32)):
             slow = round_number % 3
-            loads = {number: PartitionLoad(queued_batches=60 * (number == slow)) for number in range(3)}
+            loads = {number: PartitionLoad(queued_batches=queue * (number == slow)) for number in range(3)}
             loads[(slow + 1) % 3] = PartitionLoad(available=False)
             partitioner.update_load("topic", loads, round_number * 100.0)
             _spread(partitioner, "topic", 20, 3)

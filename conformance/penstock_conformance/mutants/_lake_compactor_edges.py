@@ -11,8 +11,8 @@ from typing import Any
 
 import anyio
 
-from penstock.errors import ConflictError, FencedError, UnavailableError
-from penstock.files import ACCESSES
+from penstock.errors import ConflictError, FencedError, InvalidRequestError, UnavailableError
+from penstock.files import ACCESSES, make_directories
 from penstock.spi.allocator import Allocator
 from penstock.spi.lake import LakeCommit, LakeMaintenance, LakeRecord, LakeRecords, LakeTopic, LakeWritten
 from penstock.spi.plugin import Services
@@ -232,3 +232,54 @@ class TellsNoSizeOfManyFiles(JsonLinesTable):
     def _commit(self, positions: Mapping[int, int]) -> LakeCommit:
         done = super()._commit(positions)
         return replace(done, size_bytes=0) if done.files > 3 else done
+
+
+@_broken("takes_no_partition_that_came_since", "positions_of_other_partitions_stay")
+class TakesNoPartitionThatCameSince(JsonLinesTable):
+    """Knows how many there are."""
+
+    def _write(self, records: LakeRecords) -> LakeWritten:
+        if records.partition >= self._topic.partition_count:
+            raise InvalidRequestError(f"there is no such partition: partition={records.partition}")
+        return super()._write(records)
+
+
+@_broken("makes_a_folder_for_who_looks", "epoch_zero_only_looks")
+class MakesAFolderForWhoLooks(JsonLinesTable):
+    """Where there are tables already."""
+
+    def open(self) -> None:
+        if self._folder.parent.exists():
+            make_directories(self._folder, self._access)
+        super().open()
+
+
+@_broken("goes_on_where_no_record_is", "a_topic_is_who_has_its_id")
+class GoesOnWhereNoRecordIs(JsonLinesTable):
+    """A table without rows is anybody's."""
+
+    def _check_topic(self, manifest: Mapping[str, Any]) -> None:
+        if manifest["positions"] and not manifest["files"] and isinstance(manifest, dict):
+            manifest["topic_id"] = self._topic.topic_id
+        super()._check_topic(manifest)
+
+
+@_broken("tidies_up_before_it_looks_whose_it_is", "a_higher_epoch_fences")
+class TidiesUpBeforeItLooksWhoseItIs(JsonLinesTable):
+    """Maintenance takes what a newer owner has yet to commit for what somebody left."""
+
+    def _maintain(self, dry_run: bool) -> LakeMaintenance:
+        if not dry_run:
+            self._remove_unknown(self._read())
+        return super()._maintain(dry_run)
+
+
+@_broken("writes_what_it_read_again", "epoch_zero_only_looks")
+class WritesWhatItReadAgain(JsonLinesTable):
+    """Whoever looks leaves the manifest as it was, and new."""
+
+    def open(self) -> None:
+        super().open()
+        if not self._epoch:
+            with self._locked():
+                self._replace(self._read())

@@ -7,9 +7,9 @@ __all__ = ()
 from collections.abc import Sequence
 from dataclasses import replace
 
-from penstock.spi.log_cache import LogCacheStatistics, StreamEntry
+from penstock.spi.log_cache import LogCacheBlock, LogCacheStatistics, StreamEntry
 from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference._log_cache import PlainLogCache
+from penstock_conformance.reference._log_cache import Block, PlainLogCache
 
 KIND = "log_cache"
 
@@ -140,3 +140,99 @@ class EvictsForLessThanNothing(PlainLogCache):
 
     def evict(self, bytes_wanted: int) -> int:
         return super().evict(abs(bytes_wanted))
+
+
+_EMPTY = "charges_of_empty_entries_go_with_them"
+
+
+@mutant(KIND, "evicts_the_younger_of_two_alike", _FIRST)
+class EvictsTheYoungerOfTwoAlike(PlainLogCache):
+    """Looks for the largest one, from the end."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        first = [block for block in self._frozen if block.uploaded][:2]
+        if bytes_wanted > 0 and len(first) == 2 and first[0].held_bytes == first[1].held_bytes:
+            older, self._frozen = self._frozen, [block for block in self._frozen if block is not first[0]]
+            freed = super().evict(min(bytes_wanted, first[0].held_bytes))
+            self._frozen = [block for block in older if block is first[0] or block in self._frozen]
+            return freed
+        return super().evict(bytes_wanted)
+
+
+@mutant(KIND, "keeps_deleted_entries_of_uploaded_blocks", _EMPTY)
+class KeepsDeletedEntriesOfUploadedBlocks(PlainLogCache):
+    """Until its own end: nobody is there to evict them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept = Block()
+
+    def drop_stream(self, stream_id: int) -> None:
+        for block in self._frozen:
+            for entry in block.streams.pop(stream_id, ()) if block.uploaded else ():
+                self._kept.add(entry)
+        super().drop_stream(stream_id)
+
+    def close(self) -> None:
+        self._frozen.append(self._kept)
+        super().close()
+
+
+@mutant(KIND, "drops_empty_entries_once_uploaded", _EMPTY)
+class DropsEmptyEntriesOnceUploaded(PlainLogCache):
+    """There is nothing to read in them."""
+
+    def mark_uploaded(self, block: LogCacheBlock) -> None:
+        super().mark_uploaded(block)
+        for stream_id, entries in list(block.streams.items()):
+            if not any(len(entry.data) for entry in entries):
+                self._release(entries)
+                next(one for one in self._frozen if one is block).streams.pop(stream_id)
+
+
+@mutant(KIND, "releases_empty_entries_once_uploaded", _EMPTY)
+class ReleasesEmptyEntriesOnceUploaded(PlainLogCache):
+    """And keeps them."""
+
+    def mark_uploaded(self, block: LogCacheBlock) -> None:
+        super().mark_uploaded(block)
+        for entries in block.streams.values():
+            self._release([entry for entry in entries if not len(entry.data)])
+
+
+@mutant(KIND, "evicts_no_block_with_entries_that_are_not_charged", _EMPTY)
+class EvictsNoBlockWithEntriesThatAreNotCharged(PlainLogCache):
+    """A block is charged, or it isn't."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        kept = [
+            block
+            for block in self._frozen
+            if len({entry.charge is None for entries in block.streams.values() for entry in entries}) > 1
+        ]
+        all_blocks, self._frozen = self._frozen, [block for block in self._frozen if block not in kept]
+        freed = super().evict(bytes_wanted)
+        self._frozen = [block for block in all_blocks if block in kept or block in self._frozen]
+        return freed
+
+
+@mutant(KIND, "releases_the_beginnings_of_long_lists", "leaving_the_context_releases_everything")
+class ReleasesTheBeginningsOfLongLists(PlainLogCache):
+    """As many entries as there are in a turn."""
+
+    def close(self) -> None:
+        for block in self._frozen:
+            for entries in block.streams.values():
+                del entries[64:]
+        super().close()
+
+
+@mutant(KIND, "counts_offsets_of_an_entry_in_40_bits", "entry_of_many_offsets_is_found")
+class CountsOffsetsOfAnEntryIn40Bits(PlainLogCache):
+    """Five bytes are a lot."""
+
+    def put(self, entry: StreamEntry) -> None:
+        super().put(entry)
+        span = entry.next_offset - entry.base_offset
+        if span > 2**40:
+            entry.next_offset = entry.base_offset + span % 2**40

@@ -6,6 +6,7 @@ __all__ = ()
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from random import Random
 
 from penstock.spi.partitioner import PartitionLoad
@@ -124,3 +125,52 @@ class IgnoresItsSeed(PlainPartitioner):
     def __init__(self, seed: int = 0) -> None:
         super().__init__(seed)
         self._random = Random()
+
+
+@mutant(KIND, "knows_news_of_a_hundred_topics", "news_are_about_one_topic")
+class KnowsNewsOfAHundredTopics(PlainPartitioner):
+    """Topics that were told of last."""
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        self._loads.pop(topic, None)
+        super().update_load(topic, loads, now_ms)
+        if len(self._loads) > 100:
+            del self._loads[next(iter(self._loads))]
+
+
+@mutant(KIND, "listens_twenty_times", "newest_news_count")
+class ListensTwentyTimes(PlainPartitioner):
+    """And knows how the topic is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = 0
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        self._told += 1
+        if self._told <= 20:
+            super().update_load(topic, loads, now_ms)
+
+
+@mutant(KIND, "counts_queues_in_16_bits", "newest_news_count")
+class CountsQueuesIn16Bits(PlainPartitioner):
+    """No queue is as long as that."""
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        loads = {at: replace(load, queued_batches=load.queued_batches % 2**16) for at, load in loads.items()}
+        super().update_load(topic, loads, now_ms)
+
+
+@mutant(
+    KIND,
+    "takes_keys_for_texts_that_zeros_end",
+    "keys_go_where_java_sends_them",
+    "keys_that_differ_little_are_others",
+)
+class TakesKeysForTextsThatZerosEnd(PlainPartitioner):
+    """From the ninth byte on: before, they are numbers."""
+
+    def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
+        if key is not None and len(key) > 8:
+            key = key[:8] + key[8:].rstrip(b"\0")
+        return super().choose(topic, key, size_bytes, partition_count)

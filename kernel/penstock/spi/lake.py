@@ -167,6 +167,7 @@ class LakeTopic:
     #: Its UUID as text. A topic made again under the same name has another: its offsets begin anew, so it must never
     #: go on in a table of the old one.
     topic_id: str
+    #: When it was opened: records of partitions that came since may be written, too.
     partition_count: int
     #: The values of the compactor's own topic configs (``LakeCompactorSpec.topic_configs``), all of them, under their
     #: names there: those of the topic, else of ``lake.defaults``, else the default.
