@@ -17,6 +17,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -185,7 +186,7 @@ class _Connection(_HiveClient):
 
 
 class _Socket(TSocket):  # type: ignore[misc] # Thrift has no types
-    """Closed after so many seconds, or when whoever waits gives up; with ``lets_go`` if silent for as long only."""
+    """Closed after so many seconds, or when whoever waits gives up; with ``lets_go`` after as many only."""
 
     def __init__(self, host: str, port: int, silence_s: float, *, lets_go: bool) -> None:
         super().__init__(host, port)
@@ -196,10 +197,9 @@ class _Socket(TSocket):  # type: ignore[misc] # Thrift has no types
     def open(self) -> None:
         self.setTimeout(self._silence_s * 1000)
         super().open()
-        if self._lets_go:
-            return
         self.setTimeout(None)
-        self._stop = closing_if_silent(self.handle.fileno(), self._silence_s)
+        watch = partial(closing_if_silent, self.handle.fileno(), self._silence_s)
+        self._stop = Context().run(watch) if self._lets_go else watch()
 
     def close(self) -> None:
         stop, self._stop = self._stop, None
