@@ -95,13 +95,15 @@ class S3Server:
         assert status == 200, body
         return name
 
-    def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, list[tuple[str, str]], bytes]:
+    def ask(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         """Status, headers and body of a signed request; a client of botocore's costs a tenth of a second each."""
         from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSRequest
         from botocore.credentials import Credentials
 
-        request = AWSRequest(method=method, url=f"{self.endpoint_url}{path}", data=body)
+        request = AWSRequest(method=method, url=f"{self.endpoint_url}{path}", data=body, headers=headers)
         S3SigV4Auth(Credentials(self.access_key, self.secret_key), "s3", self.region).add_auth(request)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
         with contextlib.closing(connection):

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -88,6 +88,20 @@ class StoreProxy:
     @property
     def endpoint_url(self) -> str:
         return f"http://127.0.0.1:{self._listener.server_address[1]}"
+
+    def exchange(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """What the server answers to the request as it came: its signature stays good."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=HANG_S)
+        with contextlib.closing(connection):
+            connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers.items():
+                if name.lower() not in _UNFORWARDED:
+                    connection.putheader(name, value)
+            connection.endheaders(body or None)
+            answer = connection.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
 
     def run(self) -> None:
         self._listener.serve_forever(poll_interval=0.05)
@@ -162,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "unconditional":
             self.answer(*_ask(proxy.server, "PUT", self.path, body))
         else:
-            answer = self.forward(body)
+            answer = proxy.exchange(self.command, self.path, dict(self.headers.items()), body)
             if fault == "reply lost":
                 self.cut()
             elif fault.startswith("done, "):
@@ -171,18 +185,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self.answer(*answer, cut=fault == "cut")
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_one  # noqa: N815 - as http.server calls them
-
-    def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        """What the server answers to the request as it came: its signature stays good."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.proxy.server.port, timeout=HANG_S)
-        with contextlib.closing(connection):
-            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                if name.lower() not in _UNFORWARDED:
-                    connection.putheader(name, value)
-            connection.endheaders(body or None)
-            answer = connection.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
 
     def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, cut: bool = False) -> None:
         length = str(len(body))

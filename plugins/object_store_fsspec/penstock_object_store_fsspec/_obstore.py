@@ -17,7 +17,7 @@ from typing import Any
 import obstore
 from obstore.store import S3Store
 
-from penstock_object_store_fsspec._s3 import S3Backend
+from penstock_object_store_fsspec._s3 import S3Backend, is_directory_bucket
 
 #: The options of s3fs that mean the same here; what they lead to is taken from its client.
 _OPTIONS = frozenset({"key", "secret", "token", "profile", "endpoint_url", "client_kwargs", "config_kwargs"})
@@ -49,7 +49,7 @@ class NoCredentialsError(ResponseError):
 
 def unfit_option(bucket: str, options: Mapping[str, Any]) -> str:
     """The option, or what of the URL, that only s3fs understands; empty if there is none."""
-    if bucket.endswith("--x-s3"):
+    if is_directory_bucket(bucket):
         return "a directory bucket"
     for prefix, given, known in (
         ("", options, _OPTIONS),

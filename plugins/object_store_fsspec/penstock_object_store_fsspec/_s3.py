@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("S3Backend", "lean_options")
+__all__ = ("S3Backend", "is_directory_bucket", "lean_options")
 
 import base64
 import hashlib
@@ -29,11 +29,15 @@ _DELETE_KEYS_MAX = 1000
 _CHECKSUM_INLINE_BYTES = 2**20
 #: What stores answer to a header that they don't know.
 _UNKNOWN_HEADER = frozenset({400, 501})
-#: Directory buckets and their access points: AWS keeps these ends of names for them. They list in any order, whatever
-#: ``StartAfter`` says.
+#: Directory buckets and their access points: AWS keeps these ends of names for them.
 _DIRECTORY_BUCKET = re.compile(r"--xa?-s3$")
 #: Requests in flight. botocore's own 10 let one slow reader's requests hold up a writer's.
 _CONNECTIONS_MAX = 64
+
+
+def is_directory_bucket(name: str) -> bool:
+    """Whether a bucket is of S3 Express One Zone: in one zone, listed in any order, whatever ``StartAfter`` is."""
+    return _DIRECTORY_BUCKET.search(name) is not None
 
 
 def lean_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -91,12 +95,9 @@ class S3Backend(RemoteBackend):
         self._session = await self.filesystem.set_session()
         config = self.settings.options.get("config_kwargs", {})
         connections = config.get("max_pool_connections", _CONNECTIONS_MAX)
-        self.capabilities = replace(
-            self.capabilities,
-            multipart=True,
-            ordered_listing=_DIRECTORY_BUCKET.search(self.bucket) is None,
-            requests_max=connections,
-        )
+        self.capabilities = replace(self.capabilities, multipart=True, requests_max=connections)
+        if is_directory_bucket(self.bucket):
+            self.capabilities = replace(self.capabilities, ordered_listing=False, durability_domain="zone")
 
     async def end_session(self) -> None:
         if self._session is not None:
@@ -160,13 +161,18 @@ class S3Backend(RemoteBackend):
             await self.request("delete", chunk[0], delete)
 
     async def request_list(self, prefix: str, start_after: str) -> AsyncIterator[Sequence[ObjectInfo]]:
-        parameters: dict[str, Any] = {"Prefix": f"{self.prefix}{prefix}"}
+        wanted = f"{self.prefix}{prefix}"
+        parameters: dict[str, Any] = {"Prefix": wanted}
+        if is_directory_bucket(self.bucket):  # its prefixes are folders; below any other it lists nothing
+            parameters["Prefix"] = wanted[: wanted.rfind("/") + 1]
         if start_after:
             parameters["StartAfter"] = f"{self.prefix}{start_after}"
 
         async def next_page() -> tuple[list[ObjectInfo], str | None]:
             answer = await self.call("list_objects_v2", **parameters)
             infos = [self._listed(found) for found in answer.get("Contents", ())]
+            if parameters["Prefix"] != wanted:
+                infos = [info for info in infos if info.key.startswith(prefix)]
             if not answer.get("IsTruncated"):
                 return infos, None
             field = "NextContinuationToken"

@@ -130,12 +130,13 @@ class Sessions(Answers):
     ("bucket", "ordered"),
     [("b", True), ("logs--euc1-az1--x-s3", False), ("point--euc1-az1--xa-s3", False), ("a--x-s3-b", True)],
 )
-async def test_a_directory_bucket_lists_in_any_order(bucket: str, ordered: bool) -> None:
+async def test_a_directory_bucket_lists_in_any_order_and_is_in_one_zone(bucket: str, ordered: bool) -> None:
     """Whoever needs an order is refused by the capability, and a listing from the middle is."""
     settings = Settings(url=f"s3://{bucket}", retry_budget_ms=0)
     backend = S3Backend(Sessions({}), f"s3://{bucket}/", bucket, "", settings, time.monotonic)
     await backend.start_session()
     assert backend.capabilities.ordered_listing is ordered
+    assert backend.capabilities.durability_domain == ("region" if ordered else "zone")
     store = FsspecObjectStore(backend)
     assert [info async for info in store.list("")] == []
     if not ordered:

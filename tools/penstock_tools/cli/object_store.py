@@ -154,5 +154,4 @@ def _print(report: Report) -> None:
     if report.carries_a_broker:
         typer.echo(f"\nstart with this configuration:\n\n{report.config}", nl=False)
     else:
-        broken = ", ".join(each.name for each in report.broken)
-        typer.echo(f"\nno broker can stand on this store{f': it broke {broken}' if broken else ''}")
+        typer.echo(f"\n{report.why_no_broker}")

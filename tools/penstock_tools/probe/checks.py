@@ -177,16 +177,20 @@ async def _races(bench: Bench, name: str, capability: str, action: str) -> list[
             failures += run.failures
             if fault:
                 faults.append(fault)
-        detail = f"{len(bench.writers)} writers, {rounds} rounds, one winner each"
+        detail = f"{len(bench.writers)} writers, {_in_rounds(rounds)}, one winner each"
         if failures:
             detail += f"; {len(failures)} outcomes unknown, the last: {failures[-1]}"
         if hold and held < rounds:
-            detail += f"; {rounds - held} rounds began together only"
+            detail += f"; {_in_rounds(rounds - held)} began together only"
         fault = f"{len(faults)} of {rounds} rounds went wrong, the first: {faults[0]}" if faults else ""
         findings.append(_kept_unless(fault, f"{name}, {how}, {format_size(size)}", detail, capability))
     for size in (_MIDDLE_BYTES, _LARGE_BYTES):
         findings.append(await _ask_slow_writer(bench, name, capability, action, size))
     return findings
+
+
+def _in_rounds(count: int) -> str:
+    return f"{count} round{'' if count == 1 else 's'}"
 
 
 async def _token(bench: Bench, action: str, key: str) -> str:

@@ -89,6 +89,22 @@ class Report:
         kinds = {each.kind for each in self.plugins if each.supported}
         return not self.broken and {"wal", "metadata_log"} <= kinds
 
+    @property
+    def why_no_broker(self) -> str:
+        """What the store lacks or broke, and what it is good for all the same."""
+        if self.broken:
+            return (
+                f"no broker can stand on this store: it broke {', '.join(each.name for each in self.broken)}"
+            )
+        lacks = sorted({lack for each in self.plugins for lack in each.lacks})
+        why = f"no broker can stand on this store alone: it has no {', '.join(lacks)}"
+        if any(each.lacks for each in self.plugins if each.kind == "wal"):
+            return why
+        return (
+            f"{why}\na log can be in it, beside a broker's store that has: as object_store of a table in "
+            f"wal.replicas, as `penstock config init --cloud aws-express` writes it"
+        )
+
 
 def latency_of(request: str, size_bytes: int, durations_s: Sequence[float]) -> Latency:
     """The percentiles of ``durations_s``; each is one that was measured."""
