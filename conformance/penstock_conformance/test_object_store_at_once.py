@@ -254,16 +254,22 @@ async def test_who_only_looks_makes_nothing(env: Env) -> None:
     assert files_below(empty.data_dir) == {}, (
         f"who only looks has made {sorted(files_below(empty.data_dir))[:3]}"
     )
-    async with env.open() as store:
-        await store.put("folder/key", [b"body"])
-        durable = store.capabilities.durable
-    before = files_below(env.data_dir)
-    async with env.open(read_only=True) as store:
-        if durable:
-            assert bytes(await store.get("folder/key")) == b"body"
-            assert (await store.head("folder/key")).size == 4
-            assert await keys_listed(store) == ["folder/key"]
-    assert files_below(env.data_dir) == before, "who only looks has changed what is there"
+    async with env.open() as writer:
+        await writer.put("folder/key", [b"body"])
+        capabilities = writer.capabilities
+        upload = await writer.create_multipart("folder/upload") if capabilities.multipart else None
+        if upload is not None:
+            await upload.write_part([b"part" * 1000])
+        before = files_below(env.data_dir)
+        async with env.open(read_only=True) as store:
+            if capabilities.durable:
+                assert bytes(await store.get("folder/key")) == b"body"
+                assert (await store.head("folder/key")).size == 4
+                assert await keys_listed(store) == ["folder/key"]
+        assert files_below(env.data_dir) == before, "who only looks has changed what is there"
+        if upload is not None:
+            await upload.complete()
+            assert bytes(await writer.get("folder/upload")) == b"part" * 1000, "somebody looked at an upload"
 
 
 async def test_files_are_for_nobody_else(env: Env) -> None:

@@ -14,6 +14,7 @@ from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestErr
 from penstock.spi.object_store import ObjectStoreStatistics
 from penstock.spi.plugin import Buffer
 from penstock_conformance._env import Env, raises
+from penstock_conformance._faults import error_of
 from penstock_conformance._figures import Figures
 from penstock_conformance._jobs import WRITES, write
 from penstock_conformance._leaks import errors_come_out, leaves_nothing
@@ -297,6 +298,22 @@ async def test_refusals_leave_nothing_behind(env: Env) -> None:
         await store.delete(["key", "missing"])
 
     await leaves_nothing(env, use)
+
+
+async def test_errors_tell_nothing_of_what_is_in_objects(env: Env) -> None:
+    """Errors are logged: they name keys, and tell nothing of what is in objects."""
+    body = b"what is told to nobody"
+    async with env.open() as store:
+        await store.put("key", [body])
+        told = {"a range past the end": await error_of(store.get("key", 100))}
+        if store.capabilities.put_if_absent:
+            told["put_if_absent"] = await error_of(store.put_if_absent("key", [body]))
+        if store.capabilities.compare_and_swap:
+            told["compare_and_swap"] = await error_of(store.compare_and_swap("key", [body], "nonsense"))
+        for what, error in told.items():
+            assert body.decode() not in f"{error} {error!r}", (
+                f"the error of {what} tells what is in an object"
+            )
 
 
 async def test_error_of_its_owner_comes_out(env: Env) -> None:

@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from anyio.lowlevel import checkpoint
 
 from penstock.errors import AlreadyExistsError, NotFoundError
 from penstock.hookspecs import hookimpl
 from penstock.spi.object_store import ObjectInfo, ObjectStoreSpec, ObjectStoreStatistics
-from penstock.spi.plugin import Buffer
-from penstock_conformance.mutants._mutant import NAME, SUMMARY, Defective, make, mutant
+from penstock.spi.plugin import Buffer, Services
+from penstock_conformance.mutants._mutant import NAME, SUMMARY, Defective, find, make, mutant
 from penstock_conformance.reference._object_store import STORE_CAPABILITIES, DirectoryStore
 from penstock_conformance.reference._plugin import closing
 
@@ -402,6 +403,15 @@ class TakesMissingObjectsForFailures(DirectoryStore):
         return replace(super().statistics(), errors=self._missing, consecutive_failures=self._missing)
 
 
+def _made(defect: str, services: Services) -> Any:
+    """The broken store. Few of them are told that somebody only looks."""
+    found = find(KIND, defect)
+    path = services.data_dir / "objects"
+    if found is not None and getattr(found.make, "knows_who_looks", False):
+        return found.make(path, read_only=services.read_only)
+    return make(KIND, defect, path)
+
+
 @hookimpl
 def penstock_register_object_store() -> ObjectStoreSpec[Defective]:
     """Register the broken object stores."""
@@ -410,7 +420,5 @@ def penstock_register_object_store() -> ObjectStoreSpec[Defective]:
         summary=SUMMARY,
         settings=Defective,
         capabilities=STORE_CAPABILITIES,
-        open=closing(
-            lambda settings, services: make("object_store", settings.defect, services.data_dir / "objects")
-        ),
+        open=closing(lambda settings, services: _made(settings.defect, services)),
     )

@@ -17,7 +17,7 @@ from penstock.errors import NotFoundError, UnavailableError
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference._object_store import _TOKEN_BYTES, DirectoryStore
+from penstock_conformance.reference._object_store import _TOKEN_BYTES, DirectoryStore, _Upload
 
 KIND = "object_store"
 
@@ -177,3 +177,61 @@ class SwapsInPlaceWhatIsAsLarge(DirectoryStore):
             time.sleep(0.05)
             file.write(data[half:])
         return token.hex()
+
+
+class _UploadInFiles(_Upload):
+    """Has its parts in a file of its own until it is completed."""
+
+    def __init__(self, store: _HasUploadsInFiles, key: str) -> None:
+        super().__init__(store, key)
+        self._path = store.uploads / secrets.token_hex(8)
+
+    async def write_part(self, part: Sequence[Buffer]) -> None:
+        await checkpoint()
+        with self._path.open("ab") as file:
+            file.writelines(part)
+
+    async def complete(self) -> None:
+        self._parts = [self._path.read_bytes() if self._path.exists() else b""]
+        self._path.unlink(missing_ok=True)
+        await super().complete()
+
+    async def abort(self) -> None:
+        self._path.unlink(missing_ok=True)
+        await super().abort()
+
+
+class _HasUploadsInFiles(DirectoryStore):
+    """Clears up what nobody completed."""
+
+    knows_who_looks = True
+
+    def __init__(self, directory: Path, *, synced: bool = True, read_only: bool = False) -> None:
+        super().__init__(directory, synced=synced, read_only=read_only)
+        self.uploads = self._temporary
+        if self._clears_up(read_only):
+            for path in self.uploads.glob("*"):
+                path.unlink()
+
+    def _clears_up(self, read_only: bool) -> bool:
+        raise NotImplementedError
+
+    async def create_multipart(self, key: str) -> _Upload:
+        await checkpoint()
+        return _UploadInFiles(self, key)
+
+
+@mutant(KIND, "clears_up_for_who_looks", "who_only_looks_makes_nothing")
+class ClearsUpForWhoLooks(_HasUploadsInFiles):
+    """Looking takes no room, and makes some."""
+
+    def _clears_up(self, read_only: bool) -> bool:
+        return read_only
+
+
+@mutant(KIND, "clears_up_as_it_opens", "openers_end_each_for_itself")
+class ClearsUpAsItOpens(_HasUploadsInFiles):
+    """Whatever is there is of somebody who is gone."""
+
+    def _clears_up(self, read_only: bool) -> bool:
+        return not read_only

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import NoReturn
 
@@ -282,3 +283,54 @@ class CreatesAgainWithoutLooking(DirectoryStore):
         token = await self.put(key, body)
         self._free.discard(key)
         return token
+
+
+@mutant(KIND, "tells_what_it_was_given", "errors_tell_nothing_of_what_is_in_objects")
+class TellsWhatItWasGiven(DirectoryStore):
+    """Whoever reads the log may want to know."""
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        try:
+            return await super().compare_and_swap(key, body, token)
+        except ConflictError as error:
+            raise ConflictError(f"{error} body={b''.join(body)!r}") from None
+
+
+@mutant(KIND, "has_tokens_of_first_mebibytes", "token_changes_with_any_byte")
+class HasTokensOfFirstMebibytes(DirectoryStore):
+    """As cheap for a large object as for a small one."""
+
+    def _info(self, key: str) -> ObjectInfo:
+        info = super()._info(key)
+        return replace(info, token=self._token(self._read(key)[_TOKEN_BYTES:]))
+
+    def _write(self, key: str, body: Sequence[Buffer], *, exclusive: bool, locked: bool = False) -> str:
+        super()._write(key, body, exclusive=exclusive, locked=locked)
+        return self._token(b"".join(body))
+
+    def _token(self, body: bytes) -> str:
+        return f"{len(body)}-{sha256(body[: 2**20]).hexdigest()}"
+
+
+@mutant(KIND, "strips_keys", "every_printable_key_is_its_own")
+class StripsKeys(DirectoryStore):
+    """As some file systems do with names."""
+
+    def _path(self, key: str) -> Path:
+        return super()._path(key.rstrip(" "))
+
+
+class _UploadOfFewBuffers(_Upload):
+    """Gives the system as many buffers as it takes at once."""
+
+    async def write_part(self, part: Sequence[Buffer]) -> None:
+        await super().write_part(part[: os.sysconf("SC_IOV_MAX")])
+
+
+@mutant(KIND, "writes_parts_of_few_buffers", "many_parts_go_in_call_order")
+class WritesPartsOfFewBuffers(DirectoryStore):
+    """The rest is for another call, which nobody makes."""
+
+    async def create_multipart(self, key: str) -> _Upload:
+        await checkpoint()
+        return _UploadOfFewBuffers(self, key)

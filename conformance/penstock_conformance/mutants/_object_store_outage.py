@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ()
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,3 +156,12 @@ class MissingObjectsEndNoOutage(_StaysInAnOutage):
         except NotFoundError:
             self._keeps(before)
             raise
+
+
+@mutant(KIND, "tells_no_failures_of_many_deletions", "outage_is_not_emptiness", level=4)
+class TellsNoFailuresOfManyDeletions(DirectoryStore):
+    """One of them may have been deleted."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        with suppress(UnavailableError) if len(keys) > 1 else nullcontext():
+            await super().delete(keys)

@@ -5,7 +5,8 @@ Every method is safe to call from several tasks at once. A cancelled call may or
 effect is whole.
 
 Every method may raise UnavailableError when the store fails, stalls or refuses for now. Implementations
-retry nothing that isn't idempotent without resolving the outcome first.
+retry nothing that isn't idempotent without resolving the outcome first. Errors are logged: they name keys, and tell
+nothing of what is in objects.
 """
 
 from __future__ import annotations
