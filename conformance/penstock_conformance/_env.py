@@ -6,6 +6,7 @@ __all__ = ("Env", "call", "given_up", "raises", "together")
 
 import dataclasses
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -124,8 +125,10 @@ class Env:
             settings = self.target.checked_settings(spec, self.data_dir)
             return await spec.identify(settings, self._bound(services, spec, settings))
 
-    async def read_outside(self, object_store: ObjectStore | None = None) -> list[WalEntry]:
-        """What the WAL's ``read`` tells of the log in this data directory."""
+    async def read_outside(
+        self, object_store: ObjectStore | None = None, *, entries_max: int = sys.maxsize
+    ) -> list[WalEntry]:
+        """What the WAL's ``read`` tells of the log in this data directory, or its first ``entries_max``."""
         spec = self._registry.select(self.target.kind, self.target.plugin)
         read = getattr(spec, "read", None)
         if read is None:
@@ -133,7 +136,17 @@ class Env:
         async with AsyncExitStack() as stack:
             services = await self._outside(stack, object_store)
             settings = self.target.checked_settings(spec, self.data_dir)
-            return [entry async for entry in read(settings, self._bound(services, spec, settings))]
+            entries: AsyncIterator[WalEntry] = read(settings, self._bound(services, spec, settings))
+            found: list[WalEntry] = []
+            try:
+                async for entry in entries:
+                    found.append(entry)
+                    if len(found) == entries_max:
+                        break
+            finally:
+                if (close := getattr(entries, "aclose", None)) is not None:
+                    await close()
+            return found
 
     async def _outside(
         self, stack: AsyncExitStack, object_store: ObjectStore | None, epoch: int = 0

@@ -161,8 +161,8 @@ def zero_around(medium: bytes, payload: bytes) -> bytes:
     return medium[:start] + bytes(place + len(payload) - start) + medium[place + len(payload) :]
 
 
-def torn(before: bytes, after: bytes, rng: random.Random) -> bytes:
-    """The medium if only some sectors of the last write reached it.
+def torn(before: bytes, after: bytes, rng: random.Random, *, first_is_lost: bool = False) -> bytes:
+    """The medium if only some sectors of the last write reached it, or all but its first.
 
     The last write is the longest run of changed sectors. Everything else that changed is taken back too: it may have
     been written after the run was durable.
@@ -184,7 +184,7 @@ def torn(before: bytes, after: bytes, rng: random.Random) -> bytes:
     written = (
         run[: rng.randrange(len(run))] if rng.random() < 0.5 else rng.sample(run, rng.randrange(len(run)))
     )
-    for sector in written:
+    for sector in run[1:] if first_is_lost else written:
         medium[sector : sector + _SECTOR_BYTES] = after[sector : sector + _SECTOR_BYTES]
     return bytes(medium)
 

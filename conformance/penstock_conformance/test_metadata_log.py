@@ -96,12 +96,15 @@ async def test_taken_index_is_a_conflict(env: Env) -> None:
                     await log.append(index, data)
         assert await _read(log) == [(index, _entry(index)) for index in range(1, 6)], "an entry changed"
         assert log.statistics().conflicts >= 6
-        await log.append(6, b"next")
+        large = env.random.randbytes(min(50_000, log.capabilities.entry_bytes_max))
+        await log.append(6, large)
+        with raises(ConflictError):
+            await log.append(6, large)
     async with env.open(epoch=2) as log:
-        for data in (b"another", b"next"):
+        for data in (b"another", large):
             with raises(ConflictError):
                 await log.append(6, data)
-        assert (await _read(log, 6)) == [(6, b"next")], "an entry changed"
+        assert (await _read(log, 6)) == [(6, large)], "an entry changed"
 
 
 async def test_second_writer_meets_the_first(env: Env) -> None:

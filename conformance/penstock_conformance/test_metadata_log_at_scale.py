@@ -32,6 +32,8 @@ KIND = "metadata_log"
 _MANY = 1004
 #: Appends to a store that takes nothing: none of them is a reason to give up the log.
 _FAILURES = 12
+#: Whole numbers of what windows and pages hold.
+_WINDOWS = (8, 16, 32, 48, 64, 80, 96, 100, 128, 192, 256)
 #: Beyond what windows and pages hold that are a power of two.
 _VERY_MANY = 4200
 #: Where numbers get another digit, or don't fit into what programs keep them in.
@@ -73,6 +75,9 @@ async def test_thousands_of_entries_come_back(env: Env) -> None:
         await _fill(log, 1, _MANY + 1)
         for start in (1, 2, 500, 998, 999, 1000, 1001, _MANY):
             _check_entries(await _read(log, start), start, _MANY + 1, f"a read from {start}")
+        for count in _WINDOWS:  # whatever a reader gets at once, its end isn't the end of the read
+            start = _MANY + 1 - count
+            _check_entries(await _read(log, start), start, _MANY + 1, f"a read of {count} entries")
     async with env.open(node_id=2, epoch=2, object_store=store) as log:
         _check_entries(await _read(log), 1, _MANY + 1, "a read of another opener")
         for index in (998, 1002):
@@ -234,18 +239,20 @@ async def test_reader_that_is_overtaken_is_told(env: Env) -> None:
 async def test_writer_that_slept_past_snapshots_takes_no_index(env: Env) -> None:
     """ConflictError if the index is taken, also where the entry that took it has vanished below a snapshot since: who
     knows nothing of either makes none anew."""
-    async with env.open() as log, env.open(node_id=2) as other:
-        await _fill(log, 1, 4)
-        _check_entries(await _read(other), 1, 4, "a read before it slept")
-        await _fill(log, 4, 30)
-        for index in (8, 14, 20, 24):
-            await log.write_snapshot(MetadataSnapshot(index, b"at %d" % index))
-        for index in (4, 5, 25):
-            with raises(ConflictError):
-                await other.append(index, b"late")
-        for start in (4, 25):
-            with suppress(NotFoundError):  # or nothing was dropped
-                _check_entries(await _read(other, start), start, 30, "a read behind a writer that slept")
+    for number, snapshots in enumerate(((8, 14, 20, 24), (4, 24), (3, 4, 5))):
+        place = env.elsewhere(f"slept-{number}")
+        async with place.open() as log, place.open(node_id=2) as other:
+            await _fill(log, 1, 4)
+            _check_entries(await _read(other), 1, 4, "a read before it slept")
+            await _fill(log, 4, 30)
+            for index in snapshots:
+                await log.write_snapshot(MetadataSnapshot(index, b"at %d" % index))
+            for index in (4, 5, 25):
+                with raises(ConflictError):
+                    await other.append(index, b"late")
+            for start in (4, 25):
+                with suppress(NotFoundError):  # or nothing was dropped
+                    _check_entries(await _read(other, start), start, 30, "a read behind a writer that slept")
 
 
 async def test_many_followers_hear_of_news(env: Env) -> None:
@@ -513,17 +520,21 @@ async def test_outage_is_not_the_end_of_the_log(env: Env) -> None:
         await _fill(log, 1, 41)
     async with AsyncExitStack() as stack:
         log, store = await _faulty(env, stack, epoch=2)
+        other = await stack.enter_async_context(env.open(node_id=2, epoch=3))
+        end = 41
         for method in ("get", "list", "head"):
             for lost in (False, True):
+                await other.append(end, _entry(end))  # it knew of all before that
+                end += 1
                 (store.lose_reply if lost else store.fail)(method, times=1000)
                 try:
                     got = await _read(log)
                 except PenstockError as error:
                     assert isinstance(error, UnavailableError), f"an outage ({method}) was told as {error!r}"
                 else:
-                    _check_entries(got, 1, 41, f"a read during an outage ({method})")
+                    _check_entries(got, 1, end, f"a read during an outage ({method})")
                 store.heal()
-                _check_entries(await _read(log), 1, 41, f"a read after an outage ({method})")
+                _check_entries(await _read(log), 1, end, f"a read after an outage ({method})")
         _applies(store)
 
 
@@ -562,6 +573,7 @@ async def test_failed_snapshot_is_told_and_drops_nothing(env: Env) -> None:
             store.fail(method, times=1000)
         error = await error_of(log.write_snapshot(MetadataSnapshot(25, b"at 25")))
         _applies(store)
+        await error_of(log.write_snapshot(MetadataSnapshot(10, b"at 10")))  # it is there already, and stays
         store.heal()
         assert error is not None, "a snapshot that couldn't be written was acknowledged"
         assert isinstance(error, UnavailableError), f"a failed snapshot raised {error!r}"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -339,6 +340,23 @@ async def test_formatting_asks_before_anything_is_lost(env: Env) -> None:
     )
     with raises(ConfigError):  # a log without entries is one
         await env.format("")
+    async with env.open(epoch=4) as wal:
+        await recovered(wal)
+        await wal.trim((await append_all(wal, bodies))[-1].next_position)
+        path = Path(str(wal.location))
+    with raises(ConfigError):  # so is one that was trimmed to its end
+        await env.format("")
+    if _spoiled(path, env.random.randbytes(8192)):
+        with raises(ConfigError):  # what can't be read may be somebody's
+            await env.format("")
+
+
+def _spoiled(path: Path, noise: bytes) -> bool:
+    """Whether the log is a file, which begins with ``noise`` now."""
+    if not path.is_file():
+        return False
+    path.write_bytes(noise + path.read_bytes()[len(noise) :])
+    return True
 
 
 # --- entries

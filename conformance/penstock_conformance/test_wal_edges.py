@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections import UserList
+from collections import UserList, deque
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from itertools import pairwise
 from typing import Any
 
 from crc32c import crc32c
@@ -319,7 +320,10 @@ async def test_trim_into_an_entry_keeps_it(env: Env) -> None:
     async with env.open(epoch=1) as wal:
         surviving(wal)
         await recovered(wal)
-        ends = [append.next_position for append in await append_all(wal, bodies)]
+        for start, stop in pairwise(
+            [0, *(place + 1 for place in places)]
+        ):  # each trim is in the last of a group
+            ends += [append.next_position for append in await append_all(wal, bodies[start:stop])]
     for number, place in enumerate(places, 1):
         async with env.open(epoch=2 * number) as wal:
             await recovered(wal)
@@ -338,13 +342,17 @@ async def test_sequence_is_the_callers_again_at_once(env: Env) -> None:
         await recovered(wal)
         times = min(room_of(wal, 2**20), wal.capabilities.entry_bytes_max) // 60
         makers: list[tuple[Callable[[Sequence[Buffer]], Any], int, int]]
-        makers = [(list, 1, 4), (tuple, 1, 4), (UserList, 1, 4), (list, times, 4)]
-        for make, long, count in [*makers, (list, 1, 1), (list, 1, 2), (list, 1, 3)]:
+        makers = [(make, 1, 4) for make in (list, tuple, UserList, deque)]
+        makers += [(list, times, 4), (deque, times, 4)]
+        for make, long, count in [
+            *makers,
+            *((list, 1, count) for count in (1, 2, 3, 40, min(1500, 4 * times))),
+        ]:
             one, two, three, four = (piece * long for piece in pieces)
             parts: list[Buffer] = [
                 *(one, bytearray(two), memoryview(three)[1:-1], memoryview(bytearray(four)))
             ]
-            del parts[count:]
+            parts = (parts * -(-count // len(parts)))[:count]
             whole = b"".join(parts)
             wanted += [whole] * 2
             data: Any = make(parts)
@@ -381,7 +389,10 @@ async def test_damage_is_found_in_entries_of_every_kind(env: Env) -> None:
             if number % 4 == 3 or number > 9:
                 await append.wait_durable()
         medium = bits_of(wal, env.store_dir)
-    for victim, place in ((0, 0), (1, -1), (2, -1), (3, 0), (6, 0), (6, -1), (7, -1), (8, 5), (11, -1)):
+    places = [(0, 0), (1, -1), (2, -1), (3, 0), (6, 0), (6, -1), (7, -1), (8, 5), (11, -1)]
+    places += [(10, place) for place in range(300, 5000, 600)]  # no part of an entry goes without
+    places += [(number, env.random.randrange(len(bodies[number]))) for number in (4, 5, 6, 7)]
+    for victim, place in places:
         size = len(bodies[victim])
         with medium.damaged(bodies[victim], place % size):
             found, told = await _found(env)

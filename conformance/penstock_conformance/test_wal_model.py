@@ -13,7 +13,14 @@ from typing import Any
 
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import ClosedError, FencedError, FullError, InvalidRequestError, PenstockError
+from penstock.errors import (
+    ClosedError,
+    FencedError,
+    FullError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+)
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
 from penstock_conformance._clause import clause, not_applicable
@@ -367,28 +374,40 @@ async def test_fence_is_told_to_callbacks(env: Env) -> None:
 @clause(claims="seal")
 async def test_sealed_log_stays_sealed(env: Env) -> None:
     """From the return of ``seal`` on, no append of *any* owner is acknowledged: not of the next ones, either. Each of
-    them may seal it again."""
-    async with env.open(epoch=1) as wal:
-        await recovered(wal)
-        await append_all(wal, make_bodies(4))
-        identity = await env.identify() if wal.capabilities.identity else None
-        for _ in range(2):
-            await wal.seal()
-        if env.can_read_outside():
-            outside = [bytes(entry.data) for entry in await env.read_outside()]
-            check_same(outside, make_bodies(4), "a sealed log, read from outside")
-    for epoch in range(2, 6):
-        async with env.open(epoch=epoch) as wal:
-            check_same([bytes(e.data) for e in await recovered(wal)], make_bodies(4), "a sealed log")
-            with raises(FencedError):
-                await wal.append([b"late"]).wait_durable()
-            await wal.seal()
-            now = await env.identify() if wal.capabilities.identity else None
-            assert now == identity, f"a sealed log is another one: identity={now} before={identity}"
+    them may seal it again. So it is where nothing was appended, by who seals it or anybody."""
+    for number, (bodies, others) in enumerate(((make_bodies(4), []), ([], []), ([], make_bodies(4)))):
+        place = env.elsewhere(f"sealed-{number}")
+        if others:  # then who seals it has appended nothing
+            async with place.open(epoch=1) as wal:
+                await recovered(wal)
+                await append_all(wal, others)
+        async with place.open(epoch=2) as wal:
+            await recovered(wal)
+            end = wal.statistics().end_position
+            for append in await append_all(wal, bodies):
+                end = append.next_position
+            bodies = bodies or others
+            identity = await place.identify() if wal.capabilities.identity else None
+            for _ in range(2):
+                await wal.seal()
+            assert wal.statistics().end_position >= end, "a log that is sealed forgot where it ends"
+            if env.can_read_outside():
+                outside = [bytes(entry.data) for entry in await place.read_outside()]
+                check_same(outside, bodies, "a sealed log, read from outside")
+        for epoch in range(3, 7):
+            async with place.open(epoch=epoch) as wal:
+                check_same([bytes(e.data) for e in await recovered(wal)], bodies, "a sealed log")
+                with raises(FencedError):
+                    await wal.append([b"late"]).wait_durable()
+                await wal.seal()
+                now = await place.identify() if wal.capabilities.identity else None
+                assert now == identity, f"a sealed log is another one: identity={now} before={identity}"
 
 
 async def test_looking_and_being_refused_leaves_nothing(env: Env) -> None:
-    """Who looks from outside, or is fenced as he opens, leaves no descriptor, task or thread behind."""
+    """Who looks from outside, at all or a part, or finds nothing, or is fenced as he opens, leaves no descriptor,
+    task or thread behind."""
+    nothing = env.elsewhere("nothing")
     async with env.open(epoch=9) as wal:
         await recovered(wal)
         await append_all(wal, make_bodies(3))
@@ -398,8 +417,13 @@ async def test_looking_and_being_refused_leaves_nothing(env: Env) -> None:
                 await env.identify()
             if env.can_read_outside():
                 await env.read_outside()
+                await env.read_outside(entries_max=1)
+                with suppress(NotFoundError):
+                    await nothing.read_outside()
             if env.can_describe_outside():
                 await env.describe_outside()
+                with suppress(NotFoundError):
+                    await nothing.describe_outside()
             if wal.capabilities.fencing:
                 with suppress(FencedError):
                     async with env.open(epoch=5):

@@ -22,6 +22,7 @@ from penstock_conformance._wal_steps import (
     append_all,
     check_same,
     end_of,
+    fitting,
     make_bodies,
     read,
     recovered,
@@ -30,9 +31,20 @@ from penstock_conformance._wal_steps import (
 
 KIND = "wal"
 
+#: An entry of more takes another way in many logs than a small one.
+_LARGE_BYTES = 400_000
+#: They aren't node 1, whatever of a number is looked at.
+_OTHER_NODES = (101, 257, 1001, 65_537)
+#: What an owner does that was fenced when it had recovered so many entries, or all, to the end (None).
+_LATE = (
+    *((begun, "appends") for begun in (0, 1, 3, 99)),
+    *((begun, "leaves") for begun in (0, 1, None)),
+    (0, "recovers"),
+)
+
 
 async def test_end_of_the_log_is_told(env: Env) -> None:
-    """Where the log ends: every later entry is at or above; also of an empty log, and of one that was trimmed."""
+    """Where the log ends: every later entry is at or above; also of an empty log, and of one trimmed or left."""
     end = 0
     for epoch in range(1, 5):
         async with env.open(epoch=epoch) as wal:
@@ -45,22 +57,26 @@ async def test_end_of_the_log_is_told(env: Env) -> None:
             assert end_of(env, wal) >= end, "the end didn't move with what was appended"
             if epoch % 2:
                 await wal.trim(end)
+        assert end_of(env, wal) >= end, "a log that was left forgot where it ends"
 
 
 @clause(claims="fencing")
 async def test_trim_of_a_fenced_owner_takes_nothing_of_its_successor(env: Env) -> None:
-    """FencedError after a newer owner took over; nothing above ``position`` is lost by that, whoever appended it."""
+    """FencedError after a newer owner took over. From then on it changes nothing: the newer owner finds what was
+    there when it opened, also below ``position``, and keeps what it appended."""
     async with env.open(epoch=1) as old:
         await recovered(old)
         appends = await append_all(old, make_bodies(10))
         async with env.open(epoch=2) as new:
-            await recovered(new)
-            wanted = make_bodies(10)[5:]
-            for owner in (1, 2):
+            wanted = [bytes(entry.data) for entry in await recovered(new)]
+            for owner, place in enumerate((2, 4, 9)):
                 await append_all(new, make_bodies(10, owner=owner))
                 wanted += make_bodies(10, owner=owner)
                 with suppress(FencedError, UnavailableError, ClosedError):
-                    await old.trim(appends[2 * owner].next_position)
+                    await old.trim(appends[place].next_position)
+            if env.can_read_outside():
+                found = [bytes(entry.data) for entry in await env.read_outside()]
+                check_same(found, wanted, "read from outside after the trims of an owner that was fenced")
             await append_all(new, make_bodies(3, owner=3))
             wanted += make_bodies(3, owner=3)
     found = await read(env, 3)
@@ -69,12 +85,14 @@ async def test_trim_of_a_fenced_owner_takes_nothing_of_its_successor(env: Env) -
 
 @clause(claims="fencing")
 async def test_fence_outlasts_what_the_successor_does(env: Env) -> None:
-    """Fenced is fenced: also when the newer owner has recovered, trimmed all or a part, or closed the log."""
+    """Fenced is fenced, with small entries and large ones: also when the newer owner has recovered, trimmed all or a
+    part, or closed the log."""
     for number, does in enumerate(("", "trim", "trim all", "close")):
         epoch, bodies = 10 * number, make_bodies(6, owner=number)
         async with AsyncExitStack() as stack:
             old = await stack.enter_async_context(env.open(epoch=epoch + 1))
             await recovered(old)
+            late = bytes(fitting(old, [_LARGE_BYTES])[0]) if number % 2 else b"late"
             await append_all(old, make_bodies(1, owner=number + 100))
             async with env.open(epoch=epoch + 2) as new:
                 await recovered(new)
@@ -83,40 +101,44 @@ async def test_fence_outlasts_what_the_successor_does(env: Env) -> None:
                     await new.trim(appends[-1 if does == "trim all" else 2].next_position)
                 if does != "close":
                     with raises(FencedError, ClosedError):
-                        await old.append([b"late"]).wait_durable()
+                        await old.append([late]).wait_durable()
+                    assert end_of(env, old) > 0, "an owner that was fenced forgot where its log ended"
             with raises(FencedError, ClosedError):
-                await old.append([b"late"]).wait_durable()
+                await old.append([late]).wait_durable()
         found = await read(env, epoch + 3)
         wanted = bodies[{"trim": 3, "trim all": 6}.get(does, 0) :] if does else []
         check_same(found[len(found) - len(wanted) :], wanted, f"of a successor that did this: {does}")
-        assert b"late" not in found, f"an entry of a fenced owner is there, whose successor did this: {does}"
+        assert late not in found, f"an entry of a fenced owner is there, whose successor did this: {does}"
 
 
 @clause(claims="fencing")
 async def test_recovery_and_end_of_a_fenced_owner_change_nothing(env: Env) -> None:
-    """Fenced before its recovery, in it or behind it: what it does then, to its end, is nothing to its successor."""
+    """Fenced before its recovery, in it or behind it: what it does then, to its end, is nothing to its successor. Nor
+    is its end, if it has heard of nothing and does nothing."""
     wanted: list[bytes] = []
-    for number, begun in enumerate((0, 1, 3, 99)):
+    for number, (begun, does) in enumerate(_LATE):
         epoch = 10 * number
         async with AsyncExitStack() as stack:
             async with env.open(epoch=epoch + 1) as old:
                 entries = old.recover()
-                for _ in range(min(begun, len(wanted))):
-                    await anext(entries)
+                for _ in range(len(wanted) + 1 if begun is None else min(begun, len(wanted))):
+                    await anext(entries, None)
                 new = await stack.enter_async_context(env.open(epoch=epoch + 2))
                 await recovered(new)
                 wanted += await _append(new, make_bodies(4, owner=epoch))
                 with suppress(FencedError, ClosedError, CorruptError, UnavailableError):
-                    async for _ in entries:
-                        pass
-                    await old.append([b"late"]).wait_durable()
-                    raise AssertionError("acknowledged by an owner that was fenced in its recovery")
+                    if does != "leaves":
+                        async for _ in entries:
+                            pass
+                    if does == "appends":
+                        await old.append([b"late"]).wait_durable()
+                        raise AssertionError("acknowledged by an owner that was fenced in its recovery")
                 wanted += await _append(new, make_bodies(2, owner=epoch + 1))
             try:
                 wanted += await _append(new, make_bodies(2, owner=epoch + 2))
             except PenstockError as error:
                 raise AssertionError(f"the end of a fenced owner ended its successor: {error}") from error
-        check_same(await read(env, epoch + 3), wanted, f"whose predecessor recovered late: entries={begun}")
+        check_same(await read(env, epoch + 3), wanted, f"whose predecessor {does} late: begun={begun}")
 
 
 async def _append(wal: Any, bodies: list[bytes]) -> list[bytes]:
@@ -231,6 +253,13 @@ async def test_survivor_takes_a_dead_nodes_log_over_beside_its_own(env: Env) -> 
         await append_all(own, make_bodies(1, owner=2))
     left = await read(env, 4)
     assert left[-3:] == [*make_bodies(5, owner=1)[3:], *make_bodies(1, owner=3)]
+    for other in _OTHER_NODES:
+        place = env.elsewhere(f"beside-{other}")
+        async with place.open(node_id=1) as wal:
+            await recovered(wal)
+            await append_all(wal, make_bodies(1))
+        async with place.open(node_id=other, epoch=2) as wal:
+            assert await recovered(wal) == [], f"the log of node 1 is that of node {other}, too"
 
 
 @clause(claims="seal")

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import AlreadyExistsError, ConflictError, CorruptError, NotFoundError
+from penstock.errors import AlreadyExistsError, ConflictError, CorruptError, NotFoundError, UnavailableError
 from penstock.spi.metadata_log import MetadataEntry, MetadataSnapshot
 from penstock.spi.object_store import ObjectStore
 from penstock_conformance.mutants._mutant import mutant
@@ -280,3 +280,73 @@ class ForgetsWhoWaitedBeforeOneWhoGivesUp(PlainMetadataLog):
         waiting, self._waiting = self._waiting, []
         for event in waiting:
             event.set()
+
+
+# --- in one narrow place
+
+
+@mutant(KIND, "takes_its_large_entry_twice", "taken_index_is_a_conflict")
+class TakesItsLargeEntryTwice(PlainMetadataLog):
+    """Thinks that who appends so many bytes again has lost a reply."""
+
+    _large = (0, b"")
+
+    async def append(self, index: int, data: bytes) -> None:
+        if self._large != (index, data):
+            await super().append(index, data)
+            if len(data) > 4096:
+                self._large = index, data
+
+
+@mutant(KIND, "ends_with_a_full_window", "thousands_of_entries_come_back")
+class EndsWithAFullWindow(PlainMetadataLog):
+    """Gives an entry out when the next one has come, and the last one if the window has room for more."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        held: MetadataEntry | None = None
+        async for entry in super().read(start_index):
+            if held is not None:
+                yield held
+            held = entry
+        if held is not None and (held.index - start_index + 1) % 16:
+            yield held
+
+
+@mutant(
+    KIND, "removes_a_snapshot_before_it_is_replaced", "failed_snapshot_is_told_and_drops_nothing", level=4
+)
+class RemovesASnapshotBeforeItIsReplaced(PlainMetadataLog):
+    """Makes sure that there is never more than one of an index."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await self._store.delete([f"snapshot/{snapshot.index:020}"])
+        await super().write_snapshot(snapshot)
+
+
+@mutant(KIND, "fills_the_last_index_that_was_dropped", "writer_that_slept_past_snapshots_takes_no_index")
+class FillsTheLastIndexThatWasDropped(PlainMetadataLog):
+    """Looks whether there are entries below the one that it appends, and takes the bound for one."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        if self._last_index and index == self._last_index + 1 == await self._dropped():
+            await self._create(self._key(index), _pack(index, data))
+        else:
+            await super().append(index, data)
+
+
+@mutant(KIND, "reads_what_it_knows_in_an_outage", "outage_is_not_the_end_of_the_log", level=4)
+class ReadsWhatItKnowsInAnOutage(PlainMetadataLog):
+    """Ends where it last saw the end, if it can't look again."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        known = self._last_index
+        try:
+            self._last_index = await self._find_last()
+        except UnavailableError:
+            if not known:
+                raise
+            for index in range(start_index, known + 1):
+                yield self._decode(index, bytes(await self._store.get(self._key(index))))
+        else:
+            async for entry in super().read(start_index):
+                yield entry

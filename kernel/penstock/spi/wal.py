@@ -53,7 +53,8 @@ class WalCapabilities:
     identity: bool = False
     #: Median milliseconds from append to durable on the intended medium, for people and schedulers.
     expected_latency_ms_p50: float = 1.0
-    #: The largest entry in bytes; of a bounded log no larger than what it has room for when it is empty.
+    #: The largest entry in bytes, however full the log is; of a bounded one no larger than what it has room for when
+    #: it is empty.
     entry_bytes_max: int = 128 * 2**20
 
 
@@ -184,7 +185,7 @@ class WalStatistics:
     end_position: Annotated[
         int,
         gauge("", "Where the log ends: every later entry is at or above; -1 as long as that isn't known."),
-    ] = -1
+    ] = -1  # known once, it stays so, also of a log that was fenced, sealed or left
     last_group_us: Annotated[int, gauge("us", "How long the last group took on the medium.")] = 0
     state: Annotated[
         str,
@@ -217,7 +218,8 @@ class WriteAheadLog(Protocol):
         no entry is returned after a missing one, and an append that completed with an error never comes
         back once a later append was acknowledged. Entries below the trim point may come again.
         Raises CorruptError, naming the position, when an entry below the confirmed position is missing or
-        fails its checksum (I10: never skipped); NewerVersionError where a newer version wrote on. An owner that was
+        fails its checksum (I10: never skipped); NewerVersionError where a newer version wrote on. Below it is at
+        least what was acknowledged when the newest entry was appended, however its owner ended. An owner that was
         fenced meanwhile may recover to the end, or hear of it; what its successor has stays.
         """
 
@@ -300,8 +302,9 @@ class WalSpec(PluginSpec[S, WriteAheadLog]):
     identify: Callable[[S, Services], Awaitable[str | None]] | None = None
 
     #: Makes the place that the settings name ready for a log; facts for people about what was found and tried there.
-    #: Raises ConfigError where something is, a log included, unless the third argument is the words that this
-    #: error asks for; then all that is there is lost. Never called by a broker. None: nothing can be made ready.
+    #: Raises ConfigError where something is, a log included, be it empty or beyond reading, unless the third
+    #: argument is the words that this error asks for; then all that is there is lost. Never called by a broker. None:
+    #: nothing can be made ready.
     format: Callable[[S, Services, str], Awaitable[Mapping[str, object]]] | None = None
 
     def fault(self) -> str:

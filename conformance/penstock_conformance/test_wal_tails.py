@@ -1,0 +1,74 @@
+"""Clauses of ``penstock.spi.wal`` about the tail that a crash leaves behind the last acknowledged entry."""
+
+from __future__ import annotations
+
+from penstock.errors import CorruptError
+from penstock_conformance._body import make_body
+from penstock_conformance._clause import clause
+from penstock_conformance._env import Env
+from penstock_conformance._medium import medium_of, torn
+from penstock_conformance._wal_steps import append_all, copies_around, fitting, make_bodies, read, recovered
+
+KIND = "wal"
+
+
+@clause(level=3)
+async def test_torn_tail_ends_the_log(env: Env) -> None:
+    """Entries never acknowledged may be there or not, but only as a continuation: a torn write ends the log, whatever
+    is in it, and nothing of it shows through what is appended then."""
+    bodies = make_bodies(6, size=700)
+    cases = [(env, [make_body(0, 6, 16_000)]), (env.elsewhere("several"), make_bodies(4, size=500, owner=1))]
+    cases.append((env.elsewhere("copy"), [await _longer_log(env.elsewhere("longer"))]))
+    made = [(place, last, *await copies_around(place, bodies, last)) for place, last in cases]
+    for number in range(13 * env.rounds):
+        place, last, path, before, after = made[(0, 1, 0, 1, 2)[number % 5]]
+        path.write_bytes(torn(before, after, env.random, first_is_lost=number % 5 == 3))
+        # The tear is always between epochs 1 and 2, whatever was done to the copy before.
+        async with place.open(epoch=2) as wal:
+            try:
+                found = [bytes(entry.data) for entry in await recovered(wal)]
+            except CorruptError:
+                assert len(last) > 1, "a torn write is taken for damage"
+                continue  # they were several groups, of which a later one confirms what is torn
+            assert found[:6] == bodies, (
+                f"acknowledged entries are lost by a torn write after them: round={number}"
+            )
+            assert found[6:] == last[: len(found) - 6], (
+                "half of an entry came back, or one behind a missing one"
+            )
+            behind = make_body(2, 0, len(last[0]))  # in the same place
+            await wal.append([behind]).wait_durable()
+        again = await read(place, 3)
+        assert again == [*found, behind], (
+            "something else came back than what was found, and appended behind it"
+        )
+
+
+async def _longer_log(env: Env) -> bytes:
+    """The end of the medium of another log, for an entry to hold: somebody may keep copies of logs in a log."""
+    async with env.open(epoch=1) as wal:
+        await recovered(wal)
+        path = medium_of(wal)
+        for body in make_bodies(40, size=700):
+            await append_all(wal, [body])
+        size = fitting(wal, [16_000])[0]
+    return path.read_bytes().rstrip(b"\0")[-size:]
+
+
+@clause(level=3)
+async def test_lost_unacknowledged_tail_ends_the_log(env: Env) -> None:
+    """Entries appended but never acknowledged may be there or not: a lost tail ends the log cleanly."""
+    bodies = make_bodies(6, size=700)
+    async with env.open(epoch=1) as wal:
+        await recovered(wal)
+        path = medium_of(wal)
+        for body in bodies:
+            await wal.append([body]).wait_durable()
+        crash = path.read_bytes()
+        await append_all(wal, make_bodies(6, size=700, owner=1))
+    path.write_bytes(crash)
+    async with env.open(epoch=2) as wal:
+        assert [bytes(entry.data) for entry in await recovered(wal)] == bodies
+        # Same sizes, so the same places: whatever the first owner left there must not show through.
+        await append_all(wal, make_bodies(3, size=700, owner=2))
+    assert await read(env, 3) == [*bodies, *make_bodies(3, size=700, owner=2)]
