@@ -134,8 +134,8 @@ class GroupService:
         self._is_trying_again = False
         #: The same of deletions that are told now, with the time up to which offsets are removed for each.
         self._deletions: dict[int, dict[str, int]] = {}
-        #: Topics that were made while groups were being loaded: what these say of such a name is of another topic.
-        #: Just before that, by name.
+        #: Topics that were made while groups were being loaded, and are there: what these say of such a name is of
+        #: another topic. Just before that, by name.
         self._made_meanwhile: dict[str, int] = {}
         self._coordinators: Coordinators[GroupCoordinator] = Coordinators(
             log,
@@ -408,6 +408,8 @@ class GroupService:
         deleted = dict.fromkeys(topics, self._clock.now_ms())
         gone = dict.fromkeys(topics, _TIME_MAX)
         self._withhold(deleted)
+        for topic in deleted:
+            self._made_meanwhile.pop(topic, None)  # all that is in the log by now goes, whose ever it was
         self._deletions[id(gone)] = gone
         try:
             await self._forget_topics(gone)

@@ -218,6 +218,27 @@ async def test_a_topic_that_is_made_during_a_load_begins_without_the_offsets_of_
             assert set((await service.fetch_offsets(GROUPS[partition]))[1]) == expected
 
 
+async def test_topics_that_come_and_go_during_a_load_are_remembered_while_they_are_there(
+    opened: Open, log: GatedLog, clock: FakeClock
+) -> None:
+    """A load may be put off for hours, and names are what clients make of them."""
+    await filled(log, clock)
+    log.gates[0] = anyio.Event()
+    async with opened() as service, anyio.create_task_group() as tasks:
+        service.lead(0)
+        await settle()
+        calls = Calls(tasks)
+        for name in ("t", "u"):
+            service.on_topic_created(name)
+        calls.start("deleted", service.on_topics_deleted(["t"]))
+        await settle()
+        assert set(service._made_meanwhile) == {"u"}
+        log.gates[0].set()
+        await settle()
+        assert "deleted" in calls.results
+        assert await service.fetch_offsets(GROUPS[0]) == (ErrorCode.NONE, {})
+
+
 async def test_a_topic_that_another_broker_makes_again_keeps_its_offsets_while_its_predecessor_is_forgotten(
     opened: Open, log: GatedLog, clock: FakeClock
 ) -> None:
