@@ -616,7 +616,7 @@ def test_template_has_every_key_at_its_default(tmp_path: Path) -> None:
 
 def test_templates_for_buckets_name_the_log_that_needs_no_disk() -> None:
     for cloud in CLOUDS:
-        assert ('# plugin = "wal_s3"' in init_template(cloud)) == (cloud != "local")
+        assert ('plugin = "wal_s3"' in init_template(cloud)) == (cloud != "local")
 
 
 def test_template_of_another_cloud_is_refused() -> None:

@@ -43,9 +43,11 @@ _PATIENCE: Final = """\
 """
 
 _WAL: Final = """\
-# It is on this machine's disk, which acknowledges at once, and takes with it what isn't uploaded yet. Where the disk
-# may vanish with the machine, keep the log in the bucket, too, at one request of latency:
-# plugin = "wal_s3"
+# It is in the bucket, too: what is acknowledged outlives the machine and its disks. That takes the time of one put,
+# and costs one for each acknowledgement, or for each 50 ms (linger), whichever is less; nothing while idle.
+plugin = "wal_s3"
+# On this machine's disk it is acknowledged at once, and lost with that disk until it is uploaded, after a minute:
+# plugin = "wal_block"
 # Or on the disk and in the bucket, so that either may fail; acknowledged when both have it:
 # plugin = "wal_s3express_replicated"
 """
@@ -55,7 +57,8 @@ def _regional(disk: str, path: str) -> str:
     """``_WAL`` where there is a disk that outlives its machine."""
     return f"""{_WAL}# Or on {disk},
 # attached to every machine that may take the log over ({{node_id}} becomes the node's id). What is acknowledged
-# outlives the machine then. Once: penstock wal format -c FILE
+# outlives the machine then, and takes a millisecond. Once: penstock wal format -c FILE
+# plugin = "wal_block"
 # path = "{path}"
 # shared = true
 # capacity = "16GiB"

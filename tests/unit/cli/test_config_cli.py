@@ -290,7 +290,9 @@ def test_init_for_a_cloud_names_its_store_and_no_secret(
 ) -> None:
     path = tmp_path / "penstock.toml"
     assert main(["config", "init", "--cloud", cloud, "-o", str(path)]) == 0
-    settings = load_config(path).plugin_settings("object_store")
+    config = load_config(path)
+    assert config.plugin_name("wal") == ("wal_s3express_replicated" if cloud == "aws-express" else "wal_s3")
+    settings = config.plugin_settings("object_store")
     assert settings["url"] == url
     assert not {"key", "secret", "token", "account_key"} & settings["options"].keys()
     assert path.read_text().count("\nurl = ") + path.read_text().count("\n# url = ") == 1
@@ -315,6 +317,7 @@ def test_init_for_a_cloud_with_regional_disks_has_a_wal_on_one_as_comments_that_
     path = tmp_path / "penstock.toml"
     assert main(["config", "init", "--cloud", cloud, "-o", str(path)]) == 0
     text = path.read_text()
+    text = text.replace('\nplugin = "wal_s3"\n', '\nplugin = "wal_block"\n', 1)
     for line in ("shared = true", 'capacity = "16GiB"', 'reservations = "auto"'):
         assert f"\n# {line}\n" in text
         text = text.replace(f"\n# {line}\n", f"\n{line}\n", 1)
