@@ -149,6 +149,16 @@ def test_a_hostile_producer_cant_have_records_of_known_schemas_fail(registry: Sc
     assert len(registry.asked) == 201
 
 
+def test_of_new_schemas_those_of_most_records_are_asked_for(registry: SchemaRegistryServer) -> None:
+    """200 ids made up, in front of others' records of a new schema, made these too many."""
+    registry.add(1000, _OLD)
+    good = _avro(1000, _OLD, {"a": 1, "b": "x"})
+    made_up = [b"\0" + number.to_bytes(4, "big") for number in range(1, 300)]
+    decoded = _decode(_decoder(_client(registry)), *made_up, good, good)
+    assert decoded.indices.to_pylist() == [299, 300]
+    assert len(registry.asked) == 200
+
+
 @pytest.mark.parametrize("answer", [b"<html>no such page</html>", {"error_code": 404}, ["404"], b""])
 def test_a_404_that_isnt_a_registrys_says_nothing_of_schemas(
     registry: SchemaRegistryServer, answer: Any
@@ -292,6 +302,18 @@ def test_protobuf_is_found_by_message_indexes(registry: SchemaRegistryServer) ->
         (3, "it has no message indexes behind the schema's id"),
         (4, "its schema has no message at these indexes: indexes=[4] id=7"),
     ]
+
+
+def test_indexes_made_up_within_one_schema_leave_others_their_question(
+    registry: SchemaRegistryServer,
+) -> None:
+    for number in (7, 8):
+        registry.add(number, 'syntax = "proto3"; message A { int32 a = 1; }', schemaType="PROTOBUF")
+    made_up = [b"\0\0\0\0\7\2" + bytes([number % 64 * 2 | 0x80, number // 64]) for number in range(1, 300)]
+    decoded = _decode(_decoder(_client(registry), "protobuf"), *made_up, b"\0\0\0\0\x08\0\x08\x05")
+    assert decoded.indices.to_pylist() == [299]
+    reasons = [one.reason.partition(":")[0] for one in decoded.failures]
+    assert reasons.count("too many schemas are named side by side") == 100
 
 
 def test_json_in_the_wire_format_is_json(registry: SchemaRegistryServer) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 __all__ = ("Codec", "FramedDecoder", "GivenDecoder")
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,10 +22,13 @@ from penstock_iceberg_compactor.decode._arrow import arrow_column, cut, plain
 from penstock_iceberg_compactor.decode._decoder import Decoded, Failure, check_memory
 from penstock_iceberg_compactor.decode.evolution import Comparison, compare, conform
 
+T = TypeVar("T")
+
 _CODECS_MAX = 1000
 #: Ids and message types, but for those that are known, that one column may have at most: each is a question to the
-#: registry.
+#: registry. Those that most records name come first: else who makes ids up, one a record, has others' left out.
 _SCHEMAS_MAX = 200
+_TOO_MANY = f"too many schemas are named side by side: schemas_max={_SCHEMAS_MAX}"
 _HEADER = 5
 _ID_MAX = 2**31 - 1
 _INDEXES_MAX = 16
@@ -149,24 +152,30 @@ class FramedDecoder:
             places.filter(pc.invert(pc.fill_null(framed, True))), "it doesn't begin with the id of a schema"
         )
         # in order of first appearance, in which columns are added
-        named = pc.unique(headers.filter(framed)).to_pylist()
-        known = {number for number, _ in self._codecs}
-        left_out = frozenset([header for header in named if _number(header) not in known][_SCHEMAS_MAX:])
-        too_many = f"too many schemas are named side by side: schemas_max={_SCHEMAS_MAX}"
-        groups.fail(
-            places.filter(pc.is_in(headers, value_set=pa.array(list(left_out), pa.binary()))), too_many
+        counted = pc.value_counts(headers.filter(framed))
+        named = dict(
+            zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
         )
-        asked = 0
+        known = {number for number, _ in self._codecs}
+        new = {header: count for header, count in named.items() if _number(header) not in known}
+        left_out = set(new) - _most(new, _SCHEMAS_MAX)
+        groups.fail(
+            places.filter(pc.is_in(headers, value_set=pa.array(list(left_out), pa.binary()))), _TOO_MANY
+        )
+        questions = _SCHEMAS_MAX - len(new) + len(left_out)  # beside one for each that is new
         for header in [one for one in named if one not in left_out]:
             number = _number(header)
             mask = pc.fill_null(pc.equal(headers, header), False)
-            there, bodies = places.filter(mask), cut(items.filter(mask), _HEADER)
-            for indexes, some_places, some in self._split(there, bodies, groups):
-                if (number, indexes) not in self._codecs:
-                    asked += 1
-                    if asked > _SCHEMAS_MAX:
-                        groups.fail(some_places, too_many)
-                        continue
+            runs = self._split(places.filter(mask), cut(items.filter(mask), _HEADER), groups)
+            unknown = {
+                indexes: len(there) for indexes, there, _ in runs if (number, indexes) not in self._codecs
+            }
+            asked = _most(unknown, questions + (header in new))
+            questions -= max(0, len(asked) - (header in new))
+            for indexes, some_places, some in runs:
+                if indexes in unknown and indexes not in asked:
+                    groups.fail(some_places, _TOO_MANY)
+                    continue
                 try:
                     if number > _ID_MAX:  # which registries don't understand
                         raise ValueError("it names a schema by a number that is no id:")
@@ -222,6 +231,11 @@ class FramedDecoder:
             )
             for indexes, found in by_message.items()
         ]
+
+
+def _most(counts: Mapping[T, int], places: int) -> set[T]:
+    """The ``places`` with the greatest counts; of equals the first."""
+    return set(sorted(counts, key=counts.__getitem__, reverse=True)[:places])
 
 
 def _number(header: bytes) -> int:
