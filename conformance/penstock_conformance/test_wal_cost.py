@@ -91,6 +91,8 @@ async def test_durable_entries_take_no_memory(env: Env) -> None:
             not_applicable("the log lives and dies with its process")
         await recovered(wal)
         count = room_of(wal, _BYTES) // _PIECE_BYTES // 2
+        if not count:
+            not_applicable("the log is too small for entries whose memory is seen")
         await append_all(wal, make_bodies(count, size=_PIECE_BYTES))  # what is loaded once is there now
         async with kept_bytes() as grown:
             await append_all(wal, make_bodies(count, size=_PIECE_BYTES))

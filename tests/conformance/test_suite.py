@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -19,12 +20,13 @@ from tests.integration.conftest import penstock
 from tests.patience import HANG_S
 
 import penstock_conformance.test_partitioner as clauses_of_partitioner
+from penstock.errors import FullError, InvalidRequestError
 from penstock.spi import SPI_VERSION
 from penstock_conformance import KINDS, Target
 from penstock_conformance import plugin as suite
 from penstock_conformance._body import check_body, make_body
 from penstock_conformance._catalogue import clause_files, clause_names
-from penstock_conformance._clause import MissedDeadline
+from penstock_conformance._clause import Clause, MissedDeadline
 from penstock_conformance._report import ClauseResult, Report
 from penstock_conformance.mutants import MUTANTS
 from penstock_tools.cli import main
@@ -235,6 +237,33 @@ def test_the_first_opening_is_not_interrupted_in_its_imports() -> None:
     with pytest.raises(MissedDeadline, match="didn't end within"):
         suite._run(opens, 0.0, grace_s=suite._IMPORT_S)
     assert ended
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FullError("it has no room"),
+        InvalidRequestError("the entry is too large"),
+        AssertionError(
+            "the child process failed: Traceback...\npenstock.errors.InvalidRequestError: too large"
+        ),
+    ],
+)
+def test_a_clause_that_meets_the_limits_of_a_tiny_log_accuses_nobody(error: Exception) -> None:
+    """No contract says how much a log takes; of one that takes what clauses append they are errors."""
+
+    async def appends(_: object) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise error
+
+    for limits, is_tiny in (((1 << 19, 1 << 20), True), ((0, 4096), True), ((1 << 20, 1 << 14), False)):
+        report = _report_of(("a", 1, ""))
+        report.capacity_bytes, report.capabilities = limits[0], {"entry_bytes_max": limits[1]}
+        (result,) = report.clauses
+        surroundings: Any = SimpleNamespace(target=report.target)
+        with contextlib.nullcontext() if is_tiny else pytest.raises(type(error)):
+            suite._run_clause(appends, surroundings, Clause(), result, report)
+        assert result.outcome == ("not_applicable" if is_tiny else "")
 
 
 def test_missed_deadline_is_named_in_the_verdict() -> None:
