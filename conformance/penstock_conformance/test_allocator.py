@@ -349,27 +349,36 @@ async def test_pinned_memory_is_never_handed_out(env: Env) -> None:
 
 
 async def test_waiter_gets_memory_when_the_last_view_goes(env: Env) -> None:
-    """Pinned until the last reference is gone; then those who wait are served."""
+    """Pinned until the last reference is gone, in whatever thread; then those who wait are served."""
     async with env.open(settings=_SETTINGS) as allocator:
-        allocation = allocator.allocate_nowait(_LIMIT - _SLACK, "append")
-        view = allocation.view[10:20]
-        allocation.release()
-        del allocation
-        served = anyio.Event()
+        for count, in_thread in ((1, False), (3, False), (1, True)):
+            views = []
+            for _ in range(count):
+                allocation = allocator.allocate_nowait((_LIMIT - _SLACK) // count, "append")
+                views.append(allocation.view[10:20])
+                allocation.release()
+                del allocation
+            served = anyio.Event()
 
-        async def wait() -> None:
-            (await allocator.charge(_LIMIT, "upload")).release()
-            served.set()
+            async def wait(served: anyio.Event = served) -> None:
+                (await allocator.charge(_LIMIT, "upload")).release()
+                served.set()
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(wait)
-            for _ in range(5):
-                await checkpoint()
-            assert not served.is_set(), "pinned memory was given away"
-            del view
-            gc.collect()
-            with anyio.fail_after(env.target.deadline_s):
-                await served.wait()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait)
+                for _ in range(5):
+                    await checkpoint()
+                while views:
+                    assert not served.is_set(), "pinned memory was given away"
+                    if in_thread:
+                        await anyio.to_thread.run_sync(views.clear)
+                    else:
+                        del views[0]
+                    gc.collect()
+                    for _ in range(3):
+                        await checkpoint()
+                with anyio.fail_after(env.target.deadline_s):
+                    await served.wait()
 
 
 async def test_reservation_takes_what_is_granted(env: Env) -> None:

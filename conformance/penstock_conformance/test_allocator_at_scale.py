@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +391,20 @@ async def test_memory_keeps_its_bytes_while_others_come_and_go(env: Env) -> None
         held.clear()
         del item
         await _expect_free(allocator, "after many allocations")
+        small: list[Any] = []
+        with suppress(FullError):  # where each takes pages of its own
+            while len(small) < 1500:
+                small.append(allocator.allocate_nowait(20, "append"))
+        for number, item in enumerate(small):
+            item.view[:] = number.to_bytes(4) * 5
+        for number, item in enumerate(small):
+            assert bytes(item.view) == number.to_bytes(4) * 5, (
+                f"piece {number} of thousands of small ones changed"
+            )
+            item.release()
+        small.clear()
+        del item
+        await _expect_free(allocator, "after thousands of small allocations at once")
 
 
 async def test_large_memory_is_like_any_other(env: Env) -> None:

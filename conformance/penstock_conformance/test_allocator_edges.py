@@ -326,3 +326,19 @@ async def test_less_than_nothing_is_refused(env: Env) -> None:
                 await wait(-1, "append")
         told = allocator.statistics()
         assert (told.used_bytes, told.waiting) == (used, 0), f"what was refused is on the account: {told}"
+
+
+async def test_no_remainder_is_had_before_who_waits(env: Env) -> None:
+    """FullError if others already wait: also of what is left where memory was cut from before."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        small = allocator.allocate_nowait(100, "append")
+        held = _fill(allocator)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(allocator.charge, _MIB, "upload")
+            await _turns()
+            for size in (1, 100):
+                with raises(FullError):
+                    allocator.allocate_nowait(size, "append")
+            tasks.cancel_scope.cancel()
+        small.release()
+        held.release()

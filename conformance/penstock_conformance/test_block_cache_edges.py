@@ -276,6 +276,9 @@ async def test_bytes_of_what_is_too_large_are_the_readers(env: Env) -> None:
     """A block larger than the limit is read, and not kept; what is returned stays as it is while it is referenced."""
     async with env.open() as cache:
         size = _limit_of(cache, 16 * _MIB) + 1
+        failing = _Load(error=UnavailableError("the suite lets the load fail"))
+        with suppress(UnavailableError):  # and the next one is read all the same
+            await cache.get([BlockRef(1, 0, size)], failing)
         got = []
         for number in range(3):
             body = bytes([number + 1]) * size
@@ -323,6 +326,23 @@ async def test_loaders_of_all_readers_are_let_go(env: Env) -> None:
         gc.collect()
         kept = [of for of, load in watched.items() if load() is not None]
         assert not kept, f"loaders are kept after their readers have gone: {kept}"
+
+
+async def test_what_is_read_often_makes_room_like_any_other(env: Env) -> None:
+    """Memory stays under the limit, and what goes gives all of it back: also what was read again and again."""
+    async with env.open() as cache:
+        limit = _limit_of(cache)
+        load = _Load()
+        for number in range(8):
+            blocks = _blocks(number, 9, limit // 10)
+            for _ in range(4):
+                await cache.get(blocks[number % 2 :], load)
+            if number % 2:
+                cache.forget_object(number)
+            else:
+                cache.evict(_EVERYTHING)
+            told = cache.statistics()
+            assert (told.used_bytes, told.blocks) == (0, 0), f"all is gone, and its memory isn't: {told}"
 
 
 @clause(claims="readahead")

@@ -394,6 +394,9 @@ async def test_reader_waits_for_memory_of_others(env: Env) -> None:
                 assert used <= 20 * size, f"{used} bytes are used, the limit of the allocator is {20 * size}"
                 others.release()
             held = await cache.get(wanted, _Load())
+            cache.evict(1)
+            kept, charged = cache.statistics().used_bytes, allocator.statistics().used_bytes - base
+            assert charged >= kept, f"{kept} bytes are cached, {charged} of them on the account"
             with suppress(FullError):  # a cache that isn't asked for memory gives none
                 allocator.charge_nowait(18 * size - base, "append").release()
             _check(wanted, held)  # whatever the cache gave up

@@ -292,6 +292,23 @@ async def test_offsets_and_positions_of_any_size(env: Env) -> None:
             )
 
 
+async def test_bytes_of_a_stream_are_more_than_32_bits(env: Env) -> None:
+    """At most ``bytes_max`` payload bytes: of a stream of which there were more than 4 GiB, as of any other."""
+    size = 2**24
+    body = memoryview(bytes(size))
+    async with env.open() as cache:
+        for number in range(2**32 // size + 6):
+            cache.put(StreamEntry(1, number, number + 1, 0, body, None, (number + 1) * size))
+            if number % 3 == 2:
+                cache.mark_uploaded(cache.freeze())
+                cache.evict(3 * size if number > 5 else 0)  # six entries stay
+            if number > 5:
+                found = [len(cache.get(1, number - 2, _ALL, count * size)) for count in (1, 2, 3)]
+                assert found == [1, 2, 3], (
+                    f"{found} entries for the bytes of 1, 2 and 3, behind {number} others"
+                )
+
+
 async def test_uploads_end_in_any_order(env: Env) -> None:
     """The block's data are committed: *its* data; blocks before it that aren't uploaded stay."""
     async with env.open() as cache:

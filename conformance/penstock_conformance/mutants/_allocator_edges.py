@@ -6,6 +6,8 @@ __all__ = ()
 
 import asyncio
 import mmap
+import threading
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -392,3 +394,65 @@ class ChargesLessThanNothing(PlainAllocator):
         except InvalidRequestError:
             if mapped:
                 raise
+
+
+@mutant(KIND, "cuts_remainders_before_who_waits", "no_remainder_is_had_before_who_waits")
+class CutsRemaindersBeforeWhoWaits(PlainAllocator):
+    """Whoever has some may have some more."""
+
+    def allocate_nowait(self, size: int, purpose: str) -> _Grant:
+        if size > 1000 or not self._used[purpose] or not self._waiters:
+            return super().allocate_nowait(size, purpose)
+        self._used[purpose] += size
+        return _Grant(self, size, purpose, self._map(size))
+
+
+@mutant(KIND, "counts_a_thousand_pieces", "memory_keeps_its_bytes_while_others_come_and_go")
+class CountsAThousandPieces(PlainAllocator):
+    """And begins anew: nothing is given back beyond what was counted."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._live: Counter[str] = Counter()
+
+    def allocate_nowait(self, size: int, purpose: str) -> _Grant:
+        grant = super().allocate_nowait(size, purpose)
+        self._live[purpose] = (self._live[purpose] + 1) % 1024
+        return grant
+
+    def give_back(self, grant: _Grant) -> None:
+        counted = grant.memory is not None and not isinstance(grant, _Reservation)
+        if counted and not self._live[grant.purpose]:
+            return
+        self._live[grant.purpose] -= counted
+        super().give_back(grant)
+
+
+@mutant(KIND, "hears_nothing_of_other_threads", "waiter_gets_memory_when_the_last_view_goes", hangs=True)
+class HearsNothingOfOtherThreads(PlainAllocator):
+    """Keeps the account, and looks at the queue when it is asked for something."""
+
+    def _unpin(self, size: int, pin: weakref.ref[mmap.mmap]) -> None:
+        self._pins.discard(pin)
+        self._used["pinned"] -= size
+
+    def _view_gone(self, loop: asyncio.AbstractEventLoop, size: int, pin: weakref.ref[mmap.mmap]) -> None:
+        super()._view_gone(loop, size, pin)
+        if threading.get_ident() == self._thread:
+            self._serve()
+
+
+@mutant(KIND, "watches_one_view", "waiter_gets_memory_when_the_last_view_goes", hangs=True)
+class WatchesOneView(PlainAllocator):
+    """Whoever waits is told of the first one that goes, and then of nothing but calls."""
+
+    _told: _Waiter | None = None
+
+    def _unpin(self, size: int, pin: weakref.ref[mmap.mmap]) -> None:
+        first = self._waiters[0] if self._waiters else None
+        if first is None or first is not self._told:
+            self._told = first
+            super()._unpin(size, pin)
+        else:
+            self._pins.discard(pin)
+            self._used["pinned"] -= size

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ()
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -451,3 +452,61 @@ class LoadsAThousandBlocksAtATime(_Rearranged):
             piece = blocks[start : start + 1000]
             found |= zip(piece, await load(piece), strict=True)
         return found
+
+
+@mutant(KIND, "charges_all_with_the_first_after_waiting", "reader_waits_for_memory_of_others")
+class ChargesAllWithTheFirstAfterWaiting(PlainBlockCache):
+    """One charge for all that waited, which goes when the first of them does."""
+
+    _waited = False
+
+    async def _wait_for_memory(self, size: int) -> None:
+        self._waited = True
+        await super()._wait_for_memory(size)
+
+    def _charges(self, missing: Sequence[BlockRef]) -> list[Charge | None] | None:
+        if not self._waited or not missing:
+            return super()._charges(missing)
+        whole = super()._charges([BlockRef(0, 0, sum(block.size for block in missing))])
+        return None if whole is None else [*whole, *[None] * (len(missing) - 1)]
+
+
+@mutant(KIND, "keeps_failures_of_what_is_too_large", "bytes_of_what_is_too_large_are_the_readers")
+class KeepsFailuresOfWhatIsTooLarge(PlainBlockCache):
+    """Only the block is too large to be kept."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._failures: dict[BlockRef, Exception] = {}
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        for block in blocks:
+            if block in self._failures:
+                raise self._failures[block]
+        return await super().get(blocks, load, prefetch=prefetch)
+
+    def _settle_failed(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], error: Exception) -> None:
+        self._failures.update({block: error for block in missing if block.size > self._limit})
+        super()._settle_failed(missing, slots, error)
+
+
+@mutant(KIND, "keeps_room_of_what_was_read_often", "what_is_read_often_makes_room_like_any_other")
+class KeepsRoomOfWhatWasReadOften(PlainBlockCache):
+    """Protects it, and forgets that it did."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._reads: Counter[BlockRef] = Counter()
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        self._reads.update(blocks)
+        return await super().get(blocks, load, prefetch=prefetch)
+
+    def _drop(self, block: BlockRef) -> int:
+        freed = super()._drop(block)
+        self._used += block.size if self._reads.pop(block, 0) > 3 else 0
+        return freed

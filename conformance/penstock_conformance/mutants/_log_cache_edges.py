@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ()
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -236,3 +237,50 @@ class CountsOffsetsOfAnEntryIn40Bits(PlainLogCache):
         span = entry.next_offset - entry.base_offset
         if span > 2**40:
             entry.next_offset = entry.base_offset + span % 2**40
+
+
+@mutant(KIND, "remembers_where_each_read_ended", "long_use_grows_nothing", level=5)
+class RemembersWhereEachReadEnded(PlainLogCache):
+    """The reader will come back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ends: dict[int, dict[int, int]] = {}
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        found = super().get(stream_id, start_offset, end_offset, bytes_max)
+        if found:
+            self._ends.setdefault(stream_id, {})[found[-1].next_offset] = len(found)
+        return found
+
+    def drop_stream(self, stream_id: int) -> None:
+        super().drop_stream(stream_id)
+        self._ends.pop(stream_id, None)
+
+    def evict(self, bytes_wanted: int) -> int:
+        freed = super().evict(bytes_wanted)
+        self._ends = {stream_id: ends for stream_id, ends in self._ends.items() if self._entries(stream_id)}
+        return freed
+
+
+@mutant(KIND, "adds_bytes_up_in_32_bits", "bytes_of_a_stream_are_more_than_32_bits")
+class AddsBytesUpIn32Bits(PlainLogCache):
+    """Finds how many entries fit by sums of all that there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: Counter[int] = Counter()
+
+    def put(self, entry: StreamEntry) -> None:
+        super().put(entry)
+        self._sums[entry.stream_id] += len(entry.data)
+
+    def _run(
+        self, entries: list[StreamEntry], first: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        over = (
+            self._sums[entries[first].stream_id] >= 2**32 > self._sums[entries[first].stream_id] - bytes_max
+        )
+        return super()._run(entries, first, end_offset, 0 if over else bytes_max)

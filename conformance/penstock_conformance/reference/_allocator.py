@@ -4,11 +4,14 @@ from __future__ import annotations
 
 __all__ = ("AllocatorSettings", "PlainAllocator")
 
+import asyncio
 import mmap
+import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -91,6 +94,7 @@ class PlainAllocator:
         self._waiters: deque[_Waiter] = deque()
         self._listeners: list[Callable[[int], int | None]] = []
         self._pins: set[weakref.ref[mmap.mmap]] = set()
+        self._thread = threading.get_ident()
         self._serving = False
         self._pressing = False
         self._closed = False
@@ -214,14 +218,21 @@ class PlainAllocator:
         memory, grant.memory = grant.memory, None
         if memory is not None:
             self._used["pinned"] += size
-
-            def gone(pin: weakref.ref[mmap.mmap]) -> None:
-                self._pins.discard(pin)
-                self._used["pinned"] -= size
-                self._serve()
-
-            self._pins.add(weakref.ref(memory, gone))
+            self._pins.add(weakref.ref(memory, partial(self._view_gone, asyncio.get_running_loop(), size)))
             del memory
+        self._serve()
+
+    def _view_gone(self, loop: asyncio.AbstractEventLoop, size: int, pin: weakref.ref[mmap.mmap]) -> None:
+        """Called in whatever thread dropped the last view of a mapping."""
+        if threading.get_ident() == self._thread:
+            self._unpin(size, pin)
+        else:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._unpin, size, pin)
+
+    def _unpin(self, size: int, pin: weakref.ref[mmap.mmap]) -> None:
+        self._pins.discard(pin)
+        self._used["pinned"] -= size
         self._serve()
 
     def _serve(self) -> None:

@@ -5,8 +5,8 @@ made (a library's reply, the Python objects of an entry), and ``reserve`` hands 
 is filled (a large request of which only the size is known). All are given back by ``release``.
 
 Memory that was released but is still referenced (a fetch response on its way to a slow socket holds a
-memoryview of it) stays accounted for, under the purpose ``pinned``, until the last reference is gone; it is never
-handed out again before that.
+memoryview of it) stays accounted for, under the purpose ``pinned``, until the last reference is gone, in whatever
+thread; it is never handed out again before that.
 """
 
 from __future__ import annotations
