@@ -436,8 +436,8 @@ class HearsNothingOfOtherThreads(PlainAllocator):
         self._pins.discard(pin)
         self._used["pinned"] -= size
 
-    def _view_gone(self, loop: asyncio.AbstractEventLoop, size: int, pin: weakref.ref[mmap.mmap]) -> None:
-        super()._view_gone(loop, size, pin)
+    def _view_gone(self, size: int, pin: weakref.ref[mmap.mmap]) -> None:
+        super()._view_gone(size, pin)
         if threading.get_ident() == self._thread:
             self._serve()
 

@@ -95,6 +95,8 @@ class PlainAllocator:
         self._listeners: list[Callable[[int], int | None]] = []
         self._pins: set[weakref.ref[mmap.mmap]] = set()
         self._thread = threading.get_ident()
+        #: Where those wait who are to be told; None until somebody has waited.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._serving = False
         self._pressing = False
         self._closed = False
@@ -158,6 +160,7 @@ class PlainAllocator:
         """``take_nowait`` that waits for its turn and for room."""
         await checkpoint_if_cancelled()
         self._check(size, mapped)
+        self._loop = asyncio.get_running_loop()
         waiter = _Waiter(size, purpose, mapped, own)
         self._waiters.append(waiter)
         self._serve()
@@ -218,17 +221,17 @@ class PlainAllocator:
         memory, grant.memory = grant.memory, None
         if memory is not None:
             self._used["pinned"] += size
-            self._pins.add(weakref.ref(memory, partial(self._view_gone, asyncio.get_running_loop(), size)))
+            self._pins.add(weakref.ref(memory, partial(self._view_gone, size)))
             del memory
         self._serve()
 
-    def _view_gone(self, loop: asyncio.AbstractEventLoop, size: int, pin: weakref.ref[mmap.mmap]) -> None:
+    def _view_gone(self, size: int, pin: weakref.ref[mmap.mmap]) -> None:
         """Called in whatever thread dropped the last view of a mapping."""
-        if threading.get_ident() == self._thread:
+        if self._loop is None or threading.get_ident() == self._thread:
             self._unpin(size, pin)
         else:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._unpin, size, pin)
+                self._loop.call_soon_threadsafe(self._unpin, size, pin)
 
     def _unpin(self, size: int, pin: weakref.ref[mmap.mmap]) -> None:
         self._pins.discard(pin)
