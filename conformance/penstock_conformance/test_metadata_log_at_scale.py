@@ -473,6 +473,28 @@ async def test_failed_append_is_told(env: Env) -> None:
             await other.append(index, _entry(index))
         with raises(ConflictError):  # the index is another's, whatever its bytes are
             await log.append(index, _entry(index))
+        await _fails_as_another_appends(log, other, store, index + 1)
+
+
+async def _fails_as_another_appends(log: Any, other: Any, store: FaultyStore, index: int) -> None:
+    """An attempt whose outcome is unknown is told from another's, which has the same bytes."""
+    errors: list[Exception | None] = []
+
+    async def append() -> None:
+        errors.append(await error_of(log.append(index, _entry(index))))
+
+    store.hold("put_if_absent", "put")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(append)
+        for _ in range(50):
+            await checkpoint()
+        store.hold()
+        await other.append(index, _entry(index))
+        for method in ("put_if_absent", "put"):
+            store.fail(method)
+        store.release()
+    store.heal()
+    assert errors != [None], f"two appends at {index} returned, of which one had failed"
 
 
 @clause(level=4)

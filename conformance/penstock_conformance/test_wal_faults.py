@@ -595,13 +595,16 @@ async def _looked(env: Env, look: Awaitable[Any]) -> Any:
 
 @clause(level=4, claims="fencing")
 async def test_late_write_of_a_fenced_owner_is_never_acknowledged(env: Env) -> None:
-    """A write that a fenced owner had on its way lands after the takeover: not acknowledged, no part of the log."""
+    """A write that a fenced owner had on its way lands after the takeover, or fails and is tried again then, also
+    where all is trimmed by now: not acknowledged, no part of the log. What it was charged for is released."""
+    await _lands_where_all_is_trimmed(env.elsewhere("trimmed"))
     async with faulty_medium(env) as medium:
         wanted: list[bytes] = []
         for number in range(8):
             epoch = 10 * number + 1
             async with AsyncExitStack() as stack:
                 old = await stack.enter_async_context(medium.open(epoch))
+                account = env.plain_allocator
                 await recovered(old)
                 wanted += await _acked(old, make_bodies(4, owner=epoch))
                 medium.require_store()
@@ -617,6 +620,8 @@ async def test_late_write_of_a_fenced_owner_is_never_acknowledged(env: Env) -> N
                 landed = found[len(wanted) :]
                 check_same(landed, make_bodies(3, owner=epoch + 1)[: len(landed)], "behind it")
                 wanted = found + await _acked(new, make_bodies(3, owner=epoch + 2))
+                if number % 4 == 2:
+                    medium.store.fail("put_if_absent", times=len(medium.store.held))
                 medium.store.release()
                 for place, append in enumerate(late):
                     with suppress(FencedError, ClosedError, UnavailableError):
@@ -624,8 +629,37 @@ async def test_late_write_of_a_fenced_owner_is_never_acknowledged(env: Env) -> N
                         assert place < len(landed), "acknowledged, and the new owner doesn't have it"
                 with raises(FencedError, ClosedError):
                     await old.append([b"again"]).wait_durable()
+                medium.store.heal()
                 wanted += await _acked(new, make_bodies(2, owner=epoch + 3))
+            charged = account.statistics().used_bytes if account is not None else 0
+            assert charged == 0, f"an owner that was fenced was left, and {charged} bytes are accounted for"
         check_same(await read(env, 100), wanted, "after writes that landed late")
+
+
+async def _lands_where_all_is_trimmed(env: Env) -> None:
+    async with faulty_medium(env) as medium, AsyncExitStack() as stack:
+        old = await stack.enter_async_context(medium.open(1))
+        await recovered(old)
+        await _acked(old, make_bodies(4))
+        medium.require_store()
+        medium.store.hold("put_if_absent", "put")
+        late = [old.append([body]) for body in make_bodies(3, owner=1)]
+        for _ in range(20):
+            await checkpoint()
+        medium.store.hold()
+        new = await stack.enter_async_context(medium.open(2))
+        await recovered(new)
+        for owner in (2, 3, 4, 5):
+            appends = await append_all(new, make_bodies(3, owner=owner))
+            await new.trim(appends[-1].next_position)
+        await append_all(new, make_bodies(2, owner=6))
+        medium.store.release()
+        for append in late:
+            with suppress(FencedError, ClosedError, UnavailableError):
+                await append.wait_durable()
+                raise AssertionError("acknowledged, where a newer owner had trimmed all that was there")
+    found = await read(env, 100)
+    check_same(found[-2:], make_bodies(2, owner=6), "after a write that landed where all was trimmed")
 
 
 async def _acked(wal: Any, bodies: list[bytes]) -> list[bytes]:

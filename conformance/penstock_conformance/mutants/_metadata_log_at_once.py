@@ -350,3 +350,35 @@ class ReadsWhatItKnowsInAnOutage(PlainMetadataLog):
         else:
             async for entry in super().read(start_index):
                 yield entry
+
+
+@mutant(KIND, "takes_anothers_bytes_for_its_own_that_failed", "failed_append_is_told", level=4)
+class TakesAnothersBytesForItsOwnThatFailed(PlainMetadataLog):
+    """Reads back what is there, and compares all but the nonce."""
+
+    async def _create(self, key: str, body: bytes) -> None:
+        try:
+            await super()._create(key, body)
+        except UnavailableError:
+            index = int(key.rpartition("/")[2])
+            try:
+                there = bytes(await self._store.get(key))
+            except NotFoundError:
+                there = b""
+            if not there or _unpack(index, there) != _unpack(index, body):
+                raise
+
+
+@mutant(KIND, "ends_before_what_is_missing_further_on", "missing_entry_is_reported", level=3)
+class EndsBeforeWhatIsMissingFurtherOn(PlainMetadataLog):
+    """Takes a gap for the end, behind a window of whole entries."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        count = 0
+        try:
+            async for entry in super().read(start_index):
+                count += 1
+                yield entry
+        except CorruptError:
+            if count < 16:
+                raise

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crc32c import crc32c
 
-from penstock.errors import CorruptError, FencedError
+from penstock.errors import CorruptError, FencedError, UnavailableError
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
@@ -25,6 +25,7 @@ _LATE = "recovery_and_end_of_a_fenced_owner_change_nothing"
 _FAR = "damage_far_into_the_log_is_reported"
 _SEALED = "sealed_log_stays_sealed"
 _LOOK = "looking_and_being_refused_leaves_nothing"
+_LANDS = "late_write_of_a_fenced_owner_is_never_acknowledged"
 _FORMAT = "formatting_asks_before_anything_is_lost"
 
 
@@ -237,6 +238,32 @@ class DropsAnObjectWithTheEntryThatATrimIsIn(StoreWal):
     async def trim(self, position: int) -> None:
         near = [end for _, end in self._kept if 0 < end - position < 40]
         await super().trim(near[0] if near else position)
+
+
+@mutant(KIND, "takes_a_number_for_its_own_after_a_failure", _LANDS, level=4)
+class TakesANumberForItsOwnAfterAFailure(StoreWal):
+    """Thinks that a put which failed has come there, when it finds the number taken."""
+
+    _is_in_doubt = False
+
+    async def _put_once(self, slot: int, body: list[Buffer]) -> None:
+        try:
+            await super()._put_once(slot, body)
+        except UnavailableError:
+            self._is_in_doubt = True
+            raise
+        except FencedError:
+            if not self._is_in_doubt:
+                raise
+        self._is_in_doubt = False
+
+
+@mutant(KIND, "drops_seals_with_what_is_trimmed", _LANDS, level=4)
+class DropsSealsWithWhatIsTrimmed(StoreWal):
+    """Leaves numbers vacant that an owner may still be on its way to."""
+
+    async def _drop(self, slots: list[int]) -> None:
+        await super()._drop(list(range(slots[-1] + 1)) if slots else [])
 
 
 @mutant(KIND, "loses_the_end_of_a_full_window", "each_opening_finds_what_all_before_it_left")
