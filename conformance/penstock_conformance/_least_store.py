@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("LeastStore", "least_store")
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from penstock.errors import InvalidRequestError
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore, ObjectStoreCapabilities
@@ -66,4 +66,6 @@ def least_store(env: Env, store: ObjectStore) -> LeastStore:
         not_applicable(
             "the plugin has others keep what is in the object store, which have needs of their own"
         )
+    unknown = sorted(spec.requires - {field.name for field in fields(ObjectStoreCapabilities)})
+    assert not unknown, f"no store has what is required, so no broker takes the plugin: {unknown[0]}"
     return LeastStore(store, spec.requires)

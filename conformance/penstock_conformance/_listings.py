@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.spi.object_store import ObjectStore
+from penstock.spi.object_store import RESERVED_PREFIXES, ObjectStore
 from penstock.spi.settings import plugin_tables
 from penstock_conformance._clause import not_applicable
 from penstock_conformance._env import Env
@@ -29,6 +29,9 @@ async def check_keys_are_told(env: Env, store: ObjectStore) -> None:
     if not keys or any(plugin_tables(settings)):
         not_applicable("the plugin keeps nothing in the object store, or has others keep it")
     told = tuple(spec.key_prefixes(settings))
+    for kernels in RESERVED_PREFIXES:
+        mixed = [prefix for prefix in told if prefix.startswith(kernels) or kernels.startswith(prefix)]
+        assert not mixed, f"no broker takes a plugin whose keys are among its own: {mixed[0]!r} {kernels!r}"
     strange = [key for key in keys if not key.startswith(told)]
     assert not strange, f"{len(strange)} of {len(keys)} keys begin otherwise than told: {strange[0]} {told}"
 

@@ -413,9 +413,12 @@ async def test_reader_waits_for_memory_of_others(env: Env) -> None:
                 for _ in range(turns):
                     await checkpoint()
                 tasks.cancel_scope.cancel()
-            await _turns()
-            cache.evict(10**12)
-            charged = allocator.statistics().used_bytes - base
+            for _ in range(200):  # the load may go on, for others
+                await checkpoint()
+                cache.evict(10**12)
+                charged = allocator.statistics().used_bytes - base
+                if not charged:
+                    break
             assert charged == 0, f"who waited for memory gave up, and {charged} bytes are on the account"
     used = allocator.statistics().used_bytes
     assert used == 0, f"{used} bytes are still accounted for"

@@ -173,7 +173,7 @@ async def test_listing_is_ordered(env: Env) -> None:
         for key in env.random.sample(keys, len(keys)):
             await store.put(key, [key.encode()])
         for prefix in ("", "a", "a/", "ab/", "ab/1", "b/x", "c/", "nothing"):
-            for start_after in ("", "a/", "a/b", "aa", "ab/1", "b", "c/a b", "zz"):
+            for start_after in ("", "a/", "a/b", "aa", "ab/1", "b", "b/w", "c/a b", "zz"):
                 wanted = sorted(key for key in keys if key.startswith(prefix) and key > start_after)
                 got = await keys_listed(store, prefix, start_after)
                 assert got == wanted, (

@@ -334,3 +334,14 @@ class WritesPartsOfFewBuffers(DirectoryStore):
     async def create_multipart(self, key: str) -> _Upload:
         await checkpoint()
         return _UploadOfFewBuffers(self, key)
+
+
+@mutant(KIND, "leaves_out_folders_beside_where_it_starts", "listing_is_ordered")
+class LeavesOutFoldersBesideWhereItStarts(DirectoryStore):
+    """In the folder that a listing starts in, it looks for names only."""
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        folder = start_after.rpartition("/")[0]
+        async for info in super().list(prefix, start_after):
+            if not folder or not info.key.startswith(f"{folder}/") or "/" not in info.key[len(folder) + 1 :]:
+                yield info

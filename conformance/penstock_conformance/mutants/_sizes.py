@@ -1,4 +1,4 @@
-"""Plugins that are as they should be, and tell other sizes beforehand: each is a plugin of its own."""
+"""Plugins that are as they should be, and tell something else of themselves beforehand: each is one of its own."""
 
 from __future__ import annotations
 
@@ -75,4 +75,19 @@ _registered(
     _charging(_wal(), 2**20, gives_back=False),
     PluginSizes(),
     "opening_leaves_nothing_behind",
+)
+_registered(
+    "would_have_all_keys",
+    replace(cast("PluginSpec[Any, Any]", _metadata_log()), key_prefixes=lambda _: ("",)),
+    PluginSizes(),
+    "keys_begin_as_the_spec_tells",
+)
+_registered(
+    "needs_what_no_store_has",
+    replace(
+        cast("PluginSpec[Any, Any]", _metadata_log()),
+        requires=frozenset({"put_if_absent", "ordered_listing", "transactions"}),
+    ),
+    PluginSizes(),
+    "needs_of_the_store_are_told",
 )
