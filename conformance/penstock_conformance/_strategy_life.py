@@ -29,6 +29,7 @@ _SIZES = (28, 300, 300, 3000, 30_000)
 _TOPICS = ("orders", "orders-2", "o", "clicks")
 _GROUPS = ("group", "another")
 _PARTITIONS_MAX = 4
+_ALIKE, _ALIKE_BYTES = 16, 900
 _RETENTION_BYTES = "60000"
 
 
@@ -75,6 +76,14 @@ class Life:
         for topic, count in self._topics.items():
             for number in range(count):
                 await self._write_to(topic, number)
+
+    async def write_alike(self) -> None:
+        """Records of one size, each answered before the next, and time to upload them: contents tell them apart."""
+        topic, number = self._somewhere()
+        for _ in range(_ALIKE):
+            await self.session.ask(Session.write, topic, number, [_ALIKE_BYTES])
+            await self.flush()
+        await self._rest()
 
     async def flush(self) -> None:
         """Wait for the answers."""

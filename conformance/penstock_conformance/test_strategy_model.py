@@ -26,6 +26,7 @@ async def test_random_lives_with_restarts_agree_with_a_model(env: StrategyEnv) -
     async with living(env) as life:
         for _ in range(2 * env.rounds):
             await life.go_on(_STEPS)
+            await life.write_alike()
             await life.look()
             await _restart(life)
             await life.look()
