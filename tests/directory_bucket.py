@@ -1,7 +1,8 @@
 """A proxy that makes a bucket of a real S3 server one of S3 Express One Zone, as far as its documentation says.
 
 Requests carry the token of a session (CreateSession) and are signed with its credentials, not with the account's.
-Listings are in no order and ignore ``start-after``; below a prefix that doesn't end in a slash they find nothing.
+Objects can be appended to. Listings are in no order and ignore ``start-after``; below a prefix that doesn't end in a
+slash they find nothing.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class DirectoryBucketProxy(StoreProxy):
         #: Tokens of sessions, with what begins the signatures made in it.
         self._sessions: dict[str, str] = {}
         self._numbers = itertools.count(1)
+        self._appending = threading.Lock()
 
     @property
     def sessions(self) -> int:
@@ -51,13 +53,15 @@ class DirectoryBucketProxy(StoreProxy):
         signer = re.match(r".*Credential=(\S+?)/\d{8}/[^/]+/s3express/", headers.get("Authorization", ""))
         key = signer[1] if signer else ""
         if "session" in query:
-            return self._new_session() if key == S3Server.access_key else _denied()
+            return self._new_session() if key == S3Server.access_key else _refused(403, "AccessDenied")
         token = headers.get("x-amz-s3session-token", "")
         if not key or self._sessions.get(token) != key:
-            return _denied()
+            return _refused(403, "AccessDenied")
         if "list-type" in query:
             return self._list(urlsplit(path).path, {name: values[0] for name, values in query.items()})
         assert isinstance(self.server, S3Server)
+        if (offset := headers.get("x-amz-write-offset-bytes")) is not None:
+            return self._append(path, int(offset), body)
         passed = {name: value for name, value in headers.items() if name.lower() in _PASSED_ON}
         return self.server.ask(method, path, body, passed)
 
@@ -72,6 +76,16 @@ class DirectoryBucketProxy(StoreProxy):
             f"<Expiration>{ends:%Y-%m-%dT%H:%M:%SZ}</Expiration></Credentials></CreateSessionResult>"
         )
         return 200, [("Content-Type", "application/xml")], answer.encode()
+
+    def _append(self, path: str, offset: int, body: bytes) -> _Answer:
+        """The server can't, so all is put anew, one after the other."""
+        assert isinstance(self.server, S3Server)
+        with self._appending:
+            status, _, there = self.server.ask("GET", path)
+            there = there if status == 200 else b""
+            if len(there) != offset:
+                return _refused(400, "InvalidWriteOffset")
+            return self.server.ask("PUT", path, there + body)
 
     def _list(self, bucket: str, query: Mapping[str, str]) -> _Answer:
         prefix = query.get("prefix", "")
@@ -97,9 +111,9 @@ class DirectoryBucketProxy(StoreProxy):
         return 200, [("Content-Type", "application/xml")], answer
 
 
-def _denied() -> _Answer:
-    body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>no session</Message></Error>"
-    return 403, [("Content-Type", "application/xml")], body
+def _refused(status: int, code: str) -> _Answer:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    return status, [("Content-Type", "application/xml")], body
 
 
 @contextmanager

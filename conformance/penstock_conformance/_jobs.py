@@ -172,6 +172,23 @@ async def create_race(env: Env, *, owner: int, size: int = 2000) -> None:
                 tell(True)
 
 
+async def append_in_turn(env: Env, *, key: str, times: int, owner: int) -> None:
+    """Object store: append ``times`` lines to an object that others grow, too, each wherever it ends, and tell so."""
+    async with env.open() as store:
+        tell("ready")
+        ask()
+        for number in range(times):
+            while True:
+                try:
+                    end = (await store.head(key)).size
+                except NotFoundError:
+                    end = 0
+                with suppress(ConflictError):
+                    await store.append(key, [b"%d %d\n" % (owner, number)], end)
+                    break
+        tell("appended")
+
+
 async def count_with_swap(env: Env, *, key: str, times: int, beside: str) -> None:
     """Object store: add one to a counter ``times`` times with compare_and_swap, and tell so.
 
@@ -464,6 +481,7 @@ JOBS: dict[str, Callable[..., Awaitable[None]]] = {
         make_log,
         create_race,
         count_with_swap,
+        append_in_turn,
         overwrite,
         put_until_killed,
         write_when_told,

@@ -15,7 +15,7 @@ from penstock_conformance._clause import not_applicable
 from penstock_conformance._env import Env
 from penstock_conformance._scoped_store import ScopedStore
 
-_CHOSEN = ("put_if_absent", "compare_and_swap", "multipart", "ordered_listing")
+_CHOSEN = ("put_if_absent", "compare_and_swap", "append", "multipart", "ordered_listing")
 
 
 class LeastStore(ScopedStore):
@@ -31,6 +31,7 @@ class LeastStore(ScopedStore):
             super().capabilities,
             put_if_absent=self._can["put_if_absent"],
             compare_and_swap=self._can["compare_and_swap"],
+            append=self._can["append"],
             multipart=self._can["multipart"],
             ordered_listing=self._can["ordered_listing"],
         )
@@ -46,6 +47,10 @@ class LeastStore(ScopedStore):
     async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
         self._need("compare_and_swap")
         return await super().compare_and_swap(key, body, token)
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        self._need("append")
+        return await super().append(key, body, offset)
 
     async def create_multipart(self, key: str) -> MultipartUpload:
         self._need("multipart")

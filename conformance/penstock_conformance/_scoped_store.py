@@ -48,6 +48,10 @@ class ScopedStore:
     async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
         return await self._store.compare_and_swap(self._prefix + key, body, token)
 
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        token: str = await getattr(self._store, "append")(self._prefix + key, body, offset)  # noqa: B009 - may be missing
+        return token
+
     async def create_multipart(self, key: str) -> MultipartUpload:
         return await self._store.create_multipart(self._prefix + key)
 

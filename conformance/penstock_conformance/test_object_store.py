@@ -293,6 +293,69 @@ async def test_swap_needs_the_current_token(env: Env) -> None:
             assert bytes(await store.get("key")) == b"6", "a swap for another object's token took effect"
 
 
+@clause(claims="append")
+async def test_append_needs_the_end_of_the_object(env: Env) -> None:
+    """Behind the first ``offset`` bytes, which must be all of it: else ConflictError, and nothing is changed."""
+    async with env.open() as store:
+        with raises(ConflictError):
+            await store.append("key", [b"x"], 1)
+        with raises(NotFoundError):
+            await store.head("key")
+        expected, tokens = b"", []
+        for body in (b"one", b"two" * 1000, b"three", bytes(range(256)) * 5000):
+            half = len(body) // 2
+            tokens.append(await store.append("key", [body[:half], memoryview(body)[half:]], len(expected)))
+            expected += body
+            info = await store.head("key")
+            assert (info.size, info.token) == (len(expected), tokens[-1]), "another size, or another token"
+            assert bytes(await store.get("key")) == expected, "what was appended isn't there as it was"
+            for elsewhere in (0, 1, len(expected) - 1, len(expected) + 1):
+                with raises(ConflictError):
+                    await store.append("key", [b"x"], elsewhere)
+            assert bytes(await store.get("key")) == expected, "a refused append changed the object"
+        assert len(set(tokens)) == len(tokens), "an append left the token as it was"
+        assert bytes(await store.get("key", 3, 6)) == b"two"
+        for body, offset in ((b"x", -1), (b"", len(expected))):
+            with raises(InvalidRequestError):
+                await store.append("key", [body], offset)
+        await store.put("key", [b"short"])
+        with raises(ConflictError):
+            await store.append("key", [b"x"], len(expected))
+        await store.append("key", [b"er"], 5)
+        assert bytes(await store.get("key")) == b"shorter"
+        await store.delete(["key"])
+        with raises(ConflictError):
+            await store.append("key", [b"x"], 7)
+        await store.append("key", [b"anew"], 0)
+        assert bytes(await store.get("key")) == b"anew"
+    async with env.open() as store:
+        await store.put("key", [b"anew"])
+        await store.append("key", [b"!"], 4)
+        assert bytes(await store.get("key")) == b"anew!"
+
+
+@clause(claims="append")
+async def test_append_has_one_winner_among_tasks(env: Env) -> None:
+    """Of several appends at one offset one takes effect."""
+    async with env.open() as store:
+        size = 0
+        for number in range(5):
+            won: list[int] = []
+
+            async def append(owner: int, at: int = size, won: list[int] = won) -> None:
+                try:
+                    await store.append("key", [make_body(owner, 0, 3000)], at)
+                except ConflictError:
+                    return
+                won.append(owner)
+
+            await together([call(append, owner) for owner in range(8)])
+            assert len(won) == 1, f"{len(won)} appends at one offset took effect: round={number}"
+            body = await store.get("key", size)
+            assert check_body(body).owner == won[0], "what is there isn't the winner's"
+            size += len(body)
+
+
 @clause(claims="compare_and_swap")
 async def test_swap_loses_no_update_among_tasks(env: Env) -> None:
     """Every method is safe to call from several tasks at once; a swap that returns has replaced what was read."""
@@ -387,6 +450,19 @@ async def test_unclaimed_compare_and_swap_is_refused(env: Env) -> None:
         token = await store.put("key", [b"x"])
         with raises(InvalidRequestError):
             await store.compare_and_swap("key", [b"y"], token)
+        assert bytes(await store.get("key")) == b"x"
+
+
+@clause(refuses="append")
+async def test_unclaimed_append_is_refused(env: Env) -> None:
+    """InvalidRequestError if unclaimed, of a store that has the method."""
+    async with env.open() as store:
+        await store.put("key", [b"x"])
+        try:
+            with raises(InvalidRequestError):
+                await store.append("key", [b"y"], 1)
+        except AttributeError:
+            not_applicable("the store has no append, and claims none")
         assert bytes(await store.get("key")) == b"x"
 
 
@@ -522,6 +598,33 @@ async def test_put_if_absent_has_one_winner_among_processes(env: Env) -> None:
                 assert won.count(True) <= 2, f"{won.count(True) - 1} creators won beside a put: key={key}"
                 assert owner == putter, f"a creator replaced what was put: {won=} {owner=} {putter=}"
             await store.delete([key])
+
+
+@clause(level=2, claims="append")
+async def test_append_loses_nothing_among_processes(env: Env) -> None:
+    """``append`` is atomic over every process that uses the store: each that returned is there, once and whole."""
+    times = 10 * env.rounds
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(env.open())
+        _shared(store)
+        children = [
+            await stack.enter_async_context(
+                Child(env, "append_in_turn", key="grown", times=times, owner=owner)
+            )
+            for owner in range(_PROCESSES)
+        ]
+        for child in children:
+            assert await child.next() == "ready", "a child process failed to open the store"
+        for child in children:
+            await child.tell("go")
+        for child in children:
+            assert await child.next() == "appended", "a child process failed to append"
+        found = bytes(await store.get("grown")).decode().splitlines()
+        wanted = [f"{owner} {number}" for owner in range(_PROCESSES) for number in range(times)]
+        assert sorted(found) == sorted(wanted), "appends were lost, or are there twice"
+        for owner in range(_PROCESSES):
+            own = [line for line in found if line.startswith(f"{owner} ")]
+            assert own == wanted[owner * times : (owner + 1) * times], "appends are in another order"
 
 
 @clause(level=2, claims="compare_and_swap")

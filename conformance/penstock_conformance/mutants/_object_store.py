@@ -7,19 +7,19 @@ __all__ = ()
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import AlreadyExistsError, NotFoundError
+from penstock.errors import AlreadyExistsError, ConflictError, NotFoundError
 from penstock.hookspecs import hookimpl
 from penstock.spi.object_store import ObjectInfo, ObjectStoreSpec, ObjectStoreStatistics
 from penstock.spi.plugin import Buffer, Services
 from penstock_conformance.mutants._mutant import NAME, SUMMARY, Defective, find, make, mutant
-from penstock_conformance.reference._object_store import STORE_CAPABILITIES, DirectoryStore
+from penstock_conformance.reference._object_store import _TOKEN_BYTES, STORE_CAPABILITIES, DirectoryStore
 from penstock_conformance.reference._plugin import closing
 
 KIND = "object_store"
@@ -364,6 +364,57 @@ class SwapsForAnEmptyToken(DirectoryStore):
         if not token:
             return await self.put(key, body)
         return await super().compare_and_swap(key, body, token)
+
+
+@mutant(KIND, "appends_wherever_the_end_is", "append_needs_the_end_of_the_object")
+class AppendsWhereverTheEndIs(DirectoryStore):
+    """Takes no notice of the offset, as a log file does."""
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        with suppress(NotFoundError):
+            offset = (await self.head(key)).size
+        return await super().append(key, body, offset)
+
+
+@mutant(KIND, "begins_an_object_at_any_offset", "append_needs_the_end_of_the_object")
+class BeginsAnObjectAtAnyOffset(DirectoryStore):
+    """Makes an object of an append to one that was deleted meanwhile."""
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        try:
+            await self.head(key)
+        except NotFoundError:
+            offset = 0
+        return await super().append(key, body, offset)
+
+
+@mutant(KIND, "lets_others_append_between", "append_has_one_winner_among_tasks")
+class LetsOthersAppendBetween(DirectoryStore):
+    """Looks where the object ends, and writes all of it a moment later."""
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        try:
+            there = bytes(await self.get(key))
+        except NotFoundError:
+            there = b""
+        if len(there) != offset:
+            raise ConflictError(f"the object ends elsewhere: key={key}")
+        return await self.put(key, [there, *body])
+
+
+@mutant(KIND, "grows_objects_in_two_steps", "append_loses_nothing_among_processes", level=2)
+class GrowsObjectsInTwoSteps(DirectoryStore):
+    """Looks where the object ends, and then writes all of it, with a lock that ends at its own process."""
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        await checkpoint()
+        try:
+            there = bytes(self._read(key)[_TOKEN_BYTES:])
+        except NotFoundError:
+            there = b""
+        if len(there) != offset:
+            raise ConflictError(f"the object ends elsewhere: key={key}")
+        return self._write(key, [there, *body], exclusive=False)
 
 
 @mutant(KIND, "counts_nothing", "statistics_count")

@@ -37,7 +37,7 @@ from penstock.spi.object_store import (
 from penstock.spi.plugin import Buffer, Services
 
 STORE_CAPABILITIES = ObjectStoreCapabilities(
-    put_if_absent=True, compare_and_swap=True, multipart=True, small_parts=True
+    put_if_absent=True, compare_and_swap=True, append=True, multipart=True, small_parts=True
 )
 
 #: Tokens are random and stored in front of the body.
@@ -134,6 +134,19 @@ class DirectoryStore:
             if not token or current != token:
                 raise ConflictError(f"the object changed: key={key} token={token}")
             return self._write(key, body, exclusive=False, locked=True)
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        await checkpoint()
+        if offset < 0 or not any(map(len, body)):
+            raise InvalidRequestError(f"not an append: key={key} offset={offset}")
+        with self._counted(), self._locked():
+            try:
+                there = self._read(key)[_TOKEN_BYTES:]
+            except NotFoundError:
+                there = b""
+            if len(there) != offset:
+                raise ConflictError(f"the object ends elsewhere: key={key} offset={offset} size={len(there)}")
+            return self._write(key, [there, *body], exclusive=False, locked=True)
 
     async def create_multipart(self, key: str) -> _Upload:
         await checkpoint()

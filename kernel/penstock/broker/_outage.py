@@ -29,7 +29,7 @@ LOOK_S = 1.0
 #: So long a request that moves little may take before it's an outage; one that may move an object may take longer.
 ANSWER_S = 5.0
 WRITE_S = 20.0
-_LONG = frozenset({"get", "put", "delete", "write_part", "complete"})
+_LONG = frozenset({"get", "put", "append", "delete", "write_part", "complete"})
 #: Attempts in a row that the store repeats by itself; one alone is no news.
 _ATTEMPTS = 2
 #: During an outage, a start says again that it waits after so long.

@@ -12,6 +12,7 @@ nothing of what is in objects.
 from __future__ import annotations
 
 __all__ = (
+    "AppendableStore",
     "MultipartUpload",
     "ObjectInfo",
     "ObjectStore",
@@ -41,6 +42,9 @@ class ObjectStoreCapabilities:
     put_if_absent: bool = False
     #: ``compare_and_swap`` is atomic over every process that uses the store.
     compare_and_swap: bool = False
+    #: ``append`` is there (:class:`AppendableStore`): an object grows at its end, atomically over every process that
+    #: uses the store.
+    append: bool = False
     #: ``create_multipart`` is there: an object can be written in parts and appears only when completed.
     multipart: bool = False
     #: ``list`` gives keys in ascending order and takes ``start_after``. Directory buckets of S3 list in any order.
@@ -177,6 +181,21 @@ class ObjectStore(Protocol):
 
     def statistics(self) -> ObjectStoreStatistics:
         """A snapshot of the counters."""
+
+
+class AppendableStore(ObjectStore, Protocol):
+    """The contract of an object store that claims ``append``."""
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        """Write ``body`` behind the first ``offset`` bytes of the object, which must be all of it; its new token.
+
+        An object that isn't there has no bytes, so an append at 0 makes one. Atomic and durable as ``put`` is; of
+        several appends at one offset one takes effect. When the outcome of an attempt is unknown, the implementation
+        reads what is behind ``offset`` and compares before it answers: meeting one's own bytes is a success. So
+        callers put something unique into what they append.
+        Raises ConflictError if the object ends elsewhere; InvalidRequestError if ``offset`` is negative, ``body``
+        has no bytes, the store takes no more appends to this object, or it is unclaimed.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

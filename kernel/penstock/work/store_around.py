@@ -6,9 +6,11 @@ __all__ = ("Request", "StoreAround")
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+from penstock.errors import InvalidRequestError
 from penstock.spi.object_store import (
+    AppendableStore,
     MultipartUpload,
     ObjectInfo,
     ObjectStore,
@@ -80,6 +82,13 @@ class StoreAround:
         """See ``ObjectStore.compare_and_swap``."""
         async with self.around(_sends("compare_and_swap", body)):
             return await self._store.compare_and_swap(key, body, token)
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        """See ``AppendableStore.append``."""
+        if not self.capabilities.append:
+            raise InvalidRequestError(f"the object store has no append: location={self.location}")
+        async with self.around(_sends("append", body)):
+            return await cast("AppendableStore", self._store).append(key, body, offset)
 
     async def create_multipart(self, key: str) -> MultipartUpload:
         """See ``ObjectStore.create_multipart``."""

@@ -96,6 +96,11 @@ class LocalBackend:
     async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
         raise InvalidRequestError(f"files have no compare-and-swap: key={key!r}")
 
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        raise InvalidRequestError(
+            f"appends aren't supported here: key={key!r} location={self.location} offset={offset}"
+        )
+
     async def create_multipart(self, key: str) -> _Upload:
         partial = await run_in_thread(self._tree.create, key, limiter=self._writers)
         upload = _Upload(self, self._tree, self._writers, partial)

@@ -101,6 +101,18 @@ class MemoryBackend:
                 raise ConflictError(f"the object changed: key={key!r} token={token!r}")
             return self._bucket.write(key, data)
 
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        await checkpoint()
+        data = b"".join(body)
+        with self._bucket.lock:
+            found = self._bucket.objects.get(key)
+            there = b"" if found is None else found.data
+            if len(there) != offset:
+                raise ConflictError(
+                    f"the object ends elsewhere: key={key!r} offset={offset} size={len(there)}"
+                )
+            return self._bucket.write(key, there + data)
+
     async def create_multipart(self, key: str) -> _Upload:
         await checkpoint()
         return _Upload(self, key)

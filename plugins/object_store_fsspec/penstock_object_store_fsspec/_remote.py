@@ -7,7 +7,7 @@ outcome, the object is read back and compared.
 
 from __future__ import annotations
 
-__all__ = ("DeniedError", "RemoteBackend", "status_of")
+__all__ = ("Backoff", "DeniedError", "RemoteBackend", "status_of")
 
 import random
 import weakref
@@ -22,6 +22,7 @@ import anyio
 
 from penstock.errors import (
     AlreadyExistsError,
+    ConflictError,
     InvalidRequestError,
     NotFoundError,
     PenstockError,
@@ -168,7 +169,7 @@ class RemoteBackend:
 
     async def request(self, action: str, key: str, call: Callable[[], Awaitable[T]]) -> T:
         """Attempts until one succeeds or the budget is used up; for what may be done twice."""
-        backoff = _Backoff(self._clock, self.settings.retry_budget_ms)
+        backoff = Backoff(self._clock, self.settings.retry_budget_ms)
         while True:
             try:
                 return await self.attempt(action, key, call)
@@ -241,6 +242,10 @@ class RemoteBackend:
             )
         if status == 412 or isinstance(error, FileExistsError) or code == "BlobAlreadyExists":
             return AlreadyExistsError(f"the object exists: {where}")
+        if code == "InvalidWriteOffset":
+            return ConflictError(f"the object ends elsewhere: {where}")
+        if code == "TooManyParts":
+            return InvalidRequestError(f"the object takes no more appends: {where}")
         if status == 404 or isinstance(error, FileNotFoundError):
             return NotFoundError(f"no such object: {where}")
         if status == 416:
@@ -310,7 +315,7 @@ class RemoteBackend:
 
     async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
         data = self._join(key, body)
-        backoff = _Backoff(self._clock, self.settings.retry_budget_ms)
+        backoff = Backoff(self._clock, self.settings.retry_budget_ms)
         while True:
             try:
                 return await self.attempt("create", key, lambda: self.request_put(key, data, "create"))
@@ -333,6 +338,11 @@ class RemoteBackend:
             f"compare-and-swap isn't supported here: key={key!r} location={self.location}"
         )
 
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        raise InvalidRequestError(
+            f"appends aren't supported here: key={key!r} location={self.location} offset={offset}"
+        )
+
     async def create_multipart(self, key: str) -> MultipartUpload:
         raise InvalidRequestError(
             f"uploads in parts aren't supported here: key={key!r} location={self.location}"
@@ -353,7 +363,7 @@ class RemoteBackend:
         return b"".join(body)
 
 
-class _Backoff:
+class Backoff:
     """Growing waits with jitter until a budget is used up."""
 
     def __init__(self, clock: Callable[[], float], budget_ms: int) -> None:

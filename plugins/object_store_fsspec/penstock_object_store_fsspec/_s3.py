@@ -9,17 +9,18 @@ import hashlib
 import logging
 import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from typing import Any, cast
 
 from penstock.checksum import checksum
-from penstock.errors import InvalidRequestError, NotFoundError, PenstockError, UnavailableError
+from penstock.errors import ConflictError, InvalidRequestError, NotFoundError, PenstockError, UnavailableError
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock.threads import run_in_thread
-from penstock_object_store_fsspec._remote import RemoteBackend, status_of
+from penstock_object_store_fsspec._remote import Backoff, DeniedError, RemoteBackend, status_of
 
 logger = logging.getLogger("penstock.store")
 
@@ -97,7 +98,9 @@ class S3Backend(RemoteBackend):
         connections = config.get("max_pool_connections", _CONNECTIONS_MAX)
         self.capabilities = replace(self.capabilities, multipart=True, requests_max=connections)
         if is_directory_bucket(self.bucket):
-            self.capabilities = replace(self.capabilities, ordered_listing=False, durability_domain="zone")
+            self.capabilities = replace(
+                self.capabilities, append=True, ordered_listing=False, durability_domain="zone"
+            )
 
     async def end_session(self) -> None:
         if self._session is not None:
@@ -200,6 +203,32 @@ class S3Backend(RemoteBackend):
 
     def tag_of(self, action: str, key: str, found: dict[str, Any]) -> str:
         return str(self.told(action, key, "ETag", found.get("ETag")))
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        data = self._join(key, body)
+
+        async def put() -> str:
+            return self.tag_of(
+                "append", key, await self.call("put_object", key, Body=data, WriteOffsetBytes=offset)
+            )
+
+        backoff = Backoff(self._clock, self.settings.retry_budget_ms)
+        while True:
+            try:
+                return await self.attempt("append", key, put)
+            except DeniedError:
+                raise
+            except (ConflictError, NotFoundError, UnavailableError) as error:
+                # a lost reply, or an end that was moved by ourselves: what is there tells
+                with suppress(NotFoundError, InvalidRequestError):
+                    if await self.get(key, offset, offset + len(data)) == data:
+                        return (await self.head(key)).token
+                if not isinstance(error, UnavailableError):
+                    raise ConflictError(
+                        f"the object ends elsewhere: key={key!r} offset={offset} location={self.location}"
+                    ) from error
+                if not await backoff.wait():
+                    raise
 
     async def create_multipart(self, key: str) -> _Upload:
         answer = await self.request("create upload", key, lambda: self.call("create_multipart_upload", key))

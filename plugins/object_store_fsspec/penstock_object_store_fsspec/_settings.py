@@ -23,7 +23,12 @@ LOCAL_CAPABILITIES = ObjectStoreCapabilities(
     small_parts=True,
 )
 MEMORY_CAPABILITIES = ObjectStoreCapabilities(
-    put_if_absent=True, compare_and_swap=True, multipart=True, durable=False, durability_domain="process"
+    put_if_absent=True,
+    compare_and_swap=True,
+    append=True,
+    multipart=True,
+    durable=False,
+    durability_domain="process",
 )
 
 

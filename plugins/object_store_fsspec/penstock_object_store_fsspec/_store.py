@@ -115,6 +115,17 @@ class FsspecObjectStore:
         self._bytes_written += body_size(body)
         return new_token
 
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        """See ``AppendableStore.append``."""
+        self._require("append")
+        check_key(key)
+        if offset < 0 or not body_size(body):
+            raise InvalidRequestError(f"not an append: key={key!r} offset={offset} size={body_size(body)}")
+        with self._counted("puts"):
+            token = await self._backend.append(key, body, offset)
+        self._bytes_written += body_size(body)
+        return token
+
     async def create_multipart(self, key: str) -> MultipartUpload:
         """See ``ObjectStore.create_multipart``."""
         self._require("multipart")

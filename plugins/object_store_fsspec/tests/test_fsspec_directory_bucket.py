@@ -6,13 +6,16 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import cast
 
 import pytest
 from penstock_wal_s3 import penstock_register_wal
 from tests.directory_bucket import serving_directory_bucket
 from tests.s3_server import S3Server, open_s3, serving_s3
+from tests.store_proxy import each_first
 
-from penstock.errors import AlreadyExistsError, FencedError, InvalidRequestError, NotFoundError
+from penstock.errors import AlreadyExistsError, ConflictError, FencedError, InvalidRequestError, NotFoundError
+from penstock.spi.object_store import AppendableStore
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WriteAheadLog
 
@@ -52,6 +55,26 @@ async def test_requests_are_made_in_sessions_and_listings_are_whole_in_whatever_
             with pytest.raises(NotFoundError):
                 await store.head(keys[0])
         assert proxy.sessions == 1, "a session is used again"
+
+
+@pytest.mark.parametrize("fault", ["", "reply lost", "503 SlowDown", "done, 500 InternalError"])
+async def test_an_append_takes_effect_once_where_the_object_ends(server: S3Server, fault: str) -> None:
+    with serving_directory_bucket(server) as (proxy, bucket):
+        async with open_s3(f"s3://{bucket}/p", proxy.endpoint_url, client="auto") as opened:
+            assert opened.capabilities.append
+            store = cast("AppendableStore", opened)
+            await store.append("k", [b"one", b"-"], 0)
+            proxy.decide = each_first("PUT", fault)
+            token = await store.append("k", [b"two"], 4)
+            assert proxy.faults[fault] == bool(fault)
+            assert bytes(await store.get("k")) == b"one-two"
+            assert (await store.head("k")).token == token
+            for offset in (0, 4, 8):
+                with pytest.raises(ConflictError, match="ends elsewhere"):
+                    await store.append("k", [b"other"], offset)
+            with pytest.raises(ConflictError, match="ends elsewhere"):
+                await store.append("absent", [b"other"], 3)
+            assert bytes(await store.get("k")) == b"one-two"
 
 
 async def test_a_log_comes_back_from_pages_in_any_order_and_is_taken_over(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from penstock_object_store_fsspec import penstock_register_object_store
 
 from penstock.broker._outage import ANSWER_S, WatchedStore
-from penstock.errors import NotFoundError, UnavailableError
+from penstock.errors import InvalidRequestError, NotFoundError, UnavailableError
 from penstock.spi.object_store import ObjectInfo, ObjectStoreStatistics
-from penstock.spi.plugin import Buffer
+from penstock.spi.plugin import Buffer, Services
 
 pytestmark = pytest.mark.anyio
 
@@ -190,3 +192,18 @@ async def test_a_start_gives_up_after_its_time_and_a_running_broker_never(store:
         watched.started()
         clock.now_s += 1000
         watched.look()
+
+
+async def test_an_append_reaches_a_store_that_has_it_and_is_refused_by_others(
+    clock: Clock, tmp_path: Path
+) -> None:
+    services = Services(node_id=1, epoch=1, cluster_id="c", data_dir=tmp_path, clock=clock)
+    spec = penstock_register_object_store()
+    async with spec.open(spec.settings(url=f"memory://{tmp_path}"), services) as store:
+        watched = WatchedStore(store, clock)
+        await watched.append("k", [b"a"], 0)
+        await watched.append("k", [b"b"], 1)
+        assert bytes(await watched.get("k")) == b"ab"
+    async with spec.open(spec.settings(url="file://objects"), services) as store:
+        with pytest.raises(InvalidRequestError, match="no append"):
+            await WatchedStore(store, clock).append("k", [b"a"], 0)

@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import anyio
 import anyio.lowlevel
@@ -20,7 +20,7 @@ from penstock.errors import (
     NotFoundError,
     PenstockError,
 )
-from penstock.spi.object_store import ObjectStore
+from penstock.spi.object_store import AppendableStore, ObjectStore
 from penstock.units import format_size
 from penstock_tools.probe.races import Race, Writer, race
 from penstock_tools.probe.report import Finding, Latency, latency_of
@@ -82,6 +82,7 @@ def questions() -> dict[str, Question]:
     return {
         "conditional creation": _ask_about_creation,
         "compare-and-swap": _ask_about_swaps,
+        "appends": _ask_about_appends,
         "puts that break off": _ask_about_broken_puts,
         "uploads in parts": _ask_about_uploads,
         "reads of other processes": _ask_about_reads,
@@ -123,21 +124,12 @@ async def _create_twice(bench: Bench) -> str:
 
 async def _ask_about_swaps(bench: Bench) -> list[Finding]:
     name = "compare-and-swap"
-    findings = [
-        Finding(
-            name="append", verdict="not offered", detail="no plugin's contract has it", capability="append"
-        )
-    ]
     if not bench.store.capabilities.compare_and_swap:
         detail = "not by this plugin; nothing needs it"
-        return [
-            Finding(name=name, verdict="not offered", detail=detail, capability="compare_and_swap"),
-            *findings,
-        ]
+        return [Finding(name=name, verdict="not offered", detail=detail, capability="compare_and_swap")]
     return [
         _kept_unless(await _swap_stale(bench), f"{name}, in turn", capability="compare_and_swap"),
         *await _races(bench, name, "compare_and_swap", "swap"),
-        *findings,
     ]
 
 
@@ -155,6 +147,31 @@ async def _swap_stale(bench: Bench) -> str:
             continue
         return where if missing == key else f"{where} was swapped"
     return ""
+
+
+async def _ask_about_appends(bench: Bench) -> list[Finding]:
+    name = "append"
+    if not bench.store.capabilities.append:
+        detail = "not by this plugin; nothing needs it"
+        return [Finding(name=name, verdict="not offered", detail=detail, capability="append")]
+    return [
+        _kept_unless(await _append_elsewhere(bench), f"{name}, in turn", capability="append"),
+        *await _races(bench, name, "append", "append"),
+    ]
+
+
+async def _append_elsewhere(bench: Bench) -> str:
+    store = cast("AppendableStore", bench.store)
+    key = f"{bench.prefix}grown"
+    for offset, body in enumerate((b"a", b"b")):
+        await store.append(key, [body], offset)
+    for elsewhere in (0, 1, 3):
+        try:
+            await store.append(key, [b"c"], elsewhere)
+        except ConflictError:
+            continue
+        return f"an append at {elsewhere} won where the object ends at 2"
+    return "" if bytes(await store.get(key)) == b"ab" else "what is stored isn't what was appended"
 
 
 async def _races(bench: Bench, name: str, capability: str, action: str) -> list[Finding]:
@@ -198,10 +215,10 @@ async def _token(bench: Bench, action: str, key: str) -> str:
 
 
 def _commands(count: int, action: str, key: str, size: int, token: str, *, hold: bool) -> list[Command]:
-    assert action in ("create", "swap")
+    assert action in ("create", "swap", "append")
     return [
         Command(
-            action="create" if action == "create" else "swap",
+            action=cast("Any", action),
             key=key,
             label=f"{key} by {number}",
             size=size,

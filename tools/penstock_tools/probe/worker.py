@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import anyio
 
@@ -28,7 +28,7 @@ from penstock.errors import (
     PenstockError,
     kept,
 )
-from penstock.spi.object_store import ObjectStore
+from penstock.spi.object_store import AppendableStore, ObjectStore
 from penstock_tools.probe.relay import Relay, RelayedLoop
 
 #: A server that lets nobody else write while one writer stalls: the stall ends then.
@@ -39,7 +39,7 @@ _HOLD_S_MAX: Final = 10
 class Command:
     """What one writer does. With ``hold`` it stalls on the last byte until it is told to go on."""
 
-    action: Literal["create", "swap", "read"]
+    action: Literal["create", "swap", "append", "read"]
     key: str
     label: str = ""
     size: int = 0
@@ -70,6 +70,8 @@ async def perform(store: ObjectStore, command: Command) -> Outcome:
         body = [body_of(command.label, command.size)]
         if command.action == "create":
             await store.put_if_absent(command.key, body)
+        elif command.action == "append":
+            await cast("AppendableStore", store).append(command.key, body, 0)
         else:
             await store.compare_and_swap(command.key, body, command.token)
         return Outcome(result="won")
