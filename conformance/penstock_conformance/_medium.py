@@ -80,7 +80,7 @@ def medium_of(opened: Any) -> Path | _Whole:
         return _Whole(own)
     path = Path(str(opened.location))
     if not path.is_file():
-        not_applicable(f"the log isn't a regular file that could be damaged: location={opened.location}")
+        not_applicable("the log isn't a regular file that could be damaged")
     if path.stat().st_size > _SIZE_MAX:
         not_applicable("the log's file is too large to be copied, set a smaller capacity")
     return path
