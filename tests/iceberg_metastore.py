@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("Metastore", "metastore")
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from socketserver import BaseRequestHandler, ThreadingTCPServer
@@ -14,6 +14,8 @@ from typing import Any
 from hive_metastore import ThriftHiveMetastore
 from hive_metastore.ttypes import (
     AlreadyExistsException,
+    GetTableResult,
+    GetTablesResult,
     LockResponse,
     LockState,
     LockType,
@@ -33,6 +35,8 @@ class Metastore:
 
     def __init__(self) -> None:
         self.uri = ""
+        #: What it knows, by name; a name that is taken out it doesn't.
+        self.calls: dict[str, Any] = {}
         self._databases: dict[str, Any] = {}
         self._tables: dict[tuple[str, str], Any] = {}
         #: The tables of locks, and of those that wait for one, by number, the first ones first.
@@ -67,6 +71,18 @@ class Metastore:
         if (dbname, tbl_name) not in self._tables:
             raise NoSuchObjectException(tbl_name)
         return deepcopy(self._tables[dbname, tbl_name])
+
+    def get_table_req(self, request: Any) -> GetTableResult:
+        return GetTableResult(self.get_table(request.dbName, request.tblName))
+
+    def get_all_tables(self, db_name: str) -> list[str]:
+        return [name for database, name in self._tables if database == db_name]
+
+    def get_table_objects_by_name(self, dbname: str, tbl_names: Sequence[str]) -> list[Any]:
+        return [self.get_table(dbname, name) for name in tbl_names]
+
+    def get_table_objects_by_name_req(self, request: Any) -> GetTablesResult:
+        return GetTablesResult(self.get_table_objects_by_name(request.dbName, request.tblNames))
 
     def create_table(self, tbl: Any) -> None:
         with self._mutex:
@@ -145,6 +161,7 @@ def metastore() -> Iterator[Metastore]:
     """A metastore on a free port."""
     store = Metastore()
     processor = ThriftHiveMetastore.Processor(store)
+    store.calls = processor._processMap
 
     class Connection(BaseRequestHandler):
         def handle(self) -> None:

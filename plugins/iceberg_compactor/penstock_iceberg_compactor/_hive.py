@@ -15,7 +15,7 @@ __all__ = ("hive_catalog",)
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from functools import partial
@@ -27,6 +27,7 @@ from hive_metastore.ttypes import (
     CheckLockRequest,
     EnvironmentContext,
     GetTableRequest,
+    GetTablesRequest,
     LockRequest,
     LockResponse,
     LockState,
@@ -233,11 +234,21 @@ class _Metastore(Client):  # type: ignore[misc] # Thrift has no types
         try:
             table = super().get_table(dbname, tbl_name)
         except TApplicationException as error:
-            if error.type != TApplicationException.UNKNOWN_METHOD:
+            if not _is_unknown_call(error):
                 raise
             table = self.get_table_req(GetTableRequest(dbName=dbname, tblName=tbl_name)).table
-        table.parameters = table.parameters or {}
-        return table
+        return _with_parameters(table)
+
+    def get_table_objects_by_name(self, dbname: str, tbl_names: Sequence[str]) -> Sequence[HiveTable]:
+        """See ``get_table``."""
+        try:
+            tables = super().get_table_objects_by_name(dbname, tbl_names)
+        except TApplicationException as error:
+            if not _is_unknown_call(error):
+                raise
+            request = GetTablesRequest(dbName=dbname, tblNames=tbl_names)
+            tables = self.get_table_objects_by_name_req(request).tables
+        return [_with_parameters(table) for table in tables]
 
     def alter_table_with_environment_context(
         self, dbname: str, tbl_name: str, new_tbl: HiveTable, environment_context: EnvironmentContext
@@ -304,3 +315,12 @@ class _Metastore(Client):  # type: ignore[misc] # Thrift has no types
             yield connection.__enter__()
         finally:
             connection.socket.close()
+
+
+def _is_unknown_call(error: TApplicationException) -> bool:
+    return bool(error.type == TApplicationException.UNKNOWN_METHOD)
+
+
+def _with_parameters(table: HiveTable) -> HiveTable:
+    table.parameters = table.parameters or {}
+    return table

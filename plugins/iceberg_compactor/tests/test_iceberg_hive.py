@@ -80,6 +80,20 @@ async def test_tables_of_several_topics_are_written_beside_each_other(
         assert values(compactor, names[0]) == [b"0", b"1", b"2", b"3"]
 
 
+@pytest.mark.parametrize("is_new", [False, True])
+async def test_tables_are_found_and_listed_as_old_metastores_have_it_and_new_ones(
+    tmp_path: Path, hive: Metastore, is_new: bool
+) -> None:
+    """Hive 4.0.1 took calls away that pyiceberg makes."""
+    if is_new:
+        del hive.calls["get_table"], hive.calls["get_table_objects_by_name"]
+    hive.create_table(Table(dbName="kafka", tableName="another", parameters=None))
+    async with compactor_of(tmp_path, hive.uri) as compactor:
+        await put(compactor, 0, b"a")
+        assert values(compactor) == [b"a"]
+        assert await compactor.tables() == ["orders"]
+
+
 async def test_an_owner_whose_lock_ended_meanwhile_commits_nothing(tmp_path: Path, hive: Metastore) -> None:
     """A metastore ends locks of whom it hears nothing; who comes back later would put his table over the others'."""
 
