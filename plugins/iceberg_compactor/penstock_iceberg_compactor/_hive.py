@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from hive_metastore.ThriftHiveMetastore import Client
 from hive_metastore.ttypes import (
     CheckLockRequest,
+    Database,
     EnvironmentContext,
     GetTableRequest,
     GetTablesRequest,
@@ -229,6 +230,10 @@ class _Metastore(Client):  # type: ignore[misc] # Thrift has no types
         self._again = again
         self._locks_only = locks_only
 
+    def get_database(self, name: str) -> Database:
+        """With parameters, which pyiceberg relies on."""
+        return _with_parameters(super().get_database(name))
+
     def get_table(self, dbname: str, tbl_name: str) -> HiveTable:
         """By the call that Hive 4.0.1 took away and pyiceberg knows only, or by the one that it left."""
         try:
@@ -248,7 +253,7 @@ class _Metastore(Client):  # type: ignore[misc] # Thrift has no types
                 raise
             request = GetTablesRequest(dbName=dbname, tblNames=tbl_names)
             tables = self.get_table_objects_by_name_req(request).tables
-        return [_with_parameters(table) for table in tables]
+        return list(map(_with_parameters, tables))
 
     def alter_table_with_environment_context(
         self, dbname: str, tbl_name: str, new_tbl: HiveTable, environment_context: EnvironmentContext
@@ -321,6 +326,6 @@ def _is_unknown_call(error: TApplicationException) -> bool:
     return bool(error.type == TApplicationException.UNKNOWN_METHOD)
 
 
-def _with_parameters(table: HiveTable) -> HiveTable:
-    table.parameters = table.parameters or {}
-    return table
+def _with_parameters(found: Any) -> Any:
+    found.parameters = found.parameters or {}
+    return found

@@ -21,7 +21,7 @@ from tests.patience import HANG_S
 from penstock.errors import ConfigError, ConflictError, UnavailableError
 
 pytest.importorskip("thrift", reason="needs pip install 'penstock[hive]'")
-from hive_metastore.ttypes import MetaException, Table
+from hive_metastore.ttypes import Database, MetaException, Table
 from penstock_iceberg_compactor._hive import _Protocol
 from tests.iceberg_metastore import Metastore, metastore
 from thrift.protocol.TProtocol import TProtocolException
@@ -87,6 +87,7 @@ async def test_tables_are_found_and_listed_as_old_metastores_have_it_and_new_one
     """Hive 4.0.1 took calls away that pyiceberg makes."""
     if is_new:
         del hive.calls["get_table"], hive.calls["get_table_objects_by_name"]
+    hive.create_database(Database(name="kafka", parameters=None))
     hive.create_table(Table(dbName="kafka", tableName="another", parameters=None))
     async with compactor_of(tmp_path, hive.uri) as compactor:
         await put(compactor, 0, b"a")
