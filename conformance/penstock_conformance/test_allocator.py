@@ -346,6 +346,23 @@ async def test_pinned_memory_is_never_handed_out(env: Env) -> None:
         counters = allocator.statistics()
         assert counters.used_by_purpose.get("pinned", 0) == 0, f"pinned for ever: {counters}"
         await _expect_in_use(allocator)
+        for size in (1, 64, 512, 4096, 8192, 65_536, 2**20):  # of which somebody may have a pool
+            allocation = allocator.allocate_nowait(size, "append")
+            allocation.view[:] = b"p" * size
+            view = allocation.view[:]
+            allocation.release()
+            del allocation
+            others = [allocator.allocate_nowait(size, "append") for _ in range(3)]
+            for other in others:
+                other.view[:] = b"x" * size
+            assert bytes(view) == b"p" * size, (
+                f"memory of {size} bytes was handed out, and somebody still reads it"
+            )
+            for other in others:
+                other.release()
+            del other, view
+            others.clear()
+            await _expect_in_use(allocator)
 
 
 async def test_waiter_gets_memory_when_the_last_view_goes(env: Env) -> None:

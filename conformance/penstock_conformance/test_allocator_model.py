@@ -304,6 +304,11 @@ async def test_every_way_of_asking_presses(env: Env) -> None:
 
         for listener in (lambda _: 0, evict, lambda _: 0):  # the others have nothing to give
             allocator.add_pressure_listener(listener)
+        full = allocator.charge_nowait(_LIMIT, "append")
+        for _ in range(2):
+            with raises(FullError):  # nobody has anything to give yet, and is asked again later
+                allocator.charge_nowait(1, "append")
+        full.release()
         reserved = [allocator.reserve(_MIB, "network") for _ in range(2)]
         asks: dict[str, Callable[[], Any]] = {
             "charge_nowait": lambda: allocator.charge_nowait(_MIB, "append"),

@@ -293,6 +293,35 @@ async def test_bytes_of_what_is_too_large_are_the_readers(env: Env) -> None:
         )
 
 
+class _Payload(bytearray):
+    """Bytes of which one can see whether anybody still has them."""
+
+    __slots__ = ("__weakref__",)
+
+
+async def test_what_goes_is_let_go(env: Env) -> None:
+    """Memory stays under the limit: of blocks that were evicted, or destroyed, only their readers have something."""
+    async with env.open() as cache:
+        alive: list[weakref.ref[_Payload]] = []
+
+        async def load(blocks: Sequence[BlockRef]) -> Sequence[Buffer]:
+            payloads = [_Payload(block.size) for block in blocks]
+            alive.extend(map(weakref.ref, payloads))
+            return [memoryview(payload) for payload in payloads]
+
+        for number in range(6):
+            for blocks in (_blocks(number, 1, 1000), _blocks(number, 4, 1000)):
+                await cache.get(blocks, load)
+            if number % 2:
+                cache.forget_object(number)
+        cache.evict(_EVERYTHING)
+        await _turns()
+        gc.collect()
+        kept = sum(payload() is not None for payload in alive)
+        told = cache.statistics()
+        assert not kept, f"{kept} of {len(alive)} blocks are in memory, and not on the account: {told}"
+
+
 async def test_loaders_of_all_readers_are_let_go(env: Env) -> None:
     """``load`` is let go with its call: of who joined another's load, was cancelled, or only read ahead, too."""
     async with env.open() as cache:

@@ -112,6 +112,17 @@ async def test_keyless_records_spread(env: Env) -> None:
             f"partitions without records: {sorted({0, 1, 2, 3} - set(chosen))}"
         )
         assert min(chosen.values()) >= 300, f"far from even: {dict(chosen)}"
+        others: list[tuple[str, bytes | None]] = [("another", None)]
+        if partitioner.capabilities.key_affinity:  # else a key makes no difference
+            others.append(("topic", b"key"))
+        for beside, keyed in others:  # large ones, in turns with others
+            mixed: Counter[int] = Counter()
+            for _ in range(800):
+                mixed[partitioner.choose("topic", None, 3 * _TURN_BYTES, 4)] += 1
+                partitioner.choose(beside, keyed, _TURN_BYTES, 4)
+            assert min(mixed[number] for number in range(4)) >= 60, (
+                f"far from even beside others: {dict(mixed)}"
+            )
 
 
 async def test_news_are_accepted_by_all(env: Env) -> None:

@@ -456,3 +456,29 @@ class WatchesOneView(PlainAllocator):
         else:
             self._pins.discard(pin)
             self._used["pinned"] -= size
+
+
+@mutant(KIND, "asks_nobody_again_who_had_nothing", "every_way_of_asking_presses")
+class AsksNobodyAgainWhoHadNothing(PlainAllocator):
+    """Whoever says that there is nothing says it for ever."""
+
+    def _press(self, size: int) -> int:
+        told = {listener: listener(size) for listener in self._listeners} if not self._pressing else {}
+        self._listeners = [listener for listener in self._listeners if told.get(listener) != 0]
+        return sum(freed or 0 for freed in told.values())
+
+
+@mutant(KIND, "has_a_pool_of_pages", "pinned_memory_is_never_handed_out")
+class HasAPoolOfPages(PlainAllocator):
+    """Of one page, which it has handed out before."""
+
+    _page: mmap.mmap | None = None
+
+    def give_back(self, grant: _Grant) -> None:
+        if grant.memory is not None and grant.size == mmap.PAGESIZE:
+            self._page = grant.memory
+        super().give_back(grant)
+
+    def _map(self, size: int) -> mmap.mmap:
+        page, self._page = self._page, None
+        return page if page is not None and size == mmap.PAGESIZE else super()._map(size)

@@ -510,3 +510,41 @@ class KeepsRoomOfWhatWasReadOften(PlainBlockCache):
         freed = super()._drop(block)
         self._used += block.size if self._reads.pop(block, 0) > 3 else 0
         return freed
+
+
+@mutant(KIND, "has_the_last_results_at_hand", "what_goes_is_let_go")
+class HasTheLastResultsAtHand(PlainBlockCache):
+    """Whoever reads may read the same again."""
+
+    _last: Sequence[Buffer] = ()
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        self._last = await super().get(blocks, load, prefetch=prefetch)
+        return self._last
+
+
+@mutant(KIND, "keeps_what_it_evicted", "what_goes_is_let_go")
+class KeepsWhatItEvicted(PlainBlockCache):
+    """A few of them, in case they come again; nobody is charged for that."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        super().__init__(limit, allocator)
+        self._ghosts: list[_Slot] = []
+
+    def _drop(self, block: BlockRef) -> int:
+        self._ghosts = [*self._ghosts[-7:], self._slots[block]]
+        return super()._drop(block)
+
+
+@mutant(KIND, "wants_blocks_in_a_list", "get_returns_the_blocks_in_order")
+class WantsBlocksInAList(PlainBlockCache):
+    """Joins it with another one."""
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        if not isinstance(blocks, list):
+            raise TypeError("a list, please")
+        return await super().get(blocks, load, prefetch=prefetch)

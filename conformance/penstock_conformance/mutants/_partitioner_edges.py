@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ()
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
@@ -173,4 +174,48 @@ class TakesKeysForTextsThatZerosEnd(PlainPartitioner):
     def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
         if key is not None and len(key) > 8:
             key = key[:8] + key[8:].rstrip(b"\0")
+        return super().choose(topic, key, size_bytes, partition_count)
+
+
+@mutant(KIND, "goes_round_for_all_topics", "keyless_records_spread")
+class GoesRoundForAllTopics(PlainPartitioner):
+    """One number counts for all: two topics in turns have half of the partitions each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+
+    def _next(self, topic: str, partition_count: int) -> int:
+        self._count += 1
+        return self._count % partition_count
+
+    def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
+        if key is not None or partition_count < 1 or topic in self._loads:
+            return super().choose(topic, key, size_bytes, partition_count)
+        return self._next(topic, partition_count)
+
+
+@mutant(KIND, "goes_round_with_every_record", "keyless_records_spread")
+class GoesRoundWithEveryRecord(GoesRoundForAllTopics):
+    """With a key or without, of each topic by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: Counter[str] = Counter()
+
+    def _next(self, topic: str, partition_count: int) -> int:
+        return self._counts[topic] % partition_count
+
+    def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
+        self._counts[topic] += 1
+        return super().choose(topic, key, size_bytes, partition_count)
+
+
+@mutant(KIND, "has_a_partition_for_large_records", "keyless_records_spread")
+class HasAPartitionForLargeRecords(PlainPartitioner):
+    """So that they hold up no others."""
+
+    def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
+        if key is None and size_bytes > 2**20 and partition_count > 0:
+            return 0
         return super().choose(topic, key, size_bytes, partition_count)
