@@ -120,6 +120,7 @@ def test_a_log_that_somebody_has_open_is_not_emptied_whatever_is_said(
         f"penstock: a broker of this host has the wal open, so nothing was changed; stop it first: path={place}\n"
     )
     assert main([*command, "--force", f"erase {place}"]) == 0
+    assert "write_us_p50" not in capsys.readouterr().out, "a file is emptied, and nothing is measured"
 
 
 def test_a_place_where_nothing_is_needs_no_formatting(
