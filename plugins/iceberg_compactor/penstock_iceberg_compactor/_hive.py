@@ -229,6 +229,8 @@ class _Metastore(Client):  # type: ignore[misc] # Thrift has no types
         super().__init__(protocol)
         self._again = again
         self._locks_only = locks_only
+        #: What a commit would make of its table, whose answer is missing: it may come about at any time yet.
+        self._unanswered: HiveTable | None = None
 
     def get_database(self, name: str) -> Database:
         """With parameters, which pyiceberg relies on."""
@@ -266,6 +268,9 @@ class _Metastore(Client):  # type: ignore[misc] # Thrift has no types
             )
         try:
             super().alter_table_with_environment_context(dbname, tbl_name, new_tbl, environment_context)
+        except (TTransportException, TProtocolException, OSError):
+            self._unanswered = new_tbl
+            raise
         except MetaException as error:
             said = str(error.message).lower()
             if all(word in said for word in _CANNOT_COMPARE):
@@ -301,9 +306,12 @@ class _Metastore(Client):  # type: ignore[misc] # Thrift has no types
     def unlock(self, rqst: UnlockRequest) -> None:
         """Let go of a lock, once more where that fails.
 
-        Whether the commit took place is said already, or has to be looked up: nothing here changes that.
+        Whether the commit took place is said already, or has to be looked up: nothing here changes that. One that may
+        still come about keeps its lock until the metastore ends it: not all of them compare before they write.
         """
         with suppress(TException):
+            if self._unanswered is not None and not self._has_landed(self._unanswered):
+                return
             try:
                 super().unlock(rqst)
             except NoSuchLockException:
@@ -311,6 +319,11 @@ class _Metastore(Client):  # type: ignore[misc] # Thrift has no types
             except TException:
                 with self._lasting() as metastore:
                     Client.unlock(metastore, rqst)
+
+    def _has_landed(self, wanted: HiveTable) -> bool:
+        with self._lasting() as metastore:
+            found = metastore.get_table(wanted.dbName, wanted.tableName)
+        return bool(found.parameters.get("metadata_location") == wanted.parameters["metadata_location"])
 
     @contextmanager
     def _lasting(self) -> Iterator[Client]:
