@@ -190,24 +190,25 @@ async def append_in_turn(env: Env, *, key: str, times: int, owner: int) -> None:
 
 
 async def count_with_swap(env: Env, *, key: str, times: int, beside: str) -> None:
-    """Object store: add one to a counter ``times`` times with compare_and_swap, and tell so.
+    """Object store: add one to a counter ``times`` times with compare_and_swap, and tell the tokens.
 
     Then append a ``+`` to ``beside``, which others put and delete, again and again, until that is ``end``.
     """
     async with env.open() as store:
         tell("ready")
         ask()
+        tokens: list[str] = []
         for _ in range(times):
             while True:
                 info = await store.head(key)
                 value = int(bytes(await store.get(key)))
                 # A swap between head and get changes the value and the token: the swap below then fails.
                 try:
-                    await store.compare_and_swap(key, [str(value + 1).encode()], info.token)
+                    tokens.append(await store.compare_and_swap(key, [str(value + 1).encode()], info.token))
                 except ConflictError:
                     continue
                 break
-        tell("counted")
+        tell(tokens)
         while True:
             try:
                 info = await store.head(beside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ()
 
 import fcntl
+import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -19,7 +20,7 @@ from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalEntry
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference._metadata_log import PlainMetadataLog
-from penstock_conformance.reference._object_store import DirectoryStore
+from penstock_conformance.reference._object_store import _TOKEN_BYTES, DirectoryStore
 from penstock_conformance.reference._wal import FileWal
 
 WAL = "wal"
@@ -165,3 +166,17 @@ class CountsWhatItFailedToAppend(PlainMetadataLog):
         except UnavailableError:
             self._appends += 1
             raise
+
+
+@mutant(STORE, "counts_its_own_versions", "swap_loses_no_update_among_processes", level=2)
+class CountsItsOwnVersions(DirectoryStore):
+    """Tokens are numbers of what this process has written."""
+
+    _count: ClassVar[Iterator[int]] = itertools.count(1)
+
+    def _write(self, key: str, body: Sequence[Buffer], *, exclusive: bool, locked: bool = False) -> str:
+        super()._write(key, body, exclusive=exclusive, locked=locked)
+        token = next(self._count).to_bytes(_TOKEN_BYTES, "big")
+        with self._path(key).open("r+b") as file:
+            file.write(token)
+        return token.hex()
