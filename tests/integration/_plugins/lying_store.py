@@ -6,8 +6,8 @@ __all__ = ("LyingSettings", "LyingStore", "penstock_register_object_store")
 
 import hashlib
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
@@ -18,6 +18,7 @@ from penstock.errors import AlreadyExistsError, ConflictError, NotFoundError
 from penstock.hookspecs import hookimpl
 from penstock.spi import Buffer, Services, Settings
 from penstock.spi.object_store import (
+    AppendableStore,
     ObjectInfo,
     ObjectStore,
     ObjectStoreCapabilities,
@@ -81,6 +82,12 @@ class LyingStore:
         if found != token:
             raise ConflictError(f"the object has changed: key={key!r}")
         return await self._honest.put(key, body)
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        if self._lie == "append":
+            with suppress(NotFoundError):
+                offset = (await self._honest.head(key)).size
+        return await cast("AppendableStore", self._honest).append(key, body, offset)
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
         data = bytes(await self._honest.get(key, 0, None)) if key not in self._first else b""

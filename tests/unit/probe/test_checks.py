@@ -40,6 +40,7 @@ async def test_an_honest_store_breaks_nothing(about: str) -> None:
         ("create in turn", "conditional creation", ["put-if-absent, in turn"]),
         ("swap", "compare-and-swap", ["compare-and-swap, at once, 1KiB"]),
         ("swap in turn", "compare-and-swap", ["compare-and-swap, in turn"]),
+        ("append", "appends", ["append, in turn"]),
         ("broken put", "puts that break off", ["put that breaks off"]),
         ("upload", "uploads in parts", ["upload in parts"]),
         ("order", "order of listings", ["list in order"]),
