@@ -314,13 +314,16 @@ async def test_largest_entry_is_taken_and_comes_back(env: Env) -> None:
         pieces: list[Buffer] = [_PIECE] * ((largest - len(tail)) // len(_PIECE))
         pieces.append(bytes(largest - len(tail) - len(pieces) * len(_PIECE)))
         try:
-            await wal.append([*pieces, tail]).wait_durable()
+            append = wal.append([*pieces, tail])
+            await append.wait_durable()
         except (InvalidRequestError, FullError) as error:
             raise AssertionError(f"an entry of entry_bytes_max isn't taken: {error}") from error
     async with env.open(epoch=2) as wal:
         (entry,) = await recovered(wal)
         assert len(entry.data) == largest, f"{len(entry.data)} of {largest} bytes came back"
         assert bytes(entry.data[-len(tail) :]) == tail, "the end of the largest entry is another one"
+        place, told = (entry.position, entry.next_position), (append.position, append.next_position)
+        assert place == told, f"the largest entry is in {place}, and append told {told}"
 
 
 @clause(claims="fencing")

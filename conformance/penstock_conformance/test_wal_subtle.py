@@ -187,9 +187,10 @@ async def test_no_damage_is_passed_over(env: Env) -> None:
     ]
     # a header alone, of any size: a log without one isn't new while it holds entries
     damages += [(f"{size} bytes at the start are empty", 0, bytes(size)) for size in (64, 512)]
+    damages.append(("all but a byte is gone", 1, b""))  # what is left of a log is no place for a new one
     before, *_ = await counts()
     for what, place, there in damages:
-        path.write_bytes(whole[:place] + there + whole[place + len(there) :])
+        path.write_bytes(whole[:place] + there + whole[place + len(there) :] if there else whole[:place])
         if has_identity:
             with suppress(CorruptError):
                 assert await env.identify() == identity, f"{what}, and who looks finds another log, or none"

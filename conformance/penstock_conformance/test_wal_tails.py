@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 from penstock.errors import CorruptError
 from penstock_conformance._body import make_body
 from penstock_conformance._clause import clause
 from penstock_conformance._env import Env
 from penstock_conformance._medium import medium_of, torn
-from penstock_conformance._wal_steps import append_all, copies_around, fitting, make_bodies, read, recovered
+from penstock_conformance._wal_medium import faulty_medium
+from penstock_conformance._wal_steps import (
+    append_all,
+    check_same,
+    copies_around,
+    fitting,
+    make_bodies,
+    read,
+    recovered,
+)
 
 KIND = "wal"
 
@@ -53,6 +64,36 @@ async def _longer_log(env: Env) -> bytes:
             await append_all(wal, [body])
         size = fitting(wal, [16_000])[0]
     return path.read_bytes().rstrip(b"\0")[-size:]
+
+
+@clause(level=4)
+async def test_what_was_recovered_survives_a_power_cut(env: Env) -> None:
+    """What ``recover`` returned is durable when it ends, also what an owner had written, and not synced, when it was
+    killed."""
+    bodies = make_bodies(8, size=700)
+    async with faulty_medium(env) as medium:
+        async with medium.open(1) as wal:
+            await recovered(wal)
+            await append_all(wal, bodies[:5])
+            medium.require_disk()
+            synced = medium.disk.synced()
+            await append_all(wal, bodies[5:])
+            written = medium.disk.synced()
+        medium.disk.restore(synced)
+        for path, image in written.items():
+            _write(path, image)
+        async with medium.open(2) as wal:
+            found = [bytes(entry.data) for entry in await recovered(wal)]
+            cut = medium.disk.synced()
+        check_same(found, bodies[: max(5, len(found))], "of an owner that was killed before a sync")
+        medium.disk.restore(cut)
+    check_same(await read(env, 3), found, "after a power cut, what was recovered before")
+
+
+def _write(path: str, image: bytes) -> None:
+    file = os.open(path, os.O_WRONLY)
+    os.pwrite(file, image, 0)
+    os.close(file)
 
 
 @clause(level=3)

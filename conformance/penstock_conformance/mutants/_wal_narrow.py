@@ -17,7 +17,16 @@ from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.mutants._wal_in_store import StoreWal
-from penstock_conformance.reference._wal import _CRC, _HEADER_BYTES, _MAGIC, _RECORD, RECORD_BYTES, FileWal
+from penstock_conformance.reference._wal import (
+    _CRC,
+    _HEADER,
+    _HEADER_BYTES,
+    _MAGIC,
+    _RECORD,
+    RECORD_BYTES,
+    FileWal,
+    Header,
+)
 
 KIND = "wal"
 
@@ -141,6 +150,30 @@ class KeepsTheFileOfWhoReadsAPart(FileWal):
             async for entry in reading:
                 yield entry
             os.close(file)
+
+
+@mutant(KIND, "reads_a_thousand_from_outside", "a_thousand_groups_come_back")
+class ReadsAThousandFromOutside(FileWal):
+    """Has a page for who looks."""
+
+    @classmethod
+    async def read(cls, path: Path, epoch: int) -> AsyncIterator[WalEntry]:
+        count = 0
+        async for entry in super().read(path, epoch):
+            count += 1
+            if count <= 1000:
+                yield entry
+
+
+@mutant(KIND, "describes_no_sealed_log", "describing_changes_nothing_and_fences_nobody")
+class DescribesNoSealedLog(FileWal):
+    """Takes the seal for the end of what there is to tell."""
+
+    @classmethod
+    async def describe(cls, path: Path, epoch: int) -> Mapping[str, object]:
+        if cls._look(path)[0].sealed:
+            raise FencedError("the log is sealed")
+        return await super().describe(path, epoch)
 
 
 @mutant(KIND, "formats_a_log_that_was_emptied", _FORMAT)
@@ -298,6 +331,20 @@ class DropsManyBeforeThatIsNoted(FileWal):
 # --- damage
 
 
+@mutant(KIND, "leaves_what_it_recovered_unsynced", "what_was_recovered_survives_a_power_cut", level=4)
+class LeavesWhatItRecoveredUnsynced(FileWal):
+    """Syncs as soon as there is something of its own."""
+
+    _entries = 0  # already, when the log is taken over
+
+    def _write_header(self) -> None:
+        if self._entries:
+            super()._write_header()
+        else:
+            fixed = _HEADER.pack(*self._header)
+            os.pwrite(self._file, fixed + _CRC.pack(crc32c(fixed)), 0)
+
+
 @mutant(KIND, "checks_both_ends_of_an_entry", "damage_is_found_in_entries_of_every_kind", level=3)
 class ChecksBothEndsOfAnEntry(FileWal):
     """Spares itself the bytes in the middle of what is long."""
@@ -318,6 +365,26 @@ class ChecksBothEndsOfAnEntry(FileWal):
             crc = crc32c(self._ends_of(payload), crc32c(head))
             os.pwrite(self._file, _CRC.pack(crc), append.position + _RECORD.size)
         os.fdatasync(self._file)
+
+
+@mutant(KIND, "makes_a_log_of_a_stump", "no_damage_is_passed_over", level=3)
+class MakesALogOfAStump(FileWal):
+    """Takes a file that is too short for a header for one that was just made."""
+
+    def _read_header(self) -> Header:
+        if os.fstat(self._file).st_size < _HEADER.size:
+            return Header(identity=os.urandom(8))
+        return super()._read_header()
+
+
+@mutant(KIND, "recovers_the_end_of_a_large_entry_as_it_counts", "largest_entry_is_taken_and_comes_back")
+class RecoversTheEndOfALargeEntryAsItCounts(FileWal):
+    """Tells the last byte of an entry for the first behind it, where it was read in pieces."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        async for entry in super().recover():
+            is_large = len(entry.data) > 100_000
+            yield replace(entry, next_position=entry.next_position - 1) if is_large else entry
 
 
 @mutant(KIND, "forgives_what_one_record_shows", _FAR, level=3)

@@ -212,7 +212,8 @@ class WriteAheadLog(Protocol):
     def recover(self) -> AsyncIterator[WalEntry]:
         """All acknowledged entries since the trim point in append order, before the first append, once.
 
-        Who reads only a part has recovered nothing, and changed nothing. A second call raises InvalidRequestError, or
+        What it returned is durable when it ends, also what an owner that was killed had only written. Who reads
+        only a part has recovered nothing, and changed nothing. A second call raises InvalidRequestError, or
         begins anew.
         Entries that were appended but never acknowledged may be there or not, but only as a continuation:
         no entry is returned after a missing one, and an append that completed with an error never comes
