@@ -49,7 +49,10 @@ class ScopedStore:
         return await self._store.compare_and_swap(self._prefix + key, body, token)
 
     async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
-        token: str = await getattr(self._store, "append")(self._prefix + key, body, offset)  # noqa: B009 - may be missing
+        append = getattr(self._store, "append", None)
+        if append is None:
+            raise NotImplementedError("the store has no append")
+        token: str = await append(self._prefix + key, body, offset)
         return token
 
     async def create_multipart(self, key: str) -> MultipartUpload:

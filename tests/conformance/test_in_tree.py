@@ -50,7 +50,7 @@ _RUNS: list[tuple[str, ...]] = [
         *("--level", "1", "--level", "4", "-k", f"not ({_LONG})"),
     ),
     # what no plugin here claims, or only in its own tests
-    ("object_store", "reference", *_REFERENCE, "-k", "swap or token"),
+    ("object_store", "reference", *_REFERENCE, "-k", "swap or token or append"),
     ("metadata_log", "reference", *_REFERENCE, "-k", "news or in_order"),
     ("lake_compactor", "reference", *_REFERENCE, "-k", f"kill or fence or maintenance or {_LONG}"),
     ("wal", "wal_on_shelf", *_SHELF, "-k", "unclaimed or entry or trim"),
