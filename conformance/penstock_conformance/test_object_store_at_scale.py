@@ -635,6 +635,8 @@ async def test_full_disk_is_told_and_harms_nothing(env: Env) -> None:
             puts["put_if_absent"] = store.put_if_absent
         if store.capabilities.multipart:
             puts["an upload in parts"] = lambda key, parts: _upload(store, key, parts)
+        if store.capabilities.append:
+            puts["append"] = partial(_grow, store, len(old))
         if store.capabilities.compare_and_swap:
             puts["compare_and_swap"] = partial(_swap, store, (await store.head("there")).token)
         keys = {"put_if_absent": ["new"], "compare_and_swap": ["there"]}
@@ -663,6 +665,10 @@ async def test_full_disk_is_told_and_harms_nothing(env: Env) -> None:
 
 async def _swap(store: Any, token: str, key: str, parts: Iterable[bytes]) -> None:
     await store.compare_and_swap(key, list(parts), token)
+
+
+async def _grow(store: Any, size: int, key: str, parts: Iterable[bytes]) -> None:
+    await store.append(key, list(parts), size if key == "there" else 0)
 
 
 async def _upload(store: Any, key: str, parts: Iterable[bytes]) -> None:
@@ -698,6 +704,9 @@ async def test_outage_is_not_emptiness(env: Env) -> None:
                 asked["put_if_absent"] = await error_of(store.put_if_absent("dir/new", [b"new"]))
             if store.capabilities.compare_and_swap:
                 asked["compare_and_swap"] = await error_of(store.compare_and_swap("dir/other", [b"y"], token))
+            if store.capabilities.append:
+                asked["append"] = await error_of(store.append("dir/key", [b"y"], 1000))
+                asked["append to what is there"] = await error_of(store.append("dir/other", [b"y"], 5))
             not_deleted = await error_of(store.delete(["dir/other", "dir/third"]))
             failed = sum(isinstance(error, UnavailableError) for error in (*asked.values(), not_deleted))
             told = store.statistics()
