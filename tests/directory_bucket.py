@@ -23,6 +23,7 @@ from tests.s3_server import S3Server
 from tests.store_proxy import StoreProxy
 
 _CONTENTS = re.compile(rb"<Contents>.*?</Contents>", re.DOTALL)
+_ENCODING = re.compile(rb"<EncodingType>.+?</EncodingType>")
 _TOKEN = re.compile(rb"<NextContinuationToken>(.+?)</NextContinuationToken>")
 #: What the server's answer depends on; it is signed anew, with the account's credentials.
 _PASSED_ON = ("range", "if-none-match", "if-match", "x-amz-checksum-crc32", "x-amz-checksum-crc32c")
@@ -90,6 +91,7 @@ class DirectoryBucketProxy(StoreProxy):
     def _list(self, bucket: str, query: Mapping[str, str]) -> _Answer:
         prefix = query.get("prefix", "")
         found: list[bytes] = []
+        encoding = b""  # as the server tells, which needn't encode keys
         if not prefix or prefix.endswith("/"):
             assert isinstance(self.server, S3Server)
             asked = f"{bucket}?encoding-type=url&list-type=2&prefix={quote(prefix, safe='')}"
@@ -98,6 +100,7 @@ class DirectoryBucketProxy(StoreProxy):
                 status, _, body = self.server.ask("GET", asked + more)
                 assert status == 200, body
                 found += _CONTENTS.findall(body)
+                encoding = encoding or b"".join(_ENCODING.findall(body)[:1])
                 token = _TOKEN.search(body)
                 more = f"&continuation-token={quote(unescape(token[1].decode()), safe='')}" if token else None
         shuffled = found[1::2] + found[::2][::-1]
@@ -105,9 +108,13 @@ class DirectoryBucketProxy(StoreProxy):
         rest = len(shuffled) > at + self.page_keys
         told = f"<NextContinuationToken>{at + self.page_keys}</NextContinuationToken>" if rest else ""
         answer = (
-            b"<?xml version='1.0'?><ListBucketResult><EncodingType>url</EncodingType>"
-            b"<IsTruncated>%s</IsTruncated>%s%s</ListBucketResult>"
-        ) % (str(rest).lower().encode(), told.encode(), b"".join(shuffled[at : at + self.page_keys]))
+            b"<?xml version='1.0'?><ListBucketResult>%s<IsTruncated>%s</IsTruncated>%s%s</ListBucketResult>"
+        ) % (
+            encoding,
+            str(rest).lower().encode(),
+            told.encode(),
+            b"".join(shuffled[at : at + self.page_keys]),
+        )
         return 200, [("Content-Type", "application/xml")], answer
 
 

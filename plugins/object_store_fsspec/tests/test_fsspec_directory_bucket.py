@@ -37,7 +37,7 @@ async def test_requests_are_made_in_sessions_and_listings_are_whole_in_whatever_
             assert store.capabilities.put_if_absent
             assert not store.capabilities.ordered_listing
             assert store.capabilities.durability_domain == "zone"
-            keys = [f"wal/{number}" for number in range(8)]
+            keys = ["wal/+ %41", *(f"wal/{number}" for number in range(7))]
             for key in keys:
                 await store.put_if_absent(key, [key.encode()])
             with pytest.raises(AlreadyExistsError):
