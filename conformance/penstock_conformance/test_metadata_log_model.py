@@ -22,7 +22,7 @@ from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, given_up, raises, together
 from penstock_conformance._faults import FaultyStore, error_of
 from penstock_conformance._figures import Figures
-from penstock_conformance._growth import grows_nothing
+from penstock_conformance._growth import grows_nothing, kept_bytes
 from penstock_conformance._medium import flip_in_files
 from penstock_conformance._steps import Steps
 
@@ -31,6 +31,8 @@ KIND = "metadata_log"
 _LIVES = 5
 _STEPS = 39
 _APPENDS = 30
+#: Entries of so many bytes, far more of them than anybody keeps at hand.
+_LARGE, _LARGE_COUNT = 2**16, 160
 _REQUESTS = 6
 _WAIT_S = 0.5
 #: A look each twentieth of a second, of two requests.
@@ -606,3 +608,24 @@ async def test_long_use_grows_nothing(env: Env) -> None:
             await given_up(3 + number % 4, lambda: log.wait_for_news(10))
 
         await grows_nothing(cycle)
+
+
+@clause(level=5)
+async def test_entries_take_no_memory(env: Env) -> None:
+    """What was appended or read stays in memory up to a bound, and no longer."""
+    async with env.open() as log:
+        if log.capabilities.entry_bytes_max < _LARGE:
+            not_applicable("entries are small: what a plugin may keep of them can't be told from all")
+        async with kept_bytes() as grown:
+            for index in range(1, _LARGE_COUNT + 1):
+                await log.append(index, bytes(_LARGE))
+            appended = grown()
+            for _ in range(2):
+                async for entry in log.read(1):
+                    assert len(entry.data) == _LARGE
+                    del entry
+            kept = grown()
+    for what, size in (("appended", appended), ("read", kept)):
+        assert size < _LARGE_COUNT * _LARGE // 2, (
+            f"{_LARGE_COUNT} entries were {what}, and {size} bytes are in memory"
+        )

@@ -382,3 +382,28 @@ class EndsBeforeWhatIsMissingFurtherOn(PlainMetadataLog):
         except CorruptError:
             if count < 16:
                 raise
+
+
+@mutant(KIND, "keeps_what_it_appended", "entries_take_no_memory", level=5)
+class KeepsWhatItAppended(PlainMetadataLog):
+    """For who wants it again."""
+
+    def __init__(self, store: ObjectStore | None) -> None:
+        super().__init__(store)
+        self._appended: list[bytes] = []
+
+    async def append(self, index: int, data: bytes) -> None:
+        await super().append(index, data)
+        self._appended.append(data)
+
+
+@mutant(KIND, "keeps_what_it_read", "entries_take_no_memory", level=5)
+class KeepsWhatItRead(PlainMetadataLog):
+    """Reads no entry twice."""
+
+    def __init__(self, store: ObjectStore | None) -> None:
+        super().__init__(store)
+        self._known: dict[int, MetadataEntry] = {}
+
+    def _decode(self, index: int, raw: bytes) -> MetadataEntry:
+        return self._known.setdefault(index, super()._decode(index, raw))
