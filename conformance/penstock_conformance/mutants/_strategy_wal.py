@@ -93,6 +93,25 @@ class AcknowledgesTheThirdOfManyEarly(FileWal):
 
 @mutant(
     STRATEGY,
+    "recovers_all_but_the_last_of_a_page",
+    "what_is_acknowledged_at_once_survives_the_next_moment",
+    level=3,
+    part="wal",
+    settings=_LARGE,
+)
+class RecoversAllButTheLastOfAPage(FileWal):
+    """Has pages of 257 entries, one more than it reads of each."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        count = 0
+        async for entry in super().recover():
+            count += 1
+            if count % 257:
+                yield entry
+
+
+@mutant(
+    STRATEGY,
     "drops_what_was_recovered_twice",
     "what_a_start_recovers_survives_its_end",
     level=3,
