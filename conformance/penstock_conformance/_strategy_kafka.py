@@ -53,6 +53,8 @@ EAGER = {
     "log_level": 0,
 }
 _POLL_S = 0.1
+#: So often a request is made again whose partition the broker could not read.
+_TRIES_MAX = 50
 #: A request without an answer is made again.
 REQUEST_S = 2.0
 
@@ -134,6 +136,8 @@ def eager(call: Callable[[], T], done: int | None = None) -> T:
                 return cast("T", None)
             tries += 1
             again = told.retriable() or told.code() < 0  # its own errors: nobody answered
+            # Kafka has it tried again, librdkafka hasn't; of a partition that is damaged it is told for ever
+            again = again or (told.code() == KafkaError.KAFKA_STORAGE_ERROR and tries < _TRIES_MAX)
             assert again, f"refused: {told}"
             time.sleep(_POLL_S)
 
