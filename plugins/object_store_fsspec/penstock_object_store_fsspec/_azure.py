@@ -7,8 +7,10 @@ __all__ = ("AzureBackend",)
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from azure.core import MatchConditions
+
 from penstock.spi.object_store import ObjectInfo
-from penstock_object_store_fsspec._remote import RemoteBackend
+from penstock_object_store_fsspec._remote import SWAP_MARK, RemoteBackend
 
 _PAGE_KEYS = 5000
 #: The library would wait 15 s before it tries again.
@@ -33,6 +35,21 @@ class AzureBackend(RemoteBackend):
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
         answer = await self.blob(key).upload_blob(data, overwrite=mode != "create", **_ONCE)
         return _token(self.told("put", key, "ETag", answer.get("etag")))
+
+    async def request_swap(self, key: str, data: bytes, token: str, mark: str) -> str:
+        answer = await self.blob(key).upload_blob(
+            data,
+            overwrite=True,
+            etag=f'"{token}"',
+            match_condition=MatchConditions.IfNotModified,
+            metadata={SWAP_MARK: mark},
+            **_ONCE,
+        )
+        return _token(self.told("swap", key, "ETag", answer.get("etag")))
+
+    async def request_mark(self, key: str) -> tuple[str, str]:
+        found = await self.blob(key).get_blob_properties(**_ONCE)
+        return (found.metadata or {}).get(SWAP_MARK, ""), self._info("head", key, found).token
 
     async def delete_one(self, key: str) -> None:
         await self.blob(key).delete_blob(**_ONCE)

@@ -6,13 +6,18 @@ __all__ = ("GcsBackend",)
 
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+from penstock.errors import ConflictError
 from penstock.spi.object_store import ObjectInfo
-from penstock_object_store_fsspec._remote import RemoteBackend
+from penstock_object_store_fsspec._remote import SWAP_MARK, RemoteBackend
+
+#: One that an object may have: a positive number of 64 bits.
+_GENERATION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class GcsBackend(RemoteBackend):
@@ -50,12 +55,24 @@ class GcsBackend(RemoteBackend):
         return self._info("head", key, found)
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
+        return await self._upload(key, data, {}, **({"ifGenerationMatch": "0"} if mode == "create" else {}))
+
+    async def request_swap(self, key: str, data: bytes, token: str, mark: str) -> str:
+        if not _GENERATION.fullmatch(token):  # 0 would mean no object, and other words are refused
+            raise ConflictError(f"no object has such a token: key={key!r} location={self.location}")
+        return await self._upload(key, data, {"metadata": {SWAP_MARK: mark}}, ifGenerationMatch=token)
+
+    async def request_mark(self, key: str) -> tuple[str, str]:
+        found = await self.ask_json("GET", "b/{}/o/{}", self.bucket, self.name(key))
+        return found.get("metadata", {}).get(SWAP_MARK, ""), self._info("head", key, found).token
+
+    async def _upload(self, key: str, data: bytes, fields: dict[str, Any], **condition: str) -> str:
         # gcsfs's own boundary is always the same; bytes that have it in them, as any producer can write them, would
         # end the object there.
         boundary = uuid4().hex
         head = (
             f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
-            f"{json.dumps({'name': self.name(key)})}\r\n"
+            f"{json.dumps({'name': self.name(key), **fields})}\r\n"
             f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
         )
         answer = await self.ask_json(
@@ -65,7 +82,7 @@ class GcsBackend(RemoteBackend):
             uploadType="multipart",
             headers={"Content-Type": f'multipart/related; boundary="{boundary}"'},
             data=io.BytesIO(b"".join((head.encode(), data, f"\r\n--{boundary}--\r\n".encode()))),
-            **({"ifGenerationMatch": "0"} if mode == "create" else {}),
+            **condition,
         )
         return str(self.told("put", key, "generation", answer.get("generation")))
 

@@ -7,7 +7,7 @@ outcome, the object is read back and compared.
 
 from __future__ import annotations
 
-__all__ = ("Backoff", "DeniedError", "RemoteBackend", "status_of")
+__all__ = ("SWAP_MARK", "Backoff", "DeniedError", "RemoteBackend", "status_of")
 
 import random
 import weakref
@@ -37,7 +37,11 @@ from penstock_object_store_fsspec._settings import Settings
 
 T = TypeVar("T")
 
-_CAPABILITIES = ObjectStoreCapabilities(put_if_absent=True, durable=True, durability_domain="region")
+#: What an object that was swapped has beside its bytes, under a name that every store takes: whose swap it was.
+SWAP_MARK = "penstockswap"
+_CAPABILITIES = ObjectStoreCapabilities(
+    put_if_absent=True, compare_and_swap=True, durable=True, durability_domain="region"
+)
 _DELAY_S_MIN = 0.05
 _DELAY_S_MAX = 2.0
 _DELETES_IN_FLIGHT_MAX = 16
@@ -116,6 +120,14 @@ class RemoteBackend:
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
         """Write, replacing (``overwrite``) or only if there is no such object (``create``); the token."""
+        raise NotImplementedError
+
+    async def request_swap(self, key: str, data: bytes, token: str, mark: str) -> str:
+        """Write, only if the object's token is ``token``, and ``mark`` beside it; the new token."""
+        raise NotImplementedError
+
+    async def request_mark(self, key: str) -> tuple[str, str]:
+        """The mark of the swap that wrote the object, empty if none did, and the token."""
         raise NotImplementedError
 
     async def delete_one(self, key: str) -> None:
@@ -261,13 +273,13 @@ class RemoteBackend:
     # --- the backend -----------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Connect, and create one object twice: a store that ignores the condition lets both win."""
+        """Connect, and create and swap one object twice: a store that ignores the condition lets both win."""
         await self.request("connect", "", self.start_session)
         key = f".penstock-probe/{uuid4().hex}"
         written = True
         try:
             try:
-                await self.request("probe", key, lambda: self.request_put(key, b"first", "overwrite"))
+                token = await self.request("probe", key, lambda: self.request_put(key, b"first", "overwrite"))
             except NotFoundError as error:
                 written = False
                 raise DeniedError(f"the bucket doesn't exist, create it: location={self.location}") from error
@@ -275,16 +287,32 @@ class RemoteBackend:
                 written = False
                 raise
             try:
-                await self.request("probe", key, lambda: self.request_put(key, b"second", "create"))
+                token = await self.request("probe", key, lambda: self.request_put(key, b"second", "create"))
                 self.capabilities = replace(self.capabilities, put_if_absent=False)
             except AlreadyExistsError:
                 pass
+            if not await self._swaps(key, token):
+                self.capabilities = replace(self.capabilities, compare_and_swap=False)
             await self.delete([key])
             written = False
         finally:
             if written:
                 with anyio.move_on_after(_CLEAR_UP_S_MAX, shield=True), suppress(PenstockError):
                     await self.delete([key])
+
+    async def _swaps(self, key: str, token: str) -> bool:
+        """Whether the object is swapped for its token, and for none that it had; some stores refuse to be asked."""
+        try:
+            await self.compare_and_swap(key, [b"third"], token)
+            await self.request("probe", key, lambda: self.request_swap(key, b"fourth", token, "late"))
+        except AlreadyExistsError:
+            return True
+        except (ConflictError, DeniedError, NotFoundError):
+            return False
+        except UnavailableError as error:
+            if status_of(error)[0] != 400:
+                raise
+        return False
 
     async def close(self) -> None:
         """Close connections."""
@@ -334,9 +362,33 @@ class RemoteBackend:
                         raise error from None
 
     async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
-        raise InvalidRequestError(
-            f"compare-and-swap isn't supported here: key={key!r} location={self.location}"
-        )
+        if not token.strip('"'):
+            raise ConflictError(f"no object has an empty token: key={key!r} location={self.location}")
+        data = self._join(key, body)
+        mark = uuid4().hex
+        unknown: UnavailableError | None = None
+        backoff = Backoff(self._clock, self.settings.retry_budget_ms)
+        while True:
+            try:
+                return await self.attempt("swap", key, lambda: self.request_swap(key, data, token, mark))
+            except DeniedError:
+                raise
+            except (AlreadyExistsError, ConflictError, NotFoundError, UnavailableError) as error:
+                # as after a creation; but another's swap may have left the same bytes, so the mark tells
+                with suppress(NotFoundError):
+                    found, new_token = await self.request("head", key, lambda: self.request_mark(key))
+                    if found == mark:
+                        return new_token
+                if not isinstance(error, UnavailableError):
+                    if unknown is not None:  # it may have taken effect, and been replaced
+                        raise again(unknown) from error
+                    raise ConflictError(
+                        f"the object is another: key={key!r} location={self.location}"
+                    ) from error
+                if status_of(error)[0] != 409:  # which tells of no effect
+                    unknown = kept(error)
+                if not await backoff.wait():
+                    raise
 
     async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
         raise InvalidRequestError(

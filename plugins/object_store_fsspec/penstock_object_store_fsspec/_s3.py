@@ -20,7 +20,7 @@ from penstock.errors import ConflictError, InvalidRequestError, NotFoundError, P
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock.threads import run_in_thread
-from penstock_object_store_fsspec._remote import Backoff, DeniedError, RemoteBackend, status_of
+from penstock_object_store_fsspec._remote import SWAP_MARK, Backoff, DeniedError, RemoteBackend, status_of
 
 logger = logging.getLogger("penstock.store")
 
@@ -124,21 +124,31 @@ class S3Backend(RemoteBackend):
         return self._info("head", key, found, "ContentLength")
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
-        condition = {"IfNoneMatch": "*"} if mode == "create" else {}
+        return await self._put(key, data, **({"IfNoneMatch": "*"} if mode == "create" else {}))
+
+    async def request_swap(self, key: str, data: bytes, token: str, mark: str) -> str:
+        tag = token.strip('"')
+        return await self._put(key, data, IfMatch=f'"{tag}"', Metadata={SWAP_MARK: mark})
+
+    async def request_mark(self, key: str) -> tuple[str, str]:
+        found = await self.call("head_object", key)
+        return found.get("Metadata", {}).get(SWAP_MARK, ""), self.tag_of("head", key, found)
+
+    async def _put(self, key: str, data: bytes, **parameters: Any) -> str:
         if self._takes_checksums is not False:
             # Without one, some stores keep what came of a put that broke off, as if that were the object.
             large = len(data) > _CHECKSUM_INLINE_BYTES
             crc = await run_in_thread(checksum, data) if large else checksum(data)
             encoded = base64.b64encode(crc.to_bytes(4, "big")).decode()
             try:
-                answer = await self.call("put_object", key, Body=data, ChecksumCRC32C=encoded, **condition)
+                answer = await self.call("put_object", key, Body=data, ChecksumCRC32C=encoded, **parameters)
             except Exception as error:
                 if self._takes_checksums or status_of(error)[0] not in _UNKNOWN_HEADER:
                     raise
             else:
                 self._takes_checksums = True
                 return self.tag_of("put", key, answer)
-        answer = await self.call("put_object", key, Body=data, **condition)
+        answer = await self.call("put_object", key, Body=data, **parameters)
         if self._takes_checksums is None:
             self._takes_checksums = False
             logger.warning(

@@ -16,7 +16,13 @@ from tests.depth import how_many, in_full
 from tests.patience import HANG_S
 from tests.s3_server import serving_s3
 
-from penstock.errors import AlreadyExistsError, ConfigError, InvalidRequestError, NotFoundError
+from penstock.errors import (
+    AlreadyExistsError,
+    ConfigError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+)
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 from penstock_tools.probe.checks import Bench, questions
@@ -114,6 +120,39 @@ async def test_put_if_absent_of_tasks(store: ObjectStore) -> None:
     assert [b"%d" % number for number in winners] == [bytes(await store.get("k"))]
 
 
+async def test_compare_and_swap_of_tasks(store: ObjectStore) -> None:
+    assert store.capabilities.compare_and_swap
+    first = await store.put("count", [b"0"])
+    for body, token in ((b"1", "1"), (b"1", "no token"), (b"1", ""), (b"1", '"*"')):
+        with pytest.raises(ConflictError):
+            await store.compare_and_swap("count", [body], token)
+    with pytest.raises(ConflictError):
+        await store.compare_and_swap("absent", [b"1"], first)
+
+    async def add() -> None:
+        while True:
+            (info,) = [each async for each in store.list("count")]
+            value = int(bytes(await store.get("count")))
+            try:
+                token = await store.compare_and_swap(
+                    "count", [b"%d" % (value // 10), b"%d" % ((value + 1) % 10)], info.token
+                )
+            except ConflictError:
+                continue
+            tokens.append(token)
+            return
+
+    tokens = [first]
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(add)
+    assert int(bytes(await store.get("count"))) == 5
+    assert (await store.head("count")).token == tokens[-1]
+    assert len(set(tokens)) == 6
+    with pytest.raises(ConflictError):  # another's, though its bytes are these
+        await store.compare_and_swap("count", [await store.get("count")], first)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -192,7 +231,7 @@ async def test_a_missing_bucket_is_one_sentence(cloud: CloudServer) -> None:
 
 
 #: What processes of their own are asked; each has a client library to import.
-_OF_PROCESSES = ("conditional creation", "reads of other processes")
+_OF_PROCESSES = ("conditional creation", "compare-and-swap", "reads of other processes")
 
 
 @pytest.mark.parametrize("cloud", ["s3", *in_full("gs", "az")], indirect=True)
@@ -218,10 +257,13 @@ async def test_the_probe_finds_nothing_broken_between_processes(cloud: CloudServ
         _open(cloud, bucket, "") as store,
         open_writers(how_many("probe_writers"), setup, store) as writers,
     ):
-        created, read = [
-            await questions()[about](Bench(store=store, writers=writers, prefix=f"p{number}/", rounds=4))
+        found = [
+            each
             for number, about in enumerate(_OF_PROCESSES)
+            for each in await questions()[about](
+                Bench(store=store, writers=writers, prefix=f"p{number}/", rounds=4)
+            )
         ]
-    assert [each for each in (*created, *read) if each.verdict == "broken"] == []
-    slow = [each for each in created if "slow writer" in each.name]
-    assert [each.verdict for each in slow] == ["kept", "kept"]
+    assert [each for each in found if each.verdict == "broken"] == []
+    slow = [each for each in found if "slow writer" in each.name]
+    assert [each.verdict for each in slow] == ["kept"] * 4

@@ -66,13 +66,18 @@ async def store(proxy: StoreProxy) -> AsyncIterator[ObjectStore]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_creation_whose_outcome_is_unknown_is_ones_own(
+async def test_a_creation_or_swap_whose_outcome_is_unknown_is_ones_own(
     store: ObjectStore, proxy: StoreProxy, fault: str
 ) -> None:
     proxy.decide = each_first("PUT", fault)
-    await store.put_if_absent("k", [b"mine"])
+    token = await store.put_if_absent("k", [b"mine"])
     assert proxy.faults[fault] == 1
     assert bytes(await store.get("k")) == b"mine"
+    proxy.decide = each_first("PUT", fault)
+    swapped = await store.compare_and_swap("k", [b"again ", b"mine"], token)
+    assert proxy.faults[fault] == 2
+    assert bytes(await store.get("k")) == b"again mine"
+    assert (await store.head("k")).token == swapped
 
 
 @pytest.mark.parametrize("fault", FAULTS)

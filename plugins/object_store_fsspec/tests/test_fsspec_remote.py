@@ -18,6 +18,7 @@ from penstock_object_store_fsspec._remote import RemoteBackend
 from penstock.errors import (
     AlreadyExistsError,
     ConfigError,
+    ConflictError,
     InvalidRequestError,
     NotFoundError,
     UnavailableError,
@@ -43,9 +44,12 @@ class FakeFilesystem:
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
+        #: Of each object the number of the write that made it, and the mark of that.
+        self.versions: dict[str, tuple[int, str]] = {}
         self.script: list[str] = []
         self.writes = 0
         self.ignores_condition = False
+        self.swaps_status = 0
         self.has_bucket = True
         self.knows_ranges = True
 
@@ -53,7 +57,7 @@ class FakeFilesystem:
         self.options = options
         return self
 
-    async def _pipe_file(self, path: str, data: bytes, mode: str, **_: Any) -> None:
+    async def _pipe_file(self, path: str, data: bytes, mode: str, mark: str = "") -> str:
         await asyncio.sleep(0)
         assert type(data) is bytes
         self.writes += 1
@@ -66,11 +70,20 @@ class FakeFilesystem:
             await asyncio.Event().wait()
         if mode == "create" and path in self.objects and not self.ignores_condition:
             raise FileExistsError(path)
+        if mode not in ("create", "overwrite") and not self.ignores_condition:
+            if self.swaps_status:
+                raise HttpError(self.swaps_status)
+            if path not in self.objects or mode != str(self.versions[path][0]):
+                raise FileExistsError(path)
         self.objects[path] = data
-        if step == "apply, reply lost":
+        self.versions[path] = self.writes, mark
+        if step == "apply, replaced, reply lost":
+            self.versions[path] = self.writes, "another's"
+        if "reply lost" in step:
             raise OSError("connection reset")
         if step == "apply twice":
             raise FileExistsError(path)
+        return str(self.writes)
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         await asyncio.sleep(0)
@@ -120,8 +133,15 @@ class FakeBackend(RemoteBackend):
         return ObjectInfo(key=key, size=found["size"])
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
-        await self.filesystem._pipe_file(self.path(key), data, mode=mode)
-        return ""
+        return str(await self.filesystem._pipe_file(self.path(key), data, mode=mode))
+
+    async def request_swap(self, key: str, data: bytes, token: str, mark: str) -> str:
+        return str(await self.filesystem._pipe_file(self.path(key), data, mode=token, mark=mark))
+
+    async def request_mark(self, key: str) -> tuple[str, str]:
+        await self.request_head(key)
+        version, mark = self.filesystem.versions[self.path(key)]
+        return mark, str(version)
 
     async def delete_one(self, key: str) -> None:
         await self.filesystem._rm_file(self.path(key))
@@ -181,14 +201,50 @@ async def test_meeting_ones_own_object_is_a_success(
     assert cloud.objects == {"bucket/some/prefix/k": b"my bytes"}
 
 
+@pytest.mark.parametrize("lost", ["apply, reply lost", "apply twice"])
+async def test_meeting_ones_own_swap_is_a_success(
+    store: ObjectStore, cloud: FakeFilesystem, lost: str
+) -> None:
+    token = await store.put("k", [b"old"])
+    cloud.script = [lost]
+    newer = await store.compare_and_swap("k", [b"my", b" bytes"], token)
+    assert cloud.objects == {"bucket/some/prefix/k": b"my bytes"}
+    await store.compare_and_swap("k", [b""], newer)
+
+
+@pytest.mark.parametrize("token", ["", "1", "of nothing"])
+async def test_anothers_object_is_a_conflict_whatever_its_bytes(
+    store: ObjectStore, cloud: FakeFilesystem, token: str
+) -> None:
+    await store.put("k", [b"bytes"])
+    for script in ([], ["409"]):
+        cloud.script = [*script]
+        for key in ("k", "absent"):
+            with pytest.raises(ConflictError):
+                await store.compare_and_swap(key, [b"bytes"], token)
+    assert store.statistics().errors == 0
+
+
+async def test_a_swap_that_may_have_been_replaced_is_no_conflict(
+    store: ObjectStore, cloud: FakeFilesystem
+) -> None:
+    """Whoever met one would swap once more: a sum would have this addend twice."""
+    token = await store.put("k", [b"old"])
+    cloud.script = ["apply, replaced, reply lost"]
+    with pytest.raises(UnavailableError):
+        await store.compare_and_swap("k", [b"mine"], token)
+
+
 @pytest.mark.parametrize("status", ["409", "500", "503"])
 async def test_an_attempt_that_did_not_apply_is_made_again(
     store: ObjectStore, cloud: FakeFilesystem, status: str
 ) -> None:
     before = cloud.writes
     cloud.script = [status, status]
-    await store.put_if_absent("k", [b"mine"])
-    assert cloud.writes == before + 3
+    token = await store.put_if_absent("k", [b"mine"])
+    cloud.script = [status]
+    await store.compare_and_swap("k", [b"mine, too"], token)
+    assert cloud.writes == before + 5
 
 
 @pytest.mark.parametrize("script", [[], ["409"], ["503"]])
@@ -226,6 +282,18 @@ async def test_a_store_that_lets_both_creators_win_loses_the_claim(
         assert not store.capabilities.put_if_absent
         with pytest.raises(InvalidRequestError, match="put_if_absent"):
             await store.put_if_absent("k", [b""])
+        with pytest.raises(InvalidRequestError, match="compare_and_swap"):
+            await store.compare_and_swap("k", [b""], "1")
+
+
+@pytest.mark.parametrize("status", [400, 403, 501])
+async def test_a_store_that_refuses_every_swap_loses_the_claim(
+    open_cloud: Opener, cloud: FakeFilesystem, status: int
+) -> None:
+    cloud.swaps_status = status
+    async with open_cloud(retry_budget_ms=0) as store:
+        assert store.capabilities.put_if_absent
+        assert not store.capabilities.compare_and_swap
 
 
 @pytest.mark.parametrize("second", ["503", "403", "apply, reply lost"])
@@ -354,5 +422,3 @@ async def test_uploads_in_parts_are_refused_where_they_are_not_claimed(store: Ob
     assert not store.capabilities.multipart
     with pytest.raises(InvalidRequestError):
         await store.create_multipart("k")
-    with pytest.raises(InvalidRequestError):
-        await store.compare_and_swap("k", [b""], "")

@@ -125,7 +125,7 @@ async def _create_twice(bench: Bench) -> str:
 async def _ask_about_swaps(bench: Bench) -> list[Finding]:
     name = "compare-and-swap"
     if not bench.store.capabilities.compare_and_swap:
-        detail = "not by this plugin; nothing needs it"
+        detail = "the store let a stale swap win, or has no such request; nothing needs it"
         return [Finding(name=name, verdict="not offered", detail=detail, capability="compare_and_swap")]
     return [
         _kept_unless(await _swap_stale(bench), f"{name}, in turn", capability="compare_and_swap"),
