@@ -17,6 +17,7 @@ from typing import Any
 import obstore
 from obstore.store import S3Store
 
+from penstock_object_store_fsspec._remote import SWAP_MARK
 from penstock_object_store_fsspec._s3 import S3Backend, is_directory_bucket
 
 #: The options of s3fs that mean the same here; what they lead to is taken from its client.
@@ -111,11 +112,17 @@ class ObstoreBackend(S3Backend):
         except (obstore.exceptions.BaseError, OSError) as error:
             raise self._failure("get", key, error) from None
 
+    async def request_swap(self, key: str, data: bytes, token: str, mark: str) -> str:
+        tag = token.strip('"')
+        return await self._send(key, data, mode={"e_tag": f'"{tag}"'}, attributes={SWAP_MARK: mark})
+
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
+        return await self._send(key, data, mode="create" if mode == "create" else "overwrite")
+
+    async def _send(self, key: str, data: bytes, **parameters: Any) -> str:
         place = f"{self.prefix}{key}"
-        how: Any = "create" if mode == "create" else "overwrite"
         try:
-            answer = await obstore.put_async(self._opened, place, data, mode=how, use_multipart=False)
+            answer = await obstore.put_async(self._opened, place, data, use_multipart=False, **parameters)
         except (obstore.exceptions.BaseError, OSError) as error:
             raise self._failure("put", key, error) from None
         return str(self.told("put", key, "ETag", answer["e_tag"]))
