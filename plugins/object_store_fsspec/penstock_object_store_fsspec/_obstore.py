@@ -113,8 +113,7 @@ class ObstoreBackend(S3Backend):
             raise self._failure("get", key, error) from None
 
     async def request_swap(self, key: str, data: bytes, token: str, mark: str) -> str:
-        tag = token.strip('"')
-        return await self._send(key, data, mode={"e_tag": f'"{tag}"'}, attributes={SWAP_MARK: mark})
+        return await self._send(key, data, mode={"e_tag": token}, attributes={SWAP_MARK: mark})
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
         return await self._send(key, data, mode="create" if mode == "create" else "overwrite")

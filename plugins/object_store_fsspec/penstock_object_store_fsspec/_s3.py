@@ -127,8 +127,7 @@ class S3Backend(RemoteBackend):
         return await self._put(key, data, **({"IfNoneMatch": "*"} if mode == "create" else {}))
 
     async def request_swap(self, key: str, data: bytes, token: str, mark: str) -> str:
-        tag = token.strip('"')
-        return await self._put(key, data, IfMatch=f'"{tag}"', Metadata={SWAP_MARK: mark})
+        return await self._put(key, data, IfMatch=token, Metadata={SWAP_MARK: mark})
 
     async def request_mark(self, key: str) -> tuple[str, str]:
         found = await self.call("head_object", key)

@@ -70,6 +70,8 @@ class FakeFilesystem:
             await asyncio.Event().wait()
         if mode == "create" and path in self.objects and not self.ignores_condition:
             raise FileExistsError(path)
+        if step == "another first":
+            self.versions[path] = self.writes, "another's"
         if mode not in ("create", "overwrite") and not self.ignores_condition:
             if self.swaps_status:
                 raise HttpError(self.swaps_status)
@@ -130,7 +132,7 @@ class FakeBackend(RemoteBackend):
         found = await self.filesystem._info(self.path(key))
         if found.get("type") != "file":
             raise FileNotFoundError(key)
-        return ObjectInfo(key=key, size=found["size"])
+        return ObjectInfo(key=key, size=found["size"], token=str(self.filesystem.versions[self.path(key)][0]))
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
         return str(await self.filesystem._pipe_file(self.path(key), data, mode=mode))
@@ -139,9 +141,8 @@ class FakeBackend(RemoteBackend):
         return str(await self.filesystem._pipe_file(self.path(key), data, mode=token, mark=mark))
 
     async def request_mark(self, key: str) -> tuple[str, str]:
-        await self.request_head(key)
-        version, mark = self.filesystem.versions[self.path(key)]
-        return mark, str(version)
+        info = await self.request_head(key)
+        return self.filesystem.versions[self.path(key)][1], info.token
 
     async def delete_one(self, key: str) -> None:
         await self.filesystem._rm_file(self.path(key))
@@ -217,20 +218,30 @@ async def test_anothers_object_is_a_conflict_whatever_its_bytes(
     store: ObjectStore, cloud: FakeFilesystem, token: str
 ) -> None:
     await store.put("k", [b"bytes"])
-    for script in ([], ["409"]):
-        cloud.script = [*script]
-        for key in ("k", "absent"):
-            with pytest.raises(ConflictError):
-                await store.compare_and_swap(key, [b"bytes"], token)
-    assert store.statistics().errors == 0
+    before = cloud.writes
+    for key in ("k", "absent"):
+        with pytest.raises(ConflictError):
+            await store.compare_and_swap(key, [b"bytes"], token)
+    assert cloud.writes == before, "some stores close the connection to what they refuse"
 
 
+@pytest.mark.parametrize("script", [[], ["409"]])
+async def test_a_swap_that_comes_too_late_is_a_conflict(
+    store: ObjectStore, cloud: FakeFilesystem, script: list[str]
+) -> None:
+    token = await store.put("k", [b"bytes"])
+    cloud.script = [*script, "another first"]
+    with pytest.raises(ConflictError):
+        await store.compare_and_swap("k", [b"bytes"], token)
+
+
+@pytest.mark.parametrize("script", [["apply, replaced, reply lost"], ["503", "another first"]])
 async def test_a_swap_that_may_have_been_replaced_is_no_conflict(
-    store: ObjectStore, cloud: FakeFilesystem
+    store: ObjectStore, cloud: FakeFilesystem, script: list[str]
 ) -> None:
     """Whoever met one would swap once more: a sum would have this addend twice."""
     token = await store.put("k", [b"old"])
-    cloud.script = ["apply, replaced, reply lost"]
+    cloud.script = script.copy()
     with pytest.raises(UnavailableError):
         await store.compare_and_swap("k", [b"mine"], token)
 
