@@ -89,5 +89,5 @@ class AzureBackend(RemoteBackend):
 
 
 def _token(etag: str) -> str:
-    """The ETag as listings have it: other answers put quotes around it."""
-    return etag.strip('"')
+    """The ETag as listings have it: other answers put quotes around it, and what compresses them calls it weak."""
+    return etag.removeprefix("W/").strip('"')

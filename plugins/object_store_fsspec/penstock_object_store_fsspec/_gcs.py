@@ -57,7 +57,7 @@ class GcsBackend(RemoteBackend):
 
     async def request_mark(self, key: str) -> tuple[str, str]:
         found = await self.ask_json("GET", "b/{}/o/{}", self.bucket, self.name(key))
-        return found.get("metadata", {}).get(SWAP_MARK, ""), self._info("head", key, found).token
+        return (found.get("metadata") or {}).get(SWAP_MARK, ""), self._info("head", key, found).token
 
     async def _upload(self, key: str, data: bytes, fields: dict[str, Any], **condition: str) -> str:
         # gcsfs's own boundary is always the same; bytes that have it in them, as any producer can write them, would

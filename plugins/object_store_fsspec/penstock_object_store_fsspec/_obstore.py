@@ -124,7 +124,7 @@ class ObstoreBackend(S3Backend):
             answer = await obstore.put_async(self._opened, place, data, use_multipart=False, **parameters)
         except (obstore.exceptions.BaseError, OSError) as error:
             raise self._failure("put", key, error) from None
-        return str(self.told("put", key, "ETag", answer["e_tag"]))
+        return self.tag_of("put", key, {"ETag": answer["e_tag"]})
 
     def _failure(self, action: str, key: str, error: Exception) -> Exception:
         if "non-partial response" in str(error):

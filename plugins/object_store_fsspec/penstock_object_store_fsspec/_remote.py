@@ -47,6 +47,8 @@ _DELAY_S_MAX = 2.0
 _DELETES_IN_FLIGHT_MAX = 16
 #: Somebody waits for a connection to fail.
 _CLEAR_UP_S_MAX = 5
+#: A start waits for it, and no broker swaps. GCS takes one write of an object a second.
+_SWAPS_MS_MAX = 3000
 #: One request whatever the size: in more than one, some stores forget the condition. S3 takes 5 GiB.
 _ONE_REQUEST_BYTES = 5 * 2**30
 #: What S3 answers with 400.
@@ -301,18 +303,32 @@ class RemoteBackend:
                     await self.delete([key])
 
     async def _proves_swaps(self, key: str, token: str) -> bool:
-        """Whether the object is swapped for its token, and for none that it had; some stores refuse to be asked."""
-        try:
-            await self.compare_and_swap(key, [b"third"], token)
-            await self.request("probe", key, lambda: self.request_swap(key, b"fourth", token, "late"))
-        except AlreadyExistsError:
-            return True
-        except (ConflictError, DeniedError, NotFoundError):
-            return False
-        except UnavailableError as error:
-            if status_of(error)[0] != 400:
-                raise
-        return False
+        """Whether the object is swapped for its token once. Whatever else a store does, the start goes on."""
+        last_error = self.health.last_error
+        backoff = Backoff(self._clock, min(self.settings.retry_budget_ms, _SWAPS_MS_MAX))
+        swapped = asked = False
+        while True:
+            try:
+                if not asked:
+                    found = await self.attempt("probe", key, lambda: self.request_head(key))
+                    if found.token != token:
+                        return False
+                    asked = True
+                await self.attempt("probe", key, lambda: self.request_swap(key, b"third", token, "probe"))
+                if swapped:
+                    return False
+                swapped = True
+            except AlreadyExistsError:
+                if not swapped:
+                    with suppress(PenstockError):  # a conflict with ourselves, or with nobody
+                        mark, _ = await self.attempt("head", key, lambda: self.request_mark(key))
+                        swapped = mark == "probe"
+                return swapped
+            except PenstockError as error:
+                refused = isinstance(error, DeniedError) or not isinstance(error, UnavailableError)
+                if refused or status_of(error)[0] == 400 or not await backoff.wait():
+                    self.health.last_error = last_error  # there is nothing to be mended
+                    return False
 
     async def close(self) -> None:
         """Close connections."""
@@ -352,8 +368,10 @@ class RemoteBackend:
             except (AlreadyExistsError, UnavailableError) as error:
                 # 409, a lost reply, or a conflict that may be with ourselves: the object itself tells.
                 try:
+                    # the token first: a later one may be of what another made of the object
+                    token = (await self.head(key)).token
                     if await self.get(key, 0, None) == data:
-                        return (await self.head(key)).token
+                        return token
                     raise AlreadyExistsError(
                         f"the object exists: key={key!r} location={self.location}"
                     ) from error

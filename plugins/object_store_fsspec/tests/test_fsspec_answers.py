@@ -183,3 +183,18 @@ async def test_a_page_that_is_none_of_gcs_is_asked_for_again() -> None:
 
     await _list(_backend(GcsBackend, answers := Page({"items": [_GCS]})))
     assert answers.asked == 2
+
+
+@pytest.mark.parametrize(("kind", "whole"), [(S3Backend, _HEAD_S3), (AzureBackend, _AZURE)])
+async def test_a_tag_that_is_called_weak_or_has_no_quotes_is_the_token_all_the_same(
+    kind: type[RemoteBackend], whole: dict[str, Any]
+) -> None:
+    """No condition holds for a weak one, so that each swap would be a conflict."""
+    field = "ETag" if kind is S3Backend else "etag"
+    tags = [await _backend(kind, Answers({**whole, field: tag})).head("k") for tag in ('W/"e"', '"e"', "e")]
+    assert tags == [tags[0]] * 3
+
+
+async def test_an_object_of_gcs_whose_metadata_are_null_has_no_mark() -> None:
+    backend = _backend(GcsBackend, Answers({**_GCS, "metadata": None}))
+    assert await backend.request_mark("k") == ("", "7")

@@ -57,7 +57,9 @@ async def test_requests_are_made_in_sessions_and_listings_are_whole_in_whatever_
         assert proxy.sessions == 1, "a session is used again"
 
 
-@pytest.mark.parametrize("fault", ["", "reply lost", "503 SlowDown", "done, 500 InternalError"])
+@pytest.mark.parametrize(
+    "fault", ["", "reply lost", "503 SlowDown", "done, 500 InternalError", "done, 400 TooManyParts"]
+)
 async def test_an_append_takes_effect_once_where_the_object_ends(server: S3Server, fault: str) -> None:
     with serving_directory_bucket(server) as (proxy, bucket):
         async with open_s3(f"s3://{bucket}/p", proxy.endpoint_url, client="auto") as opened:

@@ -297,14 +297,50 @@ async def test_a_store_that_lets_both_creators_win_loses_the_claim(
             await store.compare_and_swap("k", [b""], "1")
 
 
-@pytest.mark.parametrize("status", [400, 403, 501])
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 412, 500, 501, 503])
 async def test_a_store_that_refuses_every_swap_loses_the_claim(
-    open_cloud: Opener, cloud: FakeFilesystem, status: int
+    open_cloud: Opener, cloud: FakeFilesystem, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
+    """Whatever it answers, and however patient the broker is: nothing in it swaps."""
+    monkeypatch.setattr("penstock_object_store_fsspec._remote._SWAPS_MS_MAX", 10)
     cloud.swaps_status = status
-    async with open_cloud(retry_budget_ms=0) as store:
+    async with open_cloud(retry_budget_ms="1h") as store:
         assert store.capabilities.put_if_absent
         assert not store.capabilities.compare_and_swap
+        assert store.statistics().last_error == ""
+        assert store.statistics().consecutive_failures == 0
+    assert cloud.objects == {}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [["503"], ["apply, reply lost"], ["apply twice"], ["apply", "429"], ["503", "apply, reply lost"]],
+)
+async def test_a_swap_of_the_start_that_must_be_made_again_proves_the_claim_all_the_same(
+    open_cloud: Opener, cloud: FakeFilesystem, script: list[str]
+) -> None:
+    cloud.script = ["apply", "apply", *script]
+    async with open_cloud() as store:
+        assert store.capabilities.compare_and_swap
+
+
+async def test_the_token_of_an_object_read_back_is_of_nothing_that_another_made_of_it(
+    store: ObjectStore, cloud: FakeFilesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the caller would swap what it never saw."""
+    tokens = iter(["its own", "another's"])
+
+    async def head(self: FakeBackend, key: str) -> ObjectInfo:
+        return ObjectInfo(key=key, size=4, token=next(tokens))
+
+    async def get(self: FakeBackend, key: str, start: int, end: int | None) -> bytes:
+        next(tokens)  # swapped right after it was read
+        return b"mine"
+
+    monkeypatch.setattr(FakeBackend, "request_head", head)
+    monkeypatch.setattr(FakeBackend, "request_get", get)
+    cloud.script = ["apply, reply lost"]
+    assert await store.put_if_absent("k", [b"mine"]) == "its own"
 
 
 @pytest.mark.parametrize("second", ["503", "403", "apply, reply lost"])
