@@ -21,6 +21,8 @@ from penstock_conformance.simulation._media import Medium, ObjectMedium
 _PREFIX = "wal/"
 #: More than the longest pause between two attempts to bring a replica back.
 _RETURN_S = 200.0
+#: How often an operator empties a place that is told to be damaged.
+_REPLACED_MAX = 2
 
 
 class ReplicatedMedium(Medium):
@@ -131,8 +133,12 @@ class ReplicatedMedium(Medium):
         return self._damage(random.choice(("disk", "zone")), random)
 
     async def settle(self, wal: Any) -> None:
-        if wal.statistics().state != "open" and self._damaged:
-            self._replace(self._damaged)  # as an operator does: what is damaged isn't emptied by itself
+        for _ in range(_REPLACED_MAX):
+            if wal.statistics().state == "open" or not self._damaged:
+                break
+            # as an operator does: what is damaged isn't emptied by itself; nor is what a try to open it, which was
+            # on its way meanwhile, has written to the empty place, behind what isn't there any more
+            self._replace(self._damaged)
             await asyncio.sleep(_RETURN_S)
         told = wal.statistics()
         assert told.state == "open", f"a replica that works again didn't return: {told.last_error}"
