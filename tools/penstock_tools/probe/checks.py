@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
 import anyio
@@ -80,9 +81,30 @@ Question: TypeAlias = Callable[[Bench], Awaitable[list[Finding]]]
 def questions() -> dict[str, Question]:
     """Every question, with what it is about."""
     return {
-        "conditional creation": _ask_about_creation,
-        "compare-and-swap": _ask_about_swaps,
-        "appends": _ask_about_appends,
+        "conditional creation": partial(
+            _ask_about_condition,
+            name="put-if-absent",
+            capability="put_if_absent",
+            action="create",
+            try_in_turn=_create_twice,
+            not_offered="the store let a second creation win, or has no such request",
+        ),
+        "compare-and-swap": partial(
+            _ask_about_condition,
+            name="compare-and-swap",
+            capability="compare_and_swap",
+            action="swap",
+            try_in_turn=_swap_stale,
+            not_offered="the store let a stale swap win, or has no such request; nothing needs it",
+        ),
+        "appends": partial(
+            _ask_about_condition,
+            name="append",
+            capability="append",
+            action="append",
+            try_in_turn=_append_elsewhere,
+            not_offered="not by this plugin; nothing needs it",
+        ),
         "puts that break off": _ask_about_broken_puts,
         "uploads in parts": _ask_about_uploads,
         "reads of other processes": _ask_about_reads,
@@ -101,14 +123,21 @@ def _kept_unless(fault: str, name: str, detail: str = "", capability: str = "") 
 # -- conditional writes ----------------------------------------------------------------------------------------
 
 
-async def _ask_about_creation(bench: Bench) -> list[Finding]:
-    name = "put-if-absent"
-    if not bench.store.capabilities.put_if_absent:
-        detail = "the store let a second creation win, or has no such request"
-        return [Finding(name=name, verdict="not offered", detail=detail, capability="put_if_absent")]
+async def _ask_about_condition(
+    bench: Bench,
+    *,
+    name: str,
+    capability: str,
+    action: str,
+    try_in_turn: Callable[[Bench], Awaitable[str]],
+    not_offered: str,
+) -> list[Finding]:
+    """By one writer, then by several; ``try_in_turn`` returns what went wrong."""
+    if not getattr(bench.store.capabilities, capability):
+        return [Finding(name=name, verdict="not offered", detail=not_offered, capability=capability)]
     return [
-        _kept_unless(await _create_twice(bench), f"{name}, in turn", capability="put_if_absent"),
-        *await _races(bench, name, "put_if_absent", "create"),
+        _kept_unless(await try_in_turn(bench), f"{name}, in turn", capability=capability),
+        *await _races(bench, name, capability, action),
     ]
 
 
@@ -120,17 +149,6 @@ async def _create_twice(bench: Bench) -> str:
     except AlreadyExistsError:
         return "" if bytes(await bench.store.get(key)) == b"first" else "the refused body was stored"
     return "the second creation won"
-
-
-async def _ask_about_swaps(bench: Bench) -> list[Finding]:
-    name = "compare-and-swap"
-    if not bench.store.capabilities.compare_and_swap:
-        detail = "the store let a stale swap win, or has no such request; nothing needs it"
-        return [Finding(name=name, verdict="not offered", detail=detail, capability="compare_and_swap")]
-    return [
-        _kept_unless(await _swap_stale(bench), f"{name}, in turn", capability="compare_and_swap"),
-        *await _races(bench, name, "compare_and_swap", "swap"),
-    ]
 
 
 async def _swap_stale(bench: Bench) -> str:
@@ -147,17 +165,6 @@ async def _swap_stale(bench: Bench) -> str:
             continue
         return where if missing == key else f"{where} was swapped"
     return ""
-
-
-async def _ask_about_appends(bench: Bench) -> list[Finding]:
-    name = "append"
-    if not bench.store.capabilities.append:
-        detail = "not by this plugin; nothing needs it"
-        return [Finding(name=name, verdict="not offered", detail=detail, capability="append")]
-    return [
-        _kept_unless(await _append_elsewhere(bench), f"{name}, in turn", capability="append"),
-        *await _races(bench, name, "append", "append"),
-    ]
 
 
 async def _append_elsewhere(bench: Bench) -> str:
