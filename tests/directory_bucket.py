@@ -26,7 +26,14 @@ _CONTENTS = re.compile(rb"<Contents>.*?</Contents>", re.DOTALL)
 _ENCODING = re.compile(rb"<EncodingType>.+?</EncodingType>")
 _TOKEN = re.compile(rb"<NextContinuationToken>(.+?)</NextContinuationToken>")
 #: What the server's answer depends on; it is signed anew, with the account's credentials.
-_PASSED_ON = ("range", "if-none-match", "if-match", "x-amz-checksum-crc32", "x-amz-checksum-crc32c")
+_PASSED_ON = (
+    "range",
+    "if-none-match",
+    "if-match",
+    "x-amz-checksum-crc32",
+    "x-amz-checksum-crc32c",
+    "x-amz-meta-penstockswap",
+)
 
 _Answer = tuple[int, list[tuple[str, str]], bytes]
 
@@ -38,6 +45,8 @@ class DirectoryBucketProxy(StoreProxy):
         super().__init__(server)
         self.life_s = life_s
         self.page_keys = page_keys
+        #: Without, what is to be appended replaces what is there.
+        self.appends = True
         #: Tokens of sessions, with what begins the signatures made in it.
         self._sessions: dict[str, str] = {}
         self._numbers = itertools.count(1)
@@ -61,7 +70,7 @@ class DirectoryBucketProxy(StoreProxy):
         if "list-type" in query:
             return self._list(urlsplit(path).path, {name: values[0] for name, values in query.items()})
         assert isinstance(self.server, S3Server)
-        if (offset := headers.get("x-amz-write-offset-bytes")) is not None:
+        if self.appends and (offset := headers.get("x-amz-write-offset-bytes")) is not None:
             return self._append(path, int(offset), body)
         passed = {name: value for name, value in headers.items() if name.lower() in _PASSED_ON}
         return self.server.ask(method, path, body, passed)

@@ -49,7 +49,9 @@ class AzureBackend(RemoteBackend):
 
     async def request_mark(self, key: str) -> tuple[str, str]:
         found = await self.blob(key).get_blob_properties(**_ONCE)
-        return (found.metadata or {}).get(SWAP_MARK, ""), self._info("head", key, found).token
+        # a proxy may change the case of headers, and the library keeps it
+        names = {name.lower(): value for name, value in (found.metadata or {}).items()}
+        return names.get(SWAP_MARK, ""), self._info("head", key, found).token
 
     async def delete_one(self, key: str) -> None:
         await self.blob(key).delete_blob(**_ONCE)

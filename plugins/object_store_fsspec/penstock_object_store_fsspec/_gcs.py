@@ -6,7 +6,7 @@ __all__ = ("GcsBackend",)
 
 import io
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -18,21 +18,24 @@ from penstock_object_store_fsspec._remote import SWAP_MARK, RemoteBackend
 class GcsBackend(RemoteBackend):
     """Google Cloud Storage by its JSON API."""
 
-    async def ask(self, method: str, path: str, *names: str, **parameters: Any) -> bytes:
-        """One request, one attempt. ``names`` fill the gaps of ``path``, quoted."""
+    async def ask(
+        self, method: str, path: str, *names: str, **parameters: Any
+    ) -> tuple[Mapping[str, str], bytes]:
+        """One request, one attempt; the answer's headers and bytes. ``names`` fill the gaps of ``path``, quoted."""
         request = type(self.filesystem)._request
         once = getattr(request, "__wrapped__", request)  # without gcsfs's own six attempts
         try:
-            _, _, _, contents = await once(self.filesystem, method, path, *names, **parameters)
+            _, headers, _, contents = await once(self.filesystem, method, path, *names, **parameters)
         except OSError as error:
             if type(error) is OSError and str(error).startswith("Forbidden"):  # how gcsfs tells a 403
                 raise PermissionError("refused") from None  # its text may have more than it should
             raise
-        return bytes(contents)
+        return headers, bytes(contents)
 
     async def ask_json(self, method: str, path: str, *names: str, **parameters: Any) -> dict[str, Any]:
         """The fields of an answer in JSON. Raises ValueError if it is something else."""
-        answer = json.loads(await self.ask(method, path, *names, **parameters))
+        _, contents = await self.ask(method, path, *names, **parameters)
+        answer = json.loads(contents)
         if not isinstance(answer, dict):
             raise ValueError("not an object of JSON")
         return answer
@@ -43,7 +46,11 @@ class GcsBackend(RemoteBackend):
 
     async def request_get(self, key: str, start: int, end: int | None) -> bytes:
         wanted = {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
-        return await self.ask("GET", "b/{}/o/{}", self.bucket, self.name(key), alt="media", headers=wanted)
+        told, data = await self.ask(
+            "GET", "b/{}/o/{}", self.bucket, self.name(key), alt="media", headers=wanted
+        )
+        self.check_told_range(key, start, told.get("Content-Range"), len(data))
+        return data
 
     async def request_head(self, key: str) -> ObjectInfo:
         found = await self.ask_json("GET", "b/{}/o/{}", self.bucket, self.name(key))

@@ -7,9 +7,10 @@ outcome, the object is read back and compared.
 
 from __future__ import annotations
 
-__all__ = ("SWAP_MARK", "Backoff", "DeniedError", "RemoteBackend", "status_of")
+__all__ = ("SWAP_MARK", "Backoff", "DeniedError", "RemoteBackend", "shown_code", "status_of")
 
 import random
+import re
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -47,13 +48,20 @@ _DELAY_S_MAX = 2.0
 _DELETES_IN_FLIGHT_MAX = 16
 #: Somebody waits for a connection to fail.
 _CLEAR_UP_S_MAX = 5
-#: A start waits for it, and no broker swaps. GCS takes one write of an object a second.
-_SWAPS_MS_MAX = 3000
+#: A start waits for it, and no broker swaps or appends. GCS takes one write of an object a second.
+_PROOF_S_MAX = 3
 #: One request whatever the size: in more than one, some stores forget the condition. S3 takes 5 GiB.
 _ONE_REQUEST_BYTES = 5 * 2**30
 #: What S3 answers with 400.
 _REFUSED_TOKENS = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
-_BUGS = (AssertionError, AttributeError, NameError, NotImplementedError, TypeError)
+_BUGS = (AssertionError, NameError, NotImplementedError)
+#: What a library or this module stumbles over where an answer has something of another type than the API has.
+_UNREADABLE = frozenset({"AttributeError", "TypeError"})
+#: Requests that may be told of an object that is there, and those that no missing object is an answer to.
+_CONDITIONAL = frozenset({"create", "probe", "swap"})
+_OF_NO_OBJECT = frozenset({"create", "create upload", "delete many", "list", "probe", "put"})
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/")
+_CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class DeniedError(UnavailableError):
@@ -206,10 +214,19 @@ class RemoteBackend:
             f"proxy that leaves something out: {self._where(action, key, field=field)}"
         )
 
+    def check_told_range(self, key: str, start: int, told: str | None, size: int) -> None:
+        """That an answer of ``size`` bytes is from ``start`` on and whole, by what it has as ``Content-Range``."""
+        found = _CONTENT_RANGE.match(told or "")
+        first, last = map(int, found.groups()) if found else (0, size - 1)
+        if first != start:
+            raise self.ignores_ranges(key)
+        if last - first + 1 != size:
+            raise ValueError("the answer was cut")
+
     def ignores_ranges(self, key: str) -> DeniedError:
-        """Whatever answers gives all of an object for a part of it."""
+        """Whatever answers gives another part of an object, or all of it, for a part."""
         return DeniedError(
-            "the object store answers with more than the range that it was asked for, its endpoint must be that "
+            "the object store answers with another range than it was asked for, its endpoint must be that "
             f"of the store's API, without a proxy that leaves something out: {self._where('get', key)}"
         )
 
@@ -254,17 +271,11 @@ class RemoteBackend:
             return DeniedError(
                 f"what answers doesn't know this request, the endpoint must be that of the store's API: {where}"
             )
-        if status == 412 or isinstance(error, FileExistsError) or code == "BlobAlreadyExists":
-            return AlreadyExistsError(f"the object exists: {where}")
-        if code == "InvalidWriteOffset":
-            return ConflictError(f"the object ends elsewhere: {where}")
-        if code == "TooManyParts":
-            return InvalidRequestError(f"the object takes no more appends: {where}")
-        if status == 404 or isinstance(error, FileNotFoundError):
-            return NotFoundError(f"no such object: {where}")
-        if status == 416:
-            return RangeError(f"range outside of the object: {where}")
-        if "SSL" in name or "Certificate" in name:
+        if refusal := self._refusal_of(action, error, where):
+            return refusal
+        if name in _UNREADABLE:
+            problem = "the object store's answer can't be read, its endpoint must be that of the store's API"
+        elif "SSL" in name or "Certificate" in name:
             problem = "there is no TLS with the object store, its endpoint must speak https, and be trusted"
         elif "Connect" in name:
             problem = "the object store can't be reached, check its endpoint, and whether it runs"
@@ -272,21 +283,36 @@ class RemoteBackend:
             problem = "a request to the object store failed"
         return UnavailableError(f"{problem}: {where} error={name}")
 
+    def _refusal_of(self, action: str, error: Exception, where: str) -> PenstockError | None:
+        """What is an answer to the request; None for what makes no sense as one, which is a failure as others are."""
+        status, code = status_of(error)
+        exists = status == 412 or isinstance(error, FileExistsError) or code == "BlobAlreadyExists"
+        if exists and action in _CONDITIONAL:
+            return AlreadyExistsError(f"the object exists: {where}")
+        if code == "InvalidWriteOffset" and action == "append":
+            return ConflictError(f"the object ends elsewhere: {where}")
+        if code == "TooManyParts" and action == "append":
+            return InvalidRequestError(f"the object takes no more appends: {where}")
+        if status == 404 or isinstance(error, FileNotFoundError):
+            if action in _OF_NO_OBJECT:
+                return DeniedError(f"the bucket doesn't exist, create it or correct the url: {where}")
+            return NotFoundError(f"no such object: {where}")
+        if status == 416 and action == "get":
+            return RangeError(f"range outside of the object: {where}")
+        return None
+
     # --- the backend -----------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Connect, and create and swap one object twice: a store that ignores the condition lets both win."""
+        """Connect, and create, swap and append to one object twice: a store without conditions lets both win."""
         await self.request("connect", "", self.start_session)
         key = f".penstock-probe/{uuid4().hex}"
-        written = True
+        made = [key]
         try:
             try:
                 token = await self.request("probe", key, lambda: self.request_put(key, b"first", "overwrite"))
-            except NotFoundError as error:
-                written = False
-                raise DeniedError(f"the bucket doesn't exist, create it: location={self.location}") from error
             except DeniedError:
-                written = False
+                made.clear()
                 raise
             try:
                 token = await self.request("probe", key, lambda: self.request_put(key, b"second", "create"))
@@ -295,18 +321,26 @@ class RemoteBackend:
                 pass
             if not await self._proves_swaps(key, token):
                 self.capabilities = replace(self.capabilities, compare_and_swap=False)
-            await self.delete([key])
-            written = False
+            if self.capabilities.append:
+                made.append(grown := f".penstock-probe/{uuid4().hex}")
+                if not await self._proves_appends(grown):
+                    self.capabilities = replace(self.capabilities, append=False)
+            await self.delete(made)
+            made.clear()
         finally:
-            if written:
+            if made:
                 with anyio.move_on_after(_CLEAR_UP_S_MAX, shield=True), suppress(PenstockError):
-                    await self.delete([key])
+                    await self.delete(made)
 
     async def _proves_swaps(self, key: str, token: str) -> bool:
-        """Whether the object is swapped for its token once. Whatever else a store does, the start goes on."""
+        """Whether the object is swapped for its token once, and has then the mark and the token that a swap gives it.
+
+        Whatever else a store does, the start goes on.
+        """
         last_error = self.health.last_error
-        backoff = Backoff(self._clock, min(self.settings.retry_budget_ms, _SWAPS_MS_MAX))
-        swapped = asked = False
+        backoff = Backoff(self._clock, min(self.settings.retry_budget_ms, _PROOF_S_MAX * 1000))
+        asked = False
+        answered = ""
         while True:
             try:
                 if not asked:
@@ -314,21 +348,36 @@ class RemoteBackend:
                     if found.token != token:
                         return False
                     asked = True
-                await self.attempt("probe", key, lambda: self.request_swap(key, b"third", token, "probe"))
-                if swapped:
+                try:
+                    new = await self.attempt(
+                        "probe", key, lambda: self.request_swap(key, b"third", token, "probe")
+                    )
+                except AlreadyExistsError:
+                    # by the first swap, which may have got no answer, or by nobody
+                    mark, new = await self.attempt("head", key, lambda: self.request_mark(key))
+                    return mark == "probe" and answered in ("", new)
+                if answered:
                     return False
-                swapped = True
-            except AlreadyExistsError:
-                if not swapped:
-                    with suppress(PenstockError):  # a conflict with ourselves, or with nobody
-                        mark, _ = await self.attempt("head", key, lambda: self.request_mark(key))
-                        swapped = mark == "probe"
-                return swapped
+                answered = new
             except PenstockError as error:
                 refused = isinstance(error, DeniedError) or not isinstance(error, UnavailableError)
                 if refused or status_of(error)[0] == 400 or not await backoff.wait():
                     self.health.last_error = last_error  # there is nothing to be mended
                     return False
+
+    async def _proves_appends(self, key: str) -> bool:
+        """Whether an object grows where it ends, and nowhere else. Whatever else a store does, the start goes on."""
+        last_error = self.health.last_error
+        with anyio.move_on_after(_PROOF_S_MAX), suppress(PenstockError):
+            await self.append(key, [b"a"], 0)
+            try:
+                await self.append(key, [b"b"], 0)
+            except ConflictError:
+                await self.append(key, [b"c"], 1)
+                if await self.get(key, 0, None) == b"ac":
+                    return True
+        self.health.last_error = last_error
+        return False
 
     async def close(self) -> None:
         """Close connections."""
@@ -398,20 +447,27 @@ class RemoteBackend:
                 raise
             except (AlreadyExistsError, NotFoundError, UnavailableError) as error:
                 # as after a creation; but another's swap may have left the same bytes, so the mark tells
+                new_token = ""
                 with suppress(NotFoundError):
                     found, new_token = await self.request("head", key, lambda: self.request_mark(key))
                     if found == mark:
                         return new_token
-                if not isinstance(error, UnavailableError):
+                if not isinstance(error, UnavailableError) and new_token != token:
                     if unknown is not None:  # it may have taken effect, and been replaced
                         raise again(unknown) from error
                     raise ConflictError(
                         f"the object is another: key={key!r} location={self.location}"
                     ) from error
-                if status_of(error)[0] != 409:  # which tells of no effect
+                if (
+                    isinstance(error, UnavailableError) and status_of(error)[0] != 409
+                ):  # which tells of no effect
                     unknown = kept(error)
                 if not await backoff.wait():
-                    raise
+                    if isinstance(error, UnavailableError):
+                        raise
+                    raise UnavailableError(
+                        f"the object store refuses to swap what hasn't changed: {self._where('swap', key)}"
+                    ) from error
 
     async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
         raise InvalidRequestError(
@@ -464,13 +520,18 @@ def status_of(error: BaseException) -> tuple[int, str]:
         response = getattr(seen, "response", None)
         if isinstance(response, dict):  # botocore's ClientError
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return int(status), str(response.get("Error", {}).get("Code", ""))
+            return int(status), shown_code(response.get("Error", {}).get("Code", ""))
         status = getattr(seen, "status_code", None) or getattr(seen, "code", None)  # azure, gcsfs
         if str(status).isdigit():
             told = getattr(seen, "error_code", "") or ""  # azure: an enumeration
-            return int(str(status)), str(getattr(told, "value", told))
+            return int(str(status)), shown_code(getattr(told, "value", told))
         seen = seen.__cause__ or seen.__context__
     return 0, ""
+
+
+def shown_code(told: object) -> str:
+    """The code of an error as it may be logged; empty if what the server sent isn't one."""
+    return code if _CODE.fullmatch(code := str(told)) else ""
 
 
 def _forget_finalizers(filesystem: Any) -> None:

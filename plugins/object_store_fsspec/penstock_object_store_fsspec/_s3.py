@@ -20,7 +20,14 @@ from penstock.errors import ConflictError, InvalidRequestError, NotFoundError, P
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock.threads import run_in_thread
-from penstock_object_store_fsspec._remote import SWAP_MARK, Backoff, DeniedError, RemoteBackend, status_of
+from penstock_object_store_fsspec._remote import (
+    SWAP_MARK,
+    Backoff,
+    DeniedError,
+    RemoteBackend,
+    shown_code,
+    status_of,
+)
 
 logger = logging.getLogger("penstock.store")
 
@@ -117,7 +124,9 @@ class S3Backend(RemoteBackend):
         wanted = f"bytes={start}-{'' if end is None else end - 1}"
         answer = await self.call("get_object", key, Range=wanted)
         async with answer["Body"] as body:
-            return bytes(await body.read())
+            data = bytes(await body.read())
+        self.check_told_range(key, start, answer.get("ContentRange"), len(data))
+        return data
 
     async def request_head(self, key: str) -> ObjectInfo:
         found = await self.call("head_object", key)
@@ -167,10 +176,10 @@ class S3Backend(RemoteBackend):
                 if errors := answer.get("Errors"):
                     raise UnavailableError(
                         f"objects could not be deleted: location={self.location} count={len(errors)} "
-                        f"first_key={errors[0].get('Key')!r} code={errors[0].get('Code')}"
+                        f"first_key={errors[0].get('Key')!r} code={shown_code(errors[0].get('Code'))}"
                     )
 
-            await self.request("delete", chunk[0], delete)
+            await self.request("delete many", chunk[0], delete)
 
     async def request_list(self, prefix: str, start_after: str) -> AsyncIterator[Sequence[ObjectInfo]]:
         wanted = f"{self.prefix}{prefix}"

@@ -39,13 +39,15 @@ class Answers:
 
     def _answer(self) -> Mapping[str, Any]:
         self.asked += 1
+        if "raised" in self.fields:
+            raise self.fields["raised"]
         return self.fields
 
     async def _call_s3(self, operation: str, **parameters: Any) -> Mapping[str, Any]:
         return self._answer()
 
-    async def _request(self, *names: Any, **parameters: Any) -> tuple[None, None, None, bytes]:
-        return None, None, None, json.dumps(self._answer()).encode()
+    async def _request(self, *names: Any, **parameters: Any) -> tuple[None, Any, None, bytes]:
+        return None, self.fields, None, json.dumps(self._answer()).encode()
 
     def get_blob_client(self, *names: str) -> Answers:
         return self
@@ -58,6 +60,9 @@ class Answers:
 
     async def upload_blob(self, data: bytes, **parameters: Any) -> Mapping[str, Any]:
         return self._answer()
+
+    async def delete_blob(self, **parameters: Any) -> None:
+        self._answer()
 
     def list_blobs(self, **parameters: Any) -> Answers:
         return self
@@ -83,6 +88,18 @@ async def _put(backend: RemoteBackend) -> None:
 async def _list(backend: RemoteBackend) -> None:
     async for _ in backend.list("", ""):
         pass
+
+
+async def _delete(backend: RemoteBackend) -> None:
+    await backend.delete(["k"])
+
+
+async def _append(backend: RemoteBackend) -> None:
+    await backend.append("k", [b"x"], 0)
+
+
+async def _mark(backend: RemoteBackend) -> None:
+    await backend.attempt("head", "k", lambda: backend.request_mark("k"))
 
 
 async def _begin_parts(backend: RemoteBackend) -> None:
@@ -114,8 +131,8 @@ def _without(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield rest | ({name: None} if "etag" in answer else {})  # as Azure's library has it
 
 
-def _backend(kind: type[RemoteBackend], answers: Answers) -> RemoteBackend:
-    settings = Settings(url="memory://", retry_budget_ms=60_000)
+def _backend(kind: type[RemoteBackend], answers: Answers, retry_budget_ms: int = 60_000) -> RemoteBackend:
+    settings = Settings(url="memory://", retry_budget_ms=retry_budget_ms)
     return kind(answers, "store://bucket/in/", "bucket", "in/", settings, time.monotonic)
 
 
@@ -175,7 +192,7 @@ async def test_a_part_without_its_tag_is_told() -> None:
 
 async def test_a_page_that_is_none_of_gcs_is_asked_for_again() -> None:
     class Page(Answers):
-        async def _request(self, *names: Any, **parameters: Any) -> tuple[None, None, None, bytes]:
+        async def _request(self, *names: Any, **parameters: Any) -> tuple[None, Any, None, bytes]:
             if self.asked:
                 return await super()._request()
             self._answer()
@@ -198,3 +215,107 @@ async def test_a_tag_that_is_called_weak_or_has_no_quotes_is_the_token_all_the_s
 async def test_an_object_of_gcs_whose_metadata_are_null_has_no_mark() -> None:
     backend = _backend(GcsBackend, Answers({**_GCS, "metadata": None}))
     assert await backend.request_mark("k") == ("", "7")
+
+
+class RefusedError(Exception):
+    """What client libraries raise, as Azure's has it."""
+
+    def __init__(self, status: int, code: str = "") -> None:
+        super().__init__()
+        self.status_code, self.error_code = status, code
+
+
+@pytest.mark.parametrize("kind", [S3Backend, GcsBackend, AzureBackend])
+async def test_a_refusal_that_is_no_answer_to_a_request_is_a_failure(kind: type[RemoteBackend]) -> None:
+    """As any other answer that makes no sense: callers expect what the contract of each method says."""
+    refusals = [
+        RefusedError(412),
+        RefusedError(416),
+        RefusedError(400, "InvalidWriteOffset"),
+        RefusedError(400, "TooManyParts"),
+    ]
+    requests = [_head, _put, _list, _delete]
+    asked = [(ask, error) for ask in requests for error in refusals]
+    asked += [(ask, RefusedError(404)) for ask in (_put, _list)]
+    if kind is S3Backend:
+        asked += [(_append, RefusedError(412)), (_append, RefusedError(416)), (_delete, RefusedError(404))]
+        asked += [(_begin_parts, error) for error in (*refusals, RefusedError(404))]
+    for ask, error in asked:
+        backend = _backend(kind, Answers({"raised": error}), retry_budget_ms=0)
+        with pytest.raises(UnavailableError):
+            await ask(backend)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ask", "fields"),
+    [
+        (GcsBackend, _head, {**_GCS, "size": []}),
+        (GcsBackend, _head, {**_GCS, "updated": 5}),
+        (GcsBackend, _list, {"items": None}),
+        (GcsBackend, _list, {"items": [5]}),
+        (GcsBackend, _mark, {**_GCS, "metadata": 5}),
+        (S3Backend, _list, {"Contents": [{**_LISTED_S3, "Key": ["in/k", "in/l"]}]}),
+        (AzureBackend, _list, {**_AZURE, "name": 5}),
+    ],
+)  # fmt: skip
+async def test_an_answer_that_cant_be_read_is_told_with_what_should_answer(
+    kind: type[RemoteBackend], ask: Callable[[Any], Awaitable[None]], fields: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        UnavailableError, match="answer can't be read, its endpoint must be that of the store's API"
+    ):
+        await ask(_backend(kind, Answers(fields), retry_budget_ms=0))
+
+
+@pytest.mark.parametrize("code", ["Evil\nlevel=error", "\x1b[31m", "x" * 65, "a secret"])
+async def test_what_a_server_sends_as_a_code_is_shown_only_if_it_is_one(code: str) -> None:
+    for told in (code, "SlowDown"):
+        backend = _backend(AzureBackend, Answers({"raised": RefusedError(503, told)}), retry_budget_ms=0)
+        with pytest.raises(UnavailableError) as caught:
+            await backend.head("k")
+        assert (told in str(caught.value)) is (told == "SlowDown")
+    backend = _backend(S3Backend, Answers({"Errors": [{"Key": "k", "Code": code}]}), retry_budget_ms=0)
+    with pytest.raises(UnavailableError) as caught:
+        await backend.delete(["k"])
+    assert code not in str(caught.value)
+
+
+class Body:
+    """What comes of an answer of S3."""
+
+    async def __aenter__(self) -> Body:
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        return None
+
+    async def read(self) -> bytes:
+        return b"[]"
+
+
+@pytest.mark.parametrize(
+    ("told", "error"),
+    [
+        ("bytes 1-2/9", ""),
+        (None, "another range"),
+        ("bytes 0-1/9", "another range"),
+        ("bytes 1-5/9", "failed"),
+    ],
+)
+async def test_another_range_than_was_asked_for_is_no_data(told: str | None, error: str) -> None:
+    """All of a short object, say, where whatever answers knows no ranges."""
+    s3 = _backend(S3Backend, Answers({"Body": Body(), "ContentRange": told}), retry_budget_ms=0)
+    gcs = _backend(GcsBackend, Answers({} if told is None else {"Content-Range": told}), retry_budget_ms=0)
+    gcs.filesystem._answer = list
+    for backend in (s3, gcs):
+        if error:
+            with pytest.raises(UnavailableError, match=error):
+                await backend.get("k", 1, 9)
+        else:
+            assert await backend.get("k", 1, 9) == b"[]"
+
+
+async def test_the_mark_of_a_swap_is_found_whatever_the_case_of_its_header() -> None:
+    """The library for Azure keeps it as a proxy sends it."""
+    backend = _backend(AzureBackend, Answers({**_AZURE, "metadata": {"Penstockswap": "m"}}))
+    assert await backend.request_mark("k") == ("m", "e")

@@ -100,4 +100,4 @@ def test_a_range_that_the_store_ignores_is_told_as_with_s3fs_and_not_asked_for_a
     text = "Generic S3 error: Received non-partial response when range requested"
     found = backend._failure("get", "k", Exception(text))
     assert isinstance(found, DeniedError)
-    assert "more than the range that it was asked for" in str(found)
+    assert "another range than it was asked for" in str(found)

@@ -79,6 +79,18 @@ async def test_an_append_takes_effect_once_where_the_object_ends(server: S3Serve
             assert bytes(await store.get("k")) == b"one-two"
 
 
+async def test_a_store_that_puts_where_it_should_append_loses_the_claim(server: S3Server) -> None:
+    """It knows nothing of the header: each append would replace what it should go behind."""
+    with serving_directory_bucket(server) as (proxy, bucket):
+        proxy.appends = False
+        async with open_s3(f"s3://{bucket}/p", proxy.endpoint_url, client="auto") as opened:
+            assert not opened.capabilities.append
+            with pytest.raises(InvalidRequestError, match="has no append"):
+                await cast("AppendableStore", opened).append("k", [b"one"], 0)
+            assert opened.statistics().last_error == ""
+            assert [info async for info in opened.list(".penstock-probe/")] == []
+
+
 async def test_a_log_comes_back_from_pages_in_any_order_and_is_taken_over(
     server: S3Server, tmp_path: Path
 ) -> None:

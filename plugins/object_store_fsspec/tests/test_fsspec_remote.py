@@ -50,6 +50,7 @@ class FakeFilesystem:
         self.writes = 0
         self.ignores_condition = False
         self.swaps_status = 0
+        self.keeps_marks = self.tells_tokens = True
         self.has_bucket = True
         self.knows_ranges = True
 
@@ -78,14 +79,14 @@ class FakeFilesystem:
             if path not in self.objects or mode != str(self.versions[path][0]):
                 raise FileExistsError(path)
         self.objects[path] = data
-        self.versions[path] = self.writes, mark
+        self.versions[path] = self.writes, mark if self.keeps_marks else ""
         if step == "apply, replaced, reply lost":
             self.versions[path] = self.writes, "another's"
         if "reply lost" in step:
             raise OSError("connection reset")
         if step == "apply twice":
             raise FileExistsError(path)
-        return str(self.writes)
+        return str(self.writes) if self.tells_tokens or not mark else "of nothing"
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         await asyncio.sleep(0)
@@ -246,6 +247,23 @@ async def test_a_swap_that_may_have_been_replaced_is_no_conflict(
         await store.compare_and_swap("k", [b"mine"], token)
 
 
+@pytest.mark.parametrize("status", ["404", "412"])
+async def test_a_swap_that_is_refused_though_nothing_changed_is_made_again(
+    open_cloud: Opener, cloud: FakeFilesystem, status: str
+) -> None:
+    """A conflict would tell its caller that another was there."""
+    for budget_ms in (20_000, 0):
+        async with open_cloud(retry_budget_ms=budget_ms) as store:
+            token = await store.put("k", [b"old"])
+            cloud.script = [status]
+            if budget_ms:
+                await store.compare_and_swap("k", [b"new"], token)
+                assert bytes(await store.get("k")) == b"new"
+            else:
+                with pytest.raises(UnavailableError, match="hasn't changed: key='k'"):
+                    await store.compare_and_swap("k", [b"new"], token)
+
+
 @pytest.mark.parametrize("status", ["409", "500", "503"])
 async def test_an_attempt_that_did_not_apply_is_made_again(
     store: ObjectStore, cloud: FakeFilesystem, status: str
@@ -302,7 +320,7 @@ async def test_a_store_that_refuses_every_swap_loses_the_claim(
     open_cloud: Opener, cloud: FakeFilesystem, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     """Whatever it answers, and however patient the broker is: nothing in it swaps."""
-    monkeypatch.setattr("penstock_object_store_fsspec._remote._SWAPS_MS_MAX", 10)
+    monkeypatch.setattr("penstock_object_store_fsspec._remote._PROOF_S_MAX", 0.01)
     cloud.swaps_status = status
     async with open_cloud(retry_budget_ms="1h") as store:
         assert store.capabilities.put_if_absent
@@ -310,6 +328,17 @@ async def test_a_store_that_refuses_every_swap_loses_the_claim(
         assert store.statistics().last_error == ""
         assert store.statistics().consecutive_failures == 0
     assert cloud.objects == {}
+
+
+@pytest.mark.parametrize("what", ["keeps_marks", "tells_tokens"])
+async def test_a_store_whose_swaps_cant_be_recognized_or_followed_loses_the_claim(
+    open_cloud: Opener, cloud: FakeFilesystem, what: str
+) -> None:
+    """One drops what is told beside the bytes; the other answers with a token that the object hasn't."""
+    setattr(cloud, what, False)
+    async with open_cloud() as store:
+        assert store.capabilities.put_if_absent
+        assert not store.capabilities.compare_and_swap
 
 
 @pytest.mark.parametrize(
@@ -447,9 +476,7 @@ async def test_a_range_that_whatever_answers_knows_nothing_of_is_no_data(
 ) -> None:
     await store.put("k", [b"0123"])
     cloud.knows_ranges = False
-    with pytest.raises(
-        UnavailableError, match=r"more than the range that it was asked for.*location=gs://bucket"
-    ):
+    with pytest.raises(UnavailableError, match=r"another range than it was asked for.*location=gs://bucket"):
         await store.get("k", 1, 3)
 
 
