@@ -334,17 +334,26 @@ class Connection(asyncio.BufferedProtocol):
         """Handle a large frame that is whole; whether that may be now."""
         reader, channel = self._reader, self.channel
         reader.large = None
-        frame = large.memory.view
-        if self._take(frame, *start_of(frame), large.memory):
-            self._core.incoming.shares.earn(channel.incoming, large.size)
-            self._count()
-            return True
-        if channel.pipeline.is_waiting(Wait.END):
-            large.release()
-        else:
-            reader.large = large
-        self._pause()
-        return False
+        core, short, memory = self._core, self._short, large.memory
+        frame = memory.view
+        start = start_of(frame)
+        short.now_ms = core.api.now_ms()
+        if channel.pipeline.room(1) and short.take(frame, *start, memory):
+            core.requests_by_api[_PRODUCE] += 1
+            self.time.kind = _PRODUCING
+            short.taken = 0
+            if not self.has_asked:
+                self._asked()
+        elif not self._take(frame, *start, memory):
+            if channel.pipeline.is_waiting(Wait.END):
+                large.release()
+            else:
+                reader.large = large
+            self._pause()
+            return False
+        core.incoming.shares.earn(channel.incoming, large.size)
+        self._count()
+        return True
 
     def _release_large(self) -> None:
         reader = self._reader

@@ -149,8 +149,7 @@ def start(
         channel.wait_not_now(WideProduce(channel, slot, frame, body_pos, allocation, timeout_ms, begin))
         return
     core.requests_by_api[_PRODUCE] += 1
-    if allocation is None:
-        core.produce_heads.learn(frame, channel.client.client_id, version, request)
+    core.produce_heads.learn(frame, channel.client.client_id, version, request)
     call = ProduceCall(request, version, core.api, channel.client, allocation, slot)
     slot.call = call
     if not core.gate.is_open:

@@ -12,12 +12,14 @@ from __future__ import annotations
 __all__ = ("FLEXIBLE_VERSION", "HEAD_BYTES_MAX", "HEAD_START", "ProduceHead", "ProduceHeads")
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from penstock.api.produce_response import TEMPLATE_VERSION_MIN, AnswerTemplate
 from penstock.errors import PenstockError
+from penstock.spi.plugin import Buffer
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest
 from penstock.wire.registry import encode_request
@@ -33,6 +35,7 @@ HEAD_BYTES_MAX: Final = 1024
 
 #: A head begins with the client id; before it are API key, version and correlation id.
 HEAD_START: Final = 8
+_LENGTH_BYTES: Final = 4
 _TOPIC_ID_BYTES: Final = 16
 
 _unpack_int16 = struct.Struct(">h").unpack_from
@@ -89,7 +92,7 @@ class ProduceHeads:
             written = encode_request(ApiKey.PRODUCE, version, correlation_id, client_id, request)
         except (PenstockError, UnicodeEncodeError):
             return
-        if b"".join(written)[4:] != frame:
+        if not _is_written(frame, written, request.topic_data[0].partition_data[0].records):
             return
         if len(self.known) >= _HEADS_MAX:
             del self.known[next(iter(self.known))]
@@ -121,6 +124,17 @@ def _head_end(frame: memoryview, version: int) -> int:
         )  # a name has one byte less, but that of its length; partitions, index
     except (IndexError, struct.error):
         return 0
+
+
+def _is_written(frame: memoryview, written: Sequence[Buffer], records: object) -> bool:
+    """Whether ``written`` is ``frame`` behind its length. ``records``, perhaps long ones, are the frame's own."""
+    at = -_LENGTH_BYTES
+    for part in written:
+        size = len(part)
+        if part is not records and frame[max(at, 0) : at + size] != part[max(-at, 0) :]:
+            return False
+        at += size
+    return at == len(frame)
 
 
 def _is_usual(request: ProduceRequest) -> bool:

@@ -14,11 +14,11 @@ import pytest
 
 from penstock.api.client import NAME_CHARS_MAX
 from penstock.errors import FullError
-from penstock.server import produce_heads
+from penstock.server import long_produce, produce_heads
 from penstock.server.long_produce import ProduceHeader
 from penstock.server.produce_heads import ProduceHeads
 from penstock.server.short_produce import ShortProduces
-from penstock.wire import ApiKey, encode_request
+from penstock.wire import ApiKey, encode_request, native_code
 from penstock.wire.messages.produce import PartitionProduceData, ProduceRequest, TopicProduceData
 from penstock.wire.records import build_batch
 from penstock.wire.registry import decode_request, decode_request_header
@@ -91,7 +91,7 @@ def some_requests(random: Random) -> list[Sent]:
     sequences = {1: 0, 2: 0}
     found = []
     for _ in range(40):
-        sent = Sent(version=version, size=random.choice([0, 1, 20, 60, 100, 300, 5000, 17_000]))
+        sent = Sent(version=version, size=random.choice([0, 1, 20, 60, 100, 300, 5000, 17_000, 32_690]))
         match random.randrange(14):
             case 0:
                 sent.damage = random.randrange(400)
@@ -121,6 +121,16 @@ def some_requests(random: Random) -> list[Sent]:
     return found
 
 
+def exchange(made: Any, data: bytes, random: Random) -> None:
+    """``Rig.exchange``, but as a socket gives it: what is there, as far as there is room for it."""
+    while data:
+        buffer = made.connection.get_buffer(-1)
+        size = min(len(buffer), len(data), random.randrange(1, 60_000))
+        buffer[:size], data = data[:size], data[size:]
+        made.connection.buffer_updated(size)
+    made.exchange(b"")
+
+
 async def outcome(requests: list[Sent], seed: int, *, short: bool) -> tuple[bytes, bytes, int, int]:
     """All answers, what a consumer reads then, requests counted, and how many went the short way."""
     random = Random(seed)
@@ -143,11 +153,10 @@ async def outcome(requests: list[Sent], seed: int, *, short: bool) -> tuple[byte
             for number, sent in enumerate(requests):
                 data += frame(sent, number, topic_id)
                 if random.random() < 0.5 or len(data) > 20_000:
-                    made.exchange(data)
+                    exchange(made, data, random)
                     answers += made.answers()
                     data = b""
-            if data:
-                made.exchange(data)
+            exchange(made, data, random)
             answers += made.answers()
             made.exchange(counts.fetch_frame(0))
             answers = answers.replace(topic_id, b"T" * 16)  # a topic's id is drawn
@@ -158,6 +167,7 @@ async def outcome(requests: list[Sent], seed: int, *, short: bool) -> tuple[byte
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_both_ways_give_the_same_answers_and_the_same_log(seed: int) -> None:
+    """Memory of its own, which a large frame has, goes to the log by both, or back."""
     requests = some_requests(Random(seed))
     answers, log, handled, went = await outcome(requests, seed, short=True)
     long_answers, long_log, long_handled, long_went = await outcome(requests, seed, short=False)
@@ -175,6 +185,38 @@ async def test_records_of_a_few_bytes_go_the_short_way_whatever_their_length_tak
     assert went == len(requests) - 1, "the first one is learned from"
     long_answers, long_log, _, _ = await outcome(requests, 1, short=False)
     assert (answers, log) == (long_answers, long_log)
+
+
+@pytest.mark.skipif(native_code.walk is None, reason="without native code threads look into large batches")
+@pytest.mark.parametrize("version", [8, 9, 12])
+async def test_a_large_frame_goes_the_short_way_and_its_memory_with_it(
+    version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = Random(version)
+    async with counts.rig() as made:
+        partition = made.server.core.api.logs.partition(counts.TOPIC, 0)
+        allocator, granted = made.server.core.allocator, []
+        allocate = allocator.allocate_nowait
+
+        def allocate_nowait(*args: Any) -> Any:
+            granted.append(allocate(*args))
+            return granted[-1]
+
+        monkeypatch.setattr(allocator, "allocate_nowait", allocate_nowait)
+        made.exchange(frame(Sent(version=version), 0, b""))  # the head is learned
+        monkeypatch.delattr(long_produce, "start")
+        made.connection.channel.incoming.credit = 2**24  # it has sent what it announced: memory in one piece
+        granted.clear()
+        for number, size in enumerate((40_000, 1_000_000), 1):
+            exchange(made, frame(Sent(version=version, size=size), number, b""), random)
+            assert partition.high_watermark == number + 1
+            made.answers()
+            exchange(made, frame(Sent(version=version, size=size, damage=300), number, b""), random)
+            assert made.answers()
+        assert partition.high_watermark == 3
+        assert [bool(len(one.view)) for one in granted] == [True, False] * 2, (
+            "of damaged ones it is given back"
+        )
 
 
 def test_a_head_that_is_known_is_not_learned_again(monkeypatch: pytest.MonkeyPatch) -> None:
