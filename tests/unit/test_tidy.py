@@ -40,6 +40,7 @@ ASYNCIO_RIM = (
     "plugins/iceberg_compactor/penstock_iceberg_compactor/_serving.py",
     "plugins/object_store_fsspec/",
     "plugins/wal_block/",
+    "plugins/wal_s3/penstock_wal_s3/_puts.py",  # a put is a task without a group, whose scopes take as long
     "plugins/wal_s3express_replicated/",  # replicas that outlive the cancellation of who opened them
 )
 #: Packages of pure logic, and the code that drives it, get their clock from outside.

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
 
@@ -98,24 +98,27 @@ class WatchedStore(StoreAround):
 
     # -- watching --------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def around(self, request: Request) -> AsyncIterator[None]:
+    def around(self, request: Request) -> AbstractAsyncContextManager[None]:
         """See what comes of ``request``."""
+        return _Watch(self, request.call)
+
+    def begun(self, call: str) -> int:
+        """A call has begun; its number, for ``ended``."""
         number = next(self._numbers)
-        self._due[number] = self._clock() + (WRITE_S if request.call in _LONG else ANSWER_S)
-        try:
-            yield
-        except UnavailableError as error:
+        self._due[number] = self._clock() + (WRITE_S if call in _LONG else ANSWER_S)
+        return number
+
+    def ended(self, number: int, call: str, error: BaseException | None) -> None:
+        """A call has ended, with ``error`` if it failed."""
+        del self._due[number]
+        if isinstance(error, UnavailableError):
             self._failures += 1
-            self._failed_call, self._failed_at, self._others_work = request.call, self._clock(), False
+            self._failed_call, self._failed_at, self._others_work = call, self._clock(), False
             self._begin(str(error))
-            raise
-        else:
+        elif error is None:
             self._others_work = True
-            if self._failed_call in ("", request.call) or self._is_quiet():
+            if self._failed_call in ("", call) or self._is_quiet():
                 self._end()
-        finally:
-            del self._due[number]
 
     def _is_quiet(self) -> bool:
         return self._clock() - self._failed_at >= _QUIET_S
@@ -174,3 +177,19 @@ class WatchedStore(StoreAround):
             last_error=self._last_error or told.last_error,
             outage_s=0.0 if self._since is None else round(self._clock() - self._since, 1),
         )
+
+
+class _Watch:
+    """What a call is made in. Not a generator: each put of a write-ahead log is in one, and that takes longer."""
+
+    __slots__ = ("_call", "_number", "_store")
+
+    def __init__(self, store: WatchedStore, call: str) -> None:
+        self._store = store
+        self._call = call
+
+    async def __aenter__(self) -> None:
+        self._number = self._store.begun(self._call)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._store.ended(self._number, self._call, error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = ("GroupWriter",)
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -164,8 +165,15 @@ class GroupWriter(Generic[T]):
                 for landed in self._landed:
                     landed.set()
                 self._landed.clear()
-            with anyio.move_on_after(self._wait_s()):
+            wait_s = self._wait_s()
+            if wait_s == math.inf:
                 await self._news.wait()
+                continue
+            timer = asyncio.get_running_loop().call_later(wait_s, self._news.set)
+            try:
+                await self._news.wait()
+            finally:
+                timer.cancel()
 
     def _take(self) -> Group | None:
         commit = self._commit
@@ -181,9 +189,9 @@ class GroupWriter(Generic[T]):
     def _wait_s(self) -> float:
         """Until the open group has lingered long enough."""
         if self._open_since is None or self._commit.in_flight >= self._writes_max or self._held:
-            return float("inf")
+            return math.inf
         if self._commit.state not in ("open", "closed"):  # nothing is open any more, and no timer may run out
-            return float("inf")
+            return math.inf
         return self._open_since + self._linger_s - self._clock()
 
     async def _start(self, group: Group) -> None:

@@ -17,8 +17,8 @@ from __future__ import annotations
 __all__ = ("SharedStore", "TrafficStatistics", "Turns", "view_of")
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Final, Generic, NamedTuple, TypeVar
@@ -73,7 +73,11 @@ class Turns(Generic[W]):
         """``places`` is what the store takes at once."""
         self._places = max(places, _PLACES_MIN)
         self._wal = 0
-        rest = self._places - int(self._places * _WAL_PART)
+        #: What is left to the write-ahead log at least, and at most.
+        self._wal_min, self._wal_max = int(self._places * _WAL_PART), int(self._places * _WAL_PART_MAX)
+        #: Requests that wait, of all classes.
+        self._queued = 0
+        rest = self._places - self._wal_min
         self._classes: dict[Traffic, _Class[W]] = {
             traffic: _Class(max(1, int(rest * part))) for traffic, part in _PARTS.items()
         }
@@ -92,12 +96,24 @@ class Turns(Generic[W]):
             return 1
         return min(max(1, -(-size // PLACE_BYTES)), self._classes[traffic].most)
 
-    def begin(self, traffic: Traffic, places: int, waiter: W) -> bool:
-        """True if the request begins now; else it waits, and a later call returns ``waiter`` when it has begun."""
+    def begin_now(self, traffic: Traffic, places: int) -> bool:
+        """True if the request begins now, as there is room and nobody waits; else nothing has changed."""
         if traffic is Traffic.WAL:
             self._wal += 1
             return True
+        begins = self._classes[traffic]
+        if self._queued or begins.taken + places > begins.most or places > self._free():
+            return False
+        begins.running += 1
+        begins.taken += places
+        return True
+
+    def begin(self, traffic: Traffic, places: int, waiter: W) -> bool:
+        """True if the request begins now; else it waits, and a later call returns ``waiter`` when it has begun."""
+        if self.begin_now(traffic, places):
+            return True
         self._classes[traffic].waiting.append(_Waiting(places, waiter))
+        self._queued += 1
         # nothing else can begin: it couldn't before, and nothing has become free
         return bool(self._admit())
 
@@ -117,18 +133,22 @@ class Turns(Generic[W]):
         for at, each in enumerate(waiting):
             if each.waiter is waiter:
                 del waiting[at]
+                self._queued -= 1
                 return self._admit()
         raise InvariantError(f"a request that doesn't wait gave up: traffic={traffic}")
 
     def _free(self) -> int:
-        for_wal = min(max(self._wal, int(self._places * _WAL_PART)), int(self._places * _WAL_PART_MAX))
+        for_wal = min(max(self._wal, self._wal_min), self._wal_max)
         return self._places - for_wal - sum(each.taken for each in self._classes.values())
 
     def _admit(self) -> list[W]:
         begun: list[W] = []
+        if not self._queued:
+            return begun
         free = self._free()
         while (chosen := self._next()) is not None and chosen.waiting[0].places <= free:
             places, waiter = chosen.waiting.popleft()
+            self._queued -= 1
             chosen.running += 1
             chosen.taken += places
             free -= places
@@ -187,26 +207,30 @@ class SharedStore:
             waited_ms=_told({traffic: int(waited * 1000) for traffic, waited in self._waited_s.items()}),
         )
 
-    @asynccontextmanager
-    async def place(self, traffic: Traffic, size: int = 0, *, counts: bool = True) -> AsyncIterator[None]:
+    def place(
+        self, traffic: Traffic, size: int = 0, *, counts: bool = True, sends: int = 0
+    ) -> AbstractAsyncContextManager[None]:
         """A request that may move ``size`` bytes is on its way while the context is entered, which may have to wait.
 
-        Without ``counts`` it goes on with one that was counted.
+        Without ``counts`` it goes on with one that was counted. ``sends``: what it has moved when it succeeded.
         """
-        turns = self._turns
-        places = turns.places(traffic, size)
-        begun = anyio.Event()
-        if not turns.begin(traffic, places, begun):
-            await self._wait(traffic, places, begun)
-        self._requests[traffic] += counts
-        try:
-            yield
-        finally:
-            _wake(turns.end(traffic, places))
+        return _Place(self, traffic, self._turns.places(traffic, size), counts=counts, sends=sends)
 
     def moved(self, traffic: Traffic, size: int) -> None:
         """A request has moved ``size`` bytes."""
         self._bytes[traffic] += size
+
+    async def begin(self, traffic: Traffic, places: int, *, counts: bool) -> None:
+        """Return when a request that takes ``places`` may be made."""
+        if not self._turns.begin_now(traffic, places):
+            begun = anyio.Event()
+            if not self._turns.begin(traffic, places, begun):
+                await self._wait(traffic, places, begun)
+        self._requests[traffic] += counts
+
+    def end(self, traffic: Traffic, places: int) -> None:
+        """The request is over."""
+        _wake(self._turns.end(traffic, places))
 
     async def _wait(self, traffic: Traffic, places: int, begun: anyio.Event) -> None:
         since = self._clock()
@@ -237,6 +261,29 @@ def _wake(begun: Sequence[anyio.Event]) -> None:
         each.set()
 
 
+class _Place:
+    """See ``SharedStore.place``. Not a generator: each put of a write-ahead log is in one, and that takes longer."""
+
+    __slots__ = ("_counts", "_places", "_sends", "_shared", "_traffic")
+
+    def __init__(
+        self, shared: SharedStore, traffic: Traffic, places: int, *, counts: bool, sends: int
+    ) -> None:
+        self._shared = shared
+        self._traffic = traffic
+        self._places = places
+        self._counts = counts
+        self._sends = sends
+
+    async def __aenter__(self) -> None:
+        await self._shared.begin(self._traffic, self._places, counts=self._counts)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._shared.end(self._traffic, self._places)
+        if error is None:
+            self._shared.moved(self._traffic, self._sends)
+
+
 class _View(StoreAround):
     """A shared store, for one class of traffic."""
 
@@ -248,13 +295,10 @@ class _View(StoreAround):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._traffic} {self.location}>"
 
-    @asynccontextmanager
-    async def around(self, request: Request) -> AsyncIterator[None]:
+    def around(self, request: Request) -> AbstractAsyncContextManager[None]:
         """Have a place while ``request`` is on its way."""
-        size = request.sends + request.asks
-        async with self.shared.place(self._traffic, size, counts=not request.goes_on):
-            yield
-        self.shared.moved(self._traffic, request.sends)
+        sends = request.sends
+        return self.shared.place(self._traffic, sends + request.asks, counts=not request.goes_on, sends=sends)
 
     def came(self, size: int) -> None:
         """Count what was read."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 __all__ = ("Puts",)
 
+import asyncio
+import bisect
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 import anyio
 
@@ -52,7 +55,9 @@ class Puts:
         self._hedge_after_s = hedge_after_ms / 1000
         self._clock = clock
         self._still_owner = still_owner
-        self._durations: deque[float] = deque(maxlen=_PUTS_KEPT)
+        #: Of the last puts; and the same ones, the shortest first.
+        self._durations: deque[float] = deque()
+        self._by_length: list[float] = []
         self._hedging = 0
 
     async def create(self, key: str, body: Sequence[Buffer]) -> None:
@@ -75,50 +80,51 @@ class Puts:
             await self._still_owner()
 
     async def _create_hedged(self, key: str, body: Sequence[Buffer]) -> None:
-        ended = anyio.Event()
-        errors: list[PenstockError] = []
-        running = 1
-        is_created = False
-
-        async def put() -> None:
-            nonlocal running, is_created
-            try:
-                await self._create_once(key, body)
-            except PenstockError as error:
-                errors.append(kept(error))
-                running -= 1
-                if running:
-                    return  # the other one may do better
-            else:
-                is_created = True
-            ended.set()
-
         started = self._clock()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(put)
-            with anyio.move_on_after(self._slow_s()):
-                await ended.wait()
-            if not ended.is_set() and self._hedging < _HEDGES_MAX:
-                running += 1
-                self._hedging += 1
-                try:
-                    tasks.start_soon(put)
-                    await ended.wait()
-                finally:
-                    self._hedging -= 1
-            await ended.wait()
-            tasks.cancel_scope.cancel()
-        if not is_created:
-            raise again(errors[0])
-        self._durations.append(self._clock() - started)
+        put = _Attempt(self._create_once(key, body))
+        running, errors, hedges = {put.task: put}, list[PenstockError](), 0
+        try:
+            # not a task group: that takes as long as all else that a put costs the event loop
+            await asyncio.wait(running, timeout=self._slow_s())
+            if not put.task.done() and self._hedging < _HEDGES_MAX:
+                hedges = 1
+                self._hedging += hedges
+                put = _Attempt(self._create_once(key, body))
+                running[put.task] = put
+            while running:
+                ended = [task for task in running if task.done()]
+                if not ended:
+                    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    del running[task]
+                    error = task.result()
+                    if error is None:
+                        self._took(self._clock() - started)
+                        return
+                    errors.append(error)  # the other one may do better
+        finally:
+            self._hedging -= hedges
+            if running:
+                for each in running.values():
+                    each.scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait(running)
+        raise again(errors[0])
 
-    def _slow_s(self) -> float:
-        """After so long a put is slow."""
+    def _took(self, duration: float) -> None:
+        if len(self._durations) == _PUTS_KEPT:
+            oldest = self._durations.popleft()
+            del self._by_length[bisect.bisect_left(self._by_length, oldest)]
+        self._durations.append(duration)
+        bisect.insort(self._by_length, duration)
+
+    def _slow_s(self) -> float | None:
+        """After so long a put is slow; None: that isn't known yet."""
         if self._hedge_after_s:
             return self._hedge_after_s
-        if len(self._durations) < _PUTS_MIN:
-            return float("inf")
-        return max(_HEDGE_S_MIN, sorted(self._durations)[int(len(self._durations) * _SLOW_PART)])
+        if len(self._by_length) < _PUTS_MIN:
+            return None
+        return max(_HEDGE_S_MIN, self._by_length[int(len(self._by_length) * _SLOW_PART)])
 
     async def _create_once(self, key: str, body: Sequence[Buffer]) -> None:
         try:
@@ -136,6 +142,24 @@ class Puts:
                     f"the object store kept a part of an object as the whole, its puts aren't atomic: key={key!r} "
                     f"bytes={len(found)} wanted={sum(map(len, body))}"
                 ) from None
+
+
+class _Attempt:
+    """A put under way. Its task returns the error that it ends with: one that it raised would be kept with frames."""
+
+    __slots__ = ("scope", "task")
+
+    def __init__(self, put: Coroutine[Any, Any, None]) -> None:
+        self.scope = anyio.CancelScope()
+        self.task = asyncio.get_running_loop().create_task(self._run(put), name="wal-put")
+
+    async def _run(self, put: Coroutine[Any, Any, None]) -> PenstockError | None:
+        with self.scope:
+            try:
+                await put
+            except PenstockError as error:
+                return kept(error)
+        return None
 
 
 def _since_boot() -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -325,25 +325,27 @@ async def test_holding_waits_for_what_is_under_way_and_begins_nothing() -> None:
 
 async def test_nothing_runs_while_nothing_is_pending(monkeypatch: pytest.MonkeyPatch) -> None:
     """No request when idle: the pump has no timer to wake it."""
-    waits: list[float] = []
-    move_on_after: Callable[..., Any] = anyio.move_on_after
+    timers: list[asyncio.TimerHandle] = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
 
-    def told(delay: float, **options: Any) -> Any:
-        waits.append(delay)
-        return move_on_after(delay, **options)
+    def told(*args: Any, **options: Any) -> asyncio.TimerHandle:
+        timers.append(call_later(*args, **options))
+        return timers[-1]
 
-    monkeypatch.setattr("penstock.wal.group_writer.anyio.move_on_after", told)
+    monkeypatch.setattr(loop, "call_later", told)
     async with opened(linger_s=0.05) as medium:
         medium.append()
         await wait_all_tasks_blocked()
         await medium.land(0)
-        assert waits[-1] == float("inf")
+        assert all(timer.cancelled() for timer in timers)
         assert medium.begun == [0]
     async with opened(linger_s=0.05) as medium:
         medium.append()
         await wait_all_tasks_blocked()
         medium.append()  # lingers
         await wait_all_tasks_blocked()
+        assert any(not timer.cancelled() for timer in timers)
         await medium.land(0, UnavailableError("lost"))
         assert list(medium.failed) == [0, 1]
-        assert waits[-1] == float("inf"), "what lingered was answered, its timer goes, too"
+        assert all(timer.cancelled() for timer in timers), "what lingered was answered, its timer goes, too"
