@@ -122,7 +122,7 @@ def test_a_simulated_log_that_would_be_written_by_the_loop_is_written_by_threads
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Time stands still on the event loop, so nothing can wait for the disk there."""
-    monkeypatch.setattr(LoneWrites, "on_loop", True)
+    monkeypatch.setattr(LoneWrites, "on_loop", lambda lone, group_bytes: True)
     outcome = simulate("wal_block", 0)
     assert outcome.failure == "", "\n".join([*outcome.trace[-60:], outcome.failure])
 

@@ -39,7 +39,7 @@ from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import BLOCK_BYTES, area_bytes
 from penstock_wal_block._headers import Owner
 from penstock_wal_block._log import NO_SPACE, BlockLog, Flight
-from penstock_wal_block._lone import LONE_BYTES_MAX, LoneWrites
+from penstock_wal_block._lone import LoneWrites
 from penstock_wal_block._place import check_different, real_path
 from penstock_wal_block._reservation import is_conflict, medium_error
 from penstock_wal_block._settings import Settings
@@ -64,8 +64,9 @@ _RECOVERY_BATCH_BYTES = 4 * 2**20
 _REST_AFTER_S = 0.01
 #: So often an owner that writes nothing looks whether its file is still there.
 _LOOK_S = 1.0
-#: So many entries are worth a group, whatever else comes: it costs each of them less than its own request then.
+#: So many entries, or bytes, are worth a group, whatever else comes: it costs each entry less than its own request.
 _GATHERED_MAX = 8
+_GATHERED_BYTES_MAX = 2**16
 #: A group waits no longer for company, but for the end of the turn in which it began: turns of a busy loop take
 #: longer than a quick disk does for a group of its own.
 _GATHER_NS = 1_000_000
@@ -235,7 +236,7 @@ class BlockWal:
         """
         commit = self._commit
         entries = commit.open_entries
-        is_worth_it = entries >= _GATHERED_MAX or commit.open_bytes > LONE_BYTES_MAX or commit.has_ready
+        is_worth_it = entries >= _GATHERED_MAX or commit.open_bytes > _GATHERED_BYTES_MAX or commit.has_ready
         if is_worth_it or entries <= self._gathered or time.perf_counter_ns() >= self._gather_until:
             self._pump()
         else:
@@ -253,7 +254,7 @@ class BlockWal:
             return
         while (group := commit.take_beside(self._groups_in_flight_max, self._span_bytes_max)) is not None:
             self._has_company = commit.in_flight_entries > 1
-            if self._lone.on_loop and self._write_here(group):
+            if self._lone.on_loop(group.length) and self._write_here(group):
                 break
             self._taken.append(group)
             self._thread.submit(self._write_next, self._written)
@@ -262,8 +263,7 @@ class BlockWal:
 
     def _write_here(self, group: Group) -> bool:
         """Write a lone small group on the event loop; whether that was possible."""
-        is_alone = self._commit.in_flight == 1 and self._drained is None and self._failed is None
-        if not is_alone or group.length > LONE_BYTES_MAX:
+        if self._commit.in_flight > 1 or self._drained is not None or self._failed is not None:
             return False
         started = time.perf_counter_ns()
         outcome = self._log.write_at_once(group)

@@ -22,7 +22,7 @@ from penstock_wal_block import _wal as wal_module
 from penstock_wal_block._device import FileDevice
 from penstock_wal_block._headers import Headers
 from penstock_wal_block._log import BlockLog
-from penstock_wal_block._lone import LONE_BYTES_MAX, LoneWrites
+from penstock_wal_block._lone import LONE_BYTES_MAX, SOON_BYTES_MAX, LoneWrites
 from tests.patience import HANG_S
 
 from penstock.errors import FencedError, FullError, UnavailableError
@@ -36,9 +36,10 @@ Opener = Callable[..., AbstractAsyncContextManager[BlockWal]]
 
 @pytest.fixture
 def open_wal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
-    """Any disk is quick, one lone group tells, the next 15 are the loop's, and looks go by number only."""
+    """Any disk is quick and none fast, one lone group tells, the next 15 are the loop's; looks go by number only."""
     for name in ("_QUICK_US", "_QUICK_IN_THREAD_US"):
         monkeypatch.setattr(lone_module, name, 2**62)
+    monkeypatch.setattr(lone_module, "_SOON_US", -1)
     monkeypatch.setattr(lone_module, "_RUN", 1)
     monkeypatch.setattr(lone_module, "_LOOK_AGAIN", 15)
     monkeypatch.setattr(wal_module, "_GATHER_NS", 2**62)
@@ -89,13 +90,14 @@ def test_the_loop_writes_after_32_groups_that_were_alone_and_none_since_the_last
     ]
     for spoil in spoilers:
         for _ in range(32):
-            assert not lone.on_loop
+            assert not lone.on_loop(1)
             lone.wrote_in_thread(4000, alone=True)
-        assert lone.on_loop
+        assert lone.on_loop(LONE_BYTES_MAX)
+        assert not lone.on_loop(LONE_BYTES_MAX + 1)
         lone.wrote_on_loop(1000)
-        assert lone.on_loop
+        assert lone.on_loop(1)
         spoil()
-        assert not lone.on_loop
+        assert not lone.on_loop(1)
 
 
 @pytest.mark.parametrize(("good", "on_loop"), [(4, True), (3, False)])
@@ -107,19 +109,54 @@ def test_the_loop_writes_for_who_meets_itself_at_times_and_not_for_two_who_wait_
     for _ in range(20):
         for number in range(6):
             lone.wrote_in_thread(4000, alone=number < good)
-    assert lone.on_loop == on_loop
+    assert lone.on_loop(1) == on_loop
 
 
-def test_the_loop_writes_for_all_where_the_log_is_faster_than_a_thread_begins() -> None:
+def test_the_loop_writes_for_all_where_the_medium_is_faster_than_a_hand_over() -> None:
     lone = LoneWrites()
     for _ in range(32):
-        assert not lone.on_loop
-        lone.wrote_in_thread(150, alone=False)
-    assert lone.on_loop
+        assert not lone.on_loop(1)
+        lone.wrote_in_thread(250, alone=False)
+    assert lone.on_loop(SOON_BYTES_MAX)
+    assert not lone.on_loop(SOON_BYTES_MAX + 1)
+    for _ in range(1000):
+        lone.wrote_in_thread(4000, alone=False)  # who knows what a thread waited for
+        lone.wrote_on_loop(250)
+    assert lone.on_loop(SOON_BYTES_MAX), (
+        "no thread has to look, and none can tell that it isn't quick any more"
+    )
     for _ in range(17):
-        assert lone.on_loop
-        lone.wrote_in_thread(151, alone=False)
-    assert not lone.on_loop
+        assert lone.on_loop(1)
+        lone.wrote_on_loop(251)
+    assert not lone.on_loop(1)
+
+
+def test_a_slow_group_ends_what_is_known_of_a_fast_medium() -> None:
+    lone = LoneWrites()
+    spoilers: list[Callable[[], None]] = [
+        lambda: lone.wrote_on_loop(1001),
+        lambda: lone.wrote_in_thread(4001, alone=True),
+    ]
+    for spoil in spoilers:
+        for _ in range(32):
+            assert not lone.on_loop(1)
+            lone.wrote_in_thread(1, alone=False)
+        assert lone.on_loop(1)
+        spoil()
+
+
+def test_the_loop_meets_a_medium_that_is_fast_at_times_for_no_more_than_half_of_these() -> None:
+    """Each group that it wrote later counts against one that a thread wrote soon."""
+    lone = LoneWrites()
+    soon = met = 0
+    for number in range(4000):
+        if lone.on_loop(1):
+            met += 1
+            lone.wrote_on_loop(600)
+        else:
+            soon += number % 4 == 0
+            lone.wrote_in_thread(200 if number % 4 == 0 else 600, alone=False)
+    assert 0 < met <= soon
 
 
 @pytest.mark.usefixtures("keeps_lock")
@@ -143,9 +180,9 @@ def test_threads_write_one_of_256_groups_and_one_of_16_once_it_had_company() -> 
     for alone, next_ones in ((True, 256), (False, 16), (True, 256)):
         lone.wrote_in_thread(4000, alone=alone)
         for _ in range(next_ones):
-            assert lone.on_loop
-            lone.wrote_on_loop(1)
-        assert not lone.on_loop
+            assert lone.on_loop(1)
+            lone.wrote_on_loop(1000)
+        assert not lone.on_loop(1)
 
 
 @pytest.mark.usefixtures("keeps_lock")
@@ -310,7 +347,7 @@ async def test_a_group_waits_for_company_only_behind_one_that_had_some_and_while
         for _ in range(7):
             wal.append([b"x"])
         assert await turns(1) == 1, "eight are enough"
-        assert await turns(LONE_BYTES_MAX) == 1, "or so many bytes"
+        assert await turns(2**16) == 1, "or so many bytes"
         wal.append([b"x"])
         assert await turns(1) == 1
         wal.append([bytes(wal.capabilities.entry_bytes_max)])
