@@ -458,13 +458,12 @@ class RemoteBackend:
                     raise ConflictError(
                         f"the object is another: key={key!r} location={self.location}"
                     ) from error
-                if (
-                    isinstance(error, UnavailableError) and status_of(error)[0] != 409
-                ):  # which tells of no effect
-                    unknown = kept(error)
-                if not await backoff.wait():
-                    if isinstance(error, UnavailableError):
+                if isinstance(error, UnavailableError):
+                    if status_of(error)[0] != 409:  # which tells of no effect
+                        unknown = kept(error)
+                    if not await backoff.wait():
                         raise
+                elif not await backoff.wait():
                     raise UnavailableError(
                         f"the object store refuses to swap what hasn't changed: {self._where('swap', key)}"
                     ) from error

@@ -82,13 +82,15 @@ def keeps_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BlockLog, "rest_after", lambda log, seconds: False)
 
 
+SLOW_GROUPS: list[Callable[[LoneWrites], None]] = [
+    lambda lone: lone.wrote_on_loop(1001),
+    lambda lone: lone.wrote_in_thread(4001, alone=True),
+]
+
+
 def test_the_loop_writes_after_32_groups_that_were_alone_and_none_since_the_last_slow_one() -> None:
     lone = LoneWrites()
-    spoilers: list[Callable[[], None]] = [
-        lambda: lone.wrote_on_loop(1001),
-        lambda: lone.wrote_in_thread(4001, alone=True),
-    ]
-    for spoil in spoilers:
+    for spoil in SLOW_GROUPS:
         for _ in range(32):
             assert not lone.on_loop(1)
             lone.wrote_in_thread(4000, alone=True)
@@ -96,7 +98,7 @@ def test_the_loop_writes_after_32_groups_that_were_alone_and_none_since_the_last
         assert not lone.on_loop(LONE_BYTES_MAX + 1)
         lone.wrote_on_loop(1000)
         assert lone.on_loop(1)
-        spoil()
+        spoil(lone)
         assert not lone.on_loop(1)
 
 
@@ -133,16 +135,13 @@ def test_the_loop_writes_for_all_where_the_medium_is_faster_than_a_hand_over() -
 
 def test_a_slow_group_ends_what_is_known_of_a_fast_medium() -> None:
     lone = LoneWrites()
-    spoilers: list[Callable[[], None]] = [
-        lambda: lone.wrote_on_loop(1001),
-        lambda: lone.wrote_in_thread(4001, alone=True),
-    ]
-    for spoil in spoilers:
+    for spoil in SLOW_GROUPS:
         for _ in range(32):
             assert not lone.on_loop(1)
             lone.wrote_in_thread(1, alone=False)
         assert lone.on_loop(1)
-        spoil()
+        spoil(lone)
+        assert not lone.on_loop(1)
 
 
 def test_the_loop_meets_a_medium_that_is_fast_at_times_for_no_more_than_half_of_these() -> None:
