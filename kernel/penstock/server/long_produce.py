@@ -42,11 +42,12 @@ class ProduceHeader:
         tail, header = self._tail, self._header
         if header is None or version != header.api_version or frame[8 : 8 + len(tail)] != tail:
             header = self._header = decode_request_header(frame)
-            channel.set_client_id(header.client_id)
             if header.body_pos > HEAD_BYTES_MAX:  # a tagged field may be as long as the request
                 self._header, self._tail = None, b""
             else:
                 self._tail = bytes(frame[8 : header.body_pos])
+        if header.client_id != channel.client.client_id:
+            channel.set_client_id(header.client_id)
         return header.body_pos
 
 

@@ -86,6 +86,7 @@ class ShortProduces:
 
     __slots__ = (
         "_channel",
+        "_client",
         "_head",
         "_head_end",
         "_heads",
@@ -102,6 +103,7 @@ class ShortProduces:
     def __init__(self, channel: Channel) -> None:
         core = channel.core
         self._channel = channel
+        self._client = channel.client
         self._pipeline = channel.pipeline
         self._slots = channel.pipeline.slots
         self._is_open = core.gate.is_open
@@ -176,7 +178,9 @@ class ShortProduces:
             slot.done(AppendOutcome(code, message))
         if allocation is not None and not taken:
             allocation.release()
-        if head is not self._head:
+        if (
+            head is not self._head or head.client_id is not self._client.client_id
+        ):  # another way may have set it
             self._head, self._head_end = head, head.end
             self._channel.set_client_id(head.client_id)
         self.taken += 1

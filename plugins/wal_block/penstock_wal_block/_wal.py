@@ -262,7 +262,7 @@ class BlockWal:
             self._drained.set()
 
     def _write_here(self, group: Group) -> bool:
-        """Write a lone small group on the event loop; whether that was possible."""
+        """Write a small group on the event loop, if nothing else is in flight; whether that was possible."""
         if self._commit.in_flight > 1 or self._drained is not None or self._failed is not None:
             return False
         started = time.perf_counter_ns()

@@ -6,6 +6,7 @@ __all__ = ("Puts",)
 
 import asyncio
 import bisect
+import logging
 import random
 import time
 from collections import deque
@@ -27,6 +28,8 @@ from penstock.errors import (
 from penstock.spi import Buffer
 from penstock.spi.object_store import ObjectStore
 from penstock_wal_s3._format import HEADER_BYTES
+
+logger = logging.getLogger("penstock.wal.s3")
 
 #: Puts that are remembered, and how many must be before the first is hedged.
 _PUTS_KEPT = 128
@@ -109,6 +112,9 @@ class Puts:
                     each.scope.cancel()
                 with anyio.CancelScope(shield=True):
                     await asyncio.wait(running)
+                for task in running:
+                    if not task.cancelled() and (bug := task.exception()) is not None:
+                        logger.error("a put that was given up failed: key=%s", key, exc_info=bug)
         raise again(errors[0])
 
     def _took(self, duration: float) -> None:

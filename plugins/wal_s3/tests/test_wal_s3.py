@@ -531,6 +531,29 @@ async def test_a_slow_put_is_made_a_second_time_and_counts_once() -> None:
     assert await place.read(2) == bodies(1) + bodies(1, owner=1)
 
 
+async def test_a_bug_in_a_put_that_was_given_up_is_logged_and_the_other_one_counts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place = Place(linger=0, hedge_after=1)
+    async with place.recovered(1) as wal:
+        firsts = iter([True])
+
+        async def break_first(action: str, key: str) -> None:
+            if action == "put" and next(firsts, False):
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    raise ValueError("a bug of the store")
+
+        place.bucket.before = break_first
+        with anyio.fail_after(HANG_S):
+            await append(wal, bodies(1))
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert "given up failed: key=" in record.getMessage()
+    assert "a bug of the store" in caplog.text
+    assert await place.read(2) == bodies(1)
+
+
 # --- loss and damage
 
 

@@ -359,6 +359,23 @@ async def test_of_what_a_client_calls_itself_little_is_kept() -> None:
         assert channel.client.client_id == "c" * NAME_CHARS_MAX
 
 
+async def test_whoever_asks_by_one_connection_in_turn_is_who_asked_last() -> None:
+    """What each way of a request remembers of its last one doesn't tell who asked by another way since."""
+    sents = (
+        Sent(client_id="a"),
+        Sent(client_id="b", acks=0),
+        Sent(client_id="a"),
+        Sent(client_id="b", acks=0),
+    )
+    async with counts.rig() as made:
+        for round_ in range(3):
+            for number, sent in enumerate(sents):
+                made.exchange(frame(sent, 10 * round_ + number, b""))
+                assert made.connection.channel.client.client_id == sent.client_id
+            made.exchange(counts.fetch_frame(0))
+            assert made.connection.channel.client.client_id not in ("a", "b")
+
+
 def test_heads_are_bounded() -> None:
     heads = ProduceHeads()
     for number in range(produce_heads._HEADS_MAX + 100):
