@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from penstock.errors import ConflictError, FencedError, NotFoundError, UnavailableError
-from penstock.spi.lake import LakeRecord, LakeRecords, LakeTopic
+from penstock.spi.lake import LakeCompactor, LakeRecord, LakeRecords, LakeTopic
 from penstock_conformance._child import Child
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, raises, together
@@ -42,6 +43,10 @@ _MEGABYTE = 2**20
 _OPENINGS = 24
 #: What goes on behind its caller's back has come to its end by then.
 _LATE_S = 0.2
+#: Each has a chance of its own to hit a window of some milliseconds, however busy the machine is.
+_MEETINGS = 12
+#: One of two owners is faster, so the other one is alone by then.
+_ATTEMPTS = 5
 
 
 def _text(rng: random.Random) -> bytes | None:
@@ -438,31 +443,39 @@ async def _feed(compactor: Any, topic: LakeTopic, epoch: int) -> None:
 @clause(level=2)
 async def test_owners_that_race_neither_lose_nor_repeat(env: Env) -> None:
     """Several claim a table, and commit until they are fenced, while another looks: nothing is lost or
-    there twice, and who looks finds every record below the positions that it read before."""
+    there twice, whoever opens it finds what was acknowledged before, and who looks finds every record below the
+    positions that it read before."""
     topic = topic_of(env)
-    acknowledged = 0
+    acknowledged = claimed = 0
     over = anyio.Event()
 
     async def own(n: int) -> None:
-        nonlocal acknowledged
+        nonlocal acknowledged, claimed
         async with env.open(node_id=n + 1, epoch=n + 1) as compactor:
             for turn in range(3):
+                epoch, known = 1 + n + 3 * turn, acknowledged
                 with suppress(FencedError, ConflictError, UnavailableError):
-                    async with compactor.open_table(topic, 1 + n + 3 * turn) as table:
+                    async with compactor.open_table(topic, epoch) as table:
+                        claimed = max(claimed, epoch)
                         start = dict(await table.positions()).get(0, 0)
+                        assert start >= known, f"a commit is lost: positions={start} acknowledged={known}"
                         for _ in range(4):
                             await table.write(made(0, start, start + 3))
                             await table.write(made(1, start, start + 3))
+                            newest = claimed
                             await table.commit({0: start + 3, 1: start + 3})
+                            assert newest <= epoch, f"who is fenced commits: {epoch=} newer={newest}"
                             start += 3
                             acknowledged = max(acknowledged, start)
 
     async def look_on() -> None:
         async with env.open(node_id=9) as reader:
             while not over.is_set():
+                known = acknowledged
                 with suppress(NotFoundError):
                     async with reader.open_table(topic, 0) as table:
                         stop = dict(await table.positions()).get(0, 0)
+                        assert stop >= known, f"who looks misses a commit: {stop=} acknowledged={known}"
                         offsets = Counter([row.offset async for row in table.rows()])
                         odd = [offset for offset in range(stop) if offsets[offset] != 2]
                         assert not odd, (
@@ -477,6 +490,103 @@ async def test_owners_that_race_neither_lose_nor_repeat(env: Env) -> None:
     async with env.open(node_id=9) as reader:
         found = await check_table(reader, topic)
     assert found.get(0, 0) >= acknowledged, f"a commit is lost: positions={found} acknowledged={acknowledged}"
+
+
+class _Gate:
+    """Lets nobody through before both are there."""
+
+    def __init__(self) -> None:
+        self._missing = 2
+        self._opened = anyio.Event()
+
+    async def passed(self) -> None:
+        self._missing -= 1
+        if not self._missing:
+            self._opened.set()
+        await self._opened.wait()
+
+
+class _Encounter:
+    """A newer owner claims the table at the moment at which another one commits, or claims it."""
+
+    def __init__(self, topic: LakeTopic, acknowledged: int) -> None:
+        self.acknowledged = acknowledged
+        #: How long a commit takes.
+        self.took_s = 0.0
+        self._topic = topic
+        self._begun, self._met = _Gate(), _Gate()
+
+    async def be_older(
+        self, compactor: LakeCompactor, epoch: int, pause_s: float, *, only_claims: bool
+    ) -> None:
+        """Commit at that moment, or claim the table; whatever came of it, nothing more is committed after it."""
+        async with AsyncExitStack() as stack:
+            start = self.acknowledged
+            try:
+                if only_claims:
+                    await self._begin(pause_s)
+                    table = await stack.enter_async_context(compactor.open_table(self._topic, epoch))
+                    await table.write(made(0, start, start + 3))
+                else:
+                    table = await self._open(stack, compactor, epoch)
+                    await table.write(made(0, start, start + 3))
+                    await self._begin(pause_s)
+                    await table.commit({0: start + 3})
+                    self.acknowledged = start = start + 3
+                    await table.write(made(0, start, start + 3))
+                is_refused = False
+            except (FencedError, ConflictError, UnavailableError):
+                is_refused = True
+            await self._met.passed()
+            if not is_refused:
+                with raises(FencedError):
+                    await table.commit({0: start + 3})
+
+    async def be_newer(self, compactor: LakeCompactor, epoch: int, pause_s: float) -> None:
+        """Claim the table, find in it what is acknowledged, and go on."""
+        async with AsyncExitStack() as stack:
+            await self._begin(pause_s)
+            table = await self._open(stack, compactor, epoch)
+            await self._met.passed()
+            start = dict(await table.positions()).get(0, 0)
+            assert start >= self.acknowledged, (
+                f"a commit is lost: positions={start} acknowledged={self.acknowledged}"
+            )
+            await table.write(made(0, start, start + 3))
+            began = time.monotonic()
+            await table.commit({0: start + 3})
+            self.took_s = time.monotonic() - began
+            self.acknowledged = start + 3
+
+    async def _begin(self, pause_s: float) -> None:
+        await self._begun.passed()
+        await anyio.sleep(pause_s)
+
+    async def _open(self, stack: AsyncExitStack, compactor: LakeCompactor, epoch: int) -> Any:
+        """Open it as the newest owner, who may find that the other one was faster."""
+        for _ in range(_ATTEMPTS):
+            with suppress(ConflictError, UnavailableError):
+                return await stack.enter_async_context(compactor.open_table(self._topic, epoch))
+        raise AssertionError(f"the newest owner never gets the table: {epoch=} attempts={_ATTEMPTS}")
+
+
+@clause(level=2)
+async def test_a_newer_owner_may_come_at_a_commit_or_a_claim(env: Env) -> None:
+    """A commit that meets the claim of a newer owner is found by it, or never happens; a claim that does so is good
+    for no commit. They meet again and again, at once or one a moment before the other."""
+    topic = topic_of(env)
+    acknowledged, took_s = 0, 0.0
+    async with env.open(node_id=1) as older, env.open(node_id=2, epoch=2) as newer:
+        for number in range(_MEETINGS * env.rounds):
+            pause_s = env.random.random() * took_s if number % 2 else 0.0
+            pauses_s = env.random.sample((0.0, pause_s), k=2)
+            encounter = _Encounter(topic, acknowledged)
+            async with anyio.create_task_group() as tasks:
+                be_older = partial(encounter.be_older, only_claims=number % 3 == 2)
+                tasks.start_soon(be_older, older, 2 * number + 1, pauses_s[0])
+                tasks.start_soon(encounter.be_newer, newer, 2 * number + 2, pauses_s[1])
+            acknowledged, took_s = encounter.acknowledged, encounter.took_s
+        await check_table(newer, topic, {0: acknowledged})
 
 
 @clause(level=4)

@@ -52,7 +52,13 @@ _RUNS: list[tuple[str, ...]] = [
     # what no plugin here claims, or only in its own tests
     ("object_store", "reference", *_REFERENCE, "-k", "swap or token or append"),
     ("metadata_log", "reference", *_REFERENCE, "-k", "news or in_order"),
-    ("lake_compactor", "reference", *_REFERENCE, "-k", f"kill or fence or maintenance or {_LONG}"),
+    (
+        "lake_compactor",
+        "reference",
+        *_REFERENCE,
+        "-k",
+        f"kill or fence or maintenance or newer_owner or race or {_LONG}",
+    ),
     ("wal", "wal_on_shelf", *_SHELF, "-k", "unclaimed or entry or trim"),
 ]
 #: The same on other media, with other sizes, or at all levels; and what mutants are made of.

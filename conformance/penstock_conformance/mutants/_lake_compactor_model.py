@@ -39,6 +39,7 @@ _KILLED = "files_of_who_was_killed_are_removed"
 _EPOCHS = "epochs_are_numbers"
 _IDS = "a_topic_is_who_has_its_id"
 _RACE = "owners_that_race_neither_lose_nor_repeat"
+_COMES = "a_newer_owner_may_come_at_a_commit_or_a_claim"
 _POLICIES = "policies_count_every_batch_by_itself"
 _LATE = "a_cancelled_commit_never_comes_late"
 _ROWS = "rows_are_the_records"
@@ -453,7 +454,7 @@ class AdoptsEmptyTables(JsonLinesTable):
         super()._check(manifest)
 
 
-@_broken("commits_without_a_lock", _RACE, level=2)
+@_broken("commits_without_a_lock", _COMES, level=2)
 class CommitsWithoutALock(JsonLinesTable):
     """Looks, and a moment later replaces; two do so at once."""
 
