@@ -6,9 +6,10 @@ __all__ = ("ScopedStore",)
 
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from penstock.spi.object_store import (
+    AppendableStore,
     MultipartUpload,
     ObjectInfo,
     ObjectStore,
@@ -33,6 +34,11 @@ class ScopedStore:
     def location(self) -> str:
         return self._store.location
 
+    @property
+    def has_append(self) -> bool:
+        """Whether the store has the method at all, which only one that claims it needs."""
+        return getattr(self._store, "append", None) is not None
+
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
         return await self._store.get(self._prefix + key, start, end)
 
@@ -49,10 +55,8 @@ class ScopedStore:
         return await self._store.compare_and_swap(self._prefix + key, body, token)
 
     async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
-        append = getattr(self._store, "append", None)
-        if append is None:
-            raise NotImplementedError("the store has no append")
-        token: str = await append(self._prefix + key, body, offset)
+        assert self.has_append, "the store has no method append"
+        token: str = await cast("AppendableStore", self._store).append(self._prefix + key, body, offset)
         return token
 
     async def create_multipart(self, key: str) -> MultipartUpload:

@@ -21,7 +21,7 @@ _WAYS: dict[str, tuple[Sequence[str], Sequence[int], str]] = {
         (1,),
         (
             "operations_agree or told_alike or minds_empty or listings_are_each or deleted_objects or half_way"
-            " or replaced_while or files_are"
+            " or replaced_while or files_are or unclaimed"
         ),
     ),
     "wal": (

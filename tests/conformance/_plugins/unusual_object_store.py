@@ -71,6 +71,9 @@ class Way:
     ordered: bool = True
     #: A listing that is under way has one of as many connections as requests may be on their way.
     streams: bool = False
+    append: bool = True
+    #: So many appends to one object, and no more until it is written anew.
+    appends_max: int = 1_000_000
 
 
 WAYS = {
@@ -81,6 +84,10 @@ WAYS = {
     "tiny_pages": Way(page=2),
     "no_clock": Way(clock_ms=0),
     "coarse_clock": Way(clock_ms=60_000),
+    "ticks": Way(clock_ms=100),
+    "three_appends": Way(appends_max=3),
+    "ten_appends": Way(appends_max=10),
+    "one_append": Way(appends_max=1),
     "slow": Way(request_ms=10),
     "gives_bytearrays": Way(gives=bytearray),
     "gives_views": Way(gives=lambda data: memoryview(b"x" + data)[1:]),
@@ -89,7 +96,7 @@ WAYS = {
     "loses_replies": Way(loses_replies=True),
     "looks_first": Way(looks_first=True),
     "one_at_a_time": Way(one_at_a_time=True),
-    "lists_in_any_order": Way(ordered=False, streams=True, page=2),
+    "lists_in_any_order": Way(ordered=False, streams=True, page=2, append=False),
     "has_a_connection_for_each_listing": Way(streams=True, page=2),
 }
 
@@ -103,8 +110,10 @@ class UnusualStore:
 
     def __init__(self, way: Way, path: Path, access: Access, *, read_only: bool = False) -> None:
         self._way = way
+        if way.append:  # who doesn't claim it needn't have the method
+            self.append = self._append
         self.location = f"sqlite:{path}"
-        place = f"file:{path}?immutable=1" if path.exists() else ":memory:"
+        place = f"file:{path}?mode=ro" if path.exists() else ":memory:"
         if not read_only and not path.exists():
             with suppress(FileExistsError):
                 os.close(create_file(path, os.O_RDWR, access))
@@ -113,10 +122,11 @@ class UnusualStore:
         )
         self._database.execute("pragma busy_timeout = 60000")
         if not read_only or not path.exists():
-            self._database.execute("pragma journal_mode = wal")
+            self._database.execute("pragma journal_mode = truncate")
             self._database.execute("pragma synchronous = full")
             self._database.execute(
-                "create table if not exists objects (key text primary key, body blob, modified integer, token text)"
+                "create table if not exists objects (key text primary key, body blob, modified integer, token text,"
+                " appends integer default 0)"
             )
         self._mutex = threading.Lock()
         self._limiter = anyio.CapacityLimiter(1 if way.one_at_a_time else 8)
@@ -130,6 +140,7 @@ class UnusualStore:
         return ObjectStoreCapabilities(
             put_if_absent=way.put_if_absent,
             compare_and_swap=way.compare_and_swap,
+            append=way.append,
             multipart=way.multipart,
             ordered_listing=way.ordered,
             requests_max=1 if way.one_at_a_time else 8,
@@ -201,7 +212,9 @@ class UnusualStore:
         return await self._ask("puts", partial(write, key, stored, now, token))
 
     def _put(self, key: str, body: bytes, now: int, token: str) -> str:
-        self._database.execute("insert or replace into objects values (?, ?, ?, ?)", (key, body, now, token))
+        self._database.execute(
+            "insert or replace into objects values (?, ?, ?, ?, 0)", (key, body, now, token)
+        )
         return token
 
     def _create(self, key: str, body: bytes, now: int, token: str) -> str:
@@ -217,7 +230,7 @@ class UnusualStore:
             self._database.execute("commit")
             return token
         row = (key, body, now, token)
-        done = self._database.execute("insert or ignore into objects values (?, ?, ?, ?)", row)
+        done = self._database.execute("insert or ignore into objects values (?, ?, ?, ?, 0)", row)
         if self._way.loses_replies:  # whether it was done isn't known: what is there tells
             there = self._row(key)
             if there[0] == body:
@@ -229,11 +242,40 @@ class UnusualStore:
 
     def _swap(self, before: str, key: str, body: bytes, now: int, token: str) -> str:
         done = self._database.execute(
-            "update objects set body = ?, modified = ?, token = ? where key = ? and token = ?",
+            "update objects set body = ?, modified = ?, token = ?, appends = 0 where key = ? and token = ?",
             (body, now, token, key, before),
         )
         if not done.rowcount:
             raise ConflictError(f"the object changed: key={key}")
+        return token
+
+    async def _append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        await checkpoint()
+        data = b"".join(body)
+        if offset < 0 or not data:
+            raise InvalidRequestError(f"no append: key={key} offset={offset} bytes={len(data)}")
+        return await self._write(key, [data], partial(self._grow, data, offset))
+
+    def _grow(self, data: bytes, offset: int, key: str, _: bytes, now: int, token: str) -> str:
+        self._database.execute("begin immediate")
+        try:
+            row = self._database.execute("select body, appends from objects where key = ?", (key,)).fetchone()
+            there, times = row or (b"", -1)
+            there = zlib.decompress(there) if row and self._way.compressed else there
+            if len(there) != offset:
+                raise ConflictError(f"the object ends elsewhere: key={key} offset={offset} size={len(there)}")
+            if times >= self._way.appends_max:
+                raise InvalidRequestError(f"the object takes no more appends: key={key} appends={times}")
+            grown = there + data
+            if self._way.hashes:
+                token = hashlib.sha256(grown).hexdigest()
+            stored = zlib.compress(grown, 1) if self._way.compressed else grown
+            self._put(key, stored, now, token)
+            self._database.execute("update objects set appends = ? where key = ?", (times + 1, key))
+        except BaseException:
+            self._database.execute("rollback")
+            raise
+        self._database.execute("commit")
         return token
 
     async def put(self, key: str, body: Sequence[Buffer]) -> str:
