@@ -17,11 +17,20 @@ from tests.patience import HANG_S
 #: The ways of each kind's unusual plugin, those that differ most first, the levels, and the clauses.
 _WAYS: dict[str, tuple[Sequence[str], Sequence[int], str]] = {
     "object_store": (
-        ["lists_in_any_order", "no_conditions", "tiny_pages", "loses_replies", "gives_views", "compresses"],
+        [
+            "lists_in_any_order",
+            "ticks",
+            "no_conditions",
+            "tiny_pages",
+            "loses_replies",
+            "gives_views",
+            "compresses",
+        ],
         (1,),
         (
             "operations_agree or told_alike or minds_empty or listings_are_each or deleted_objects or half_way"
-            " or replaced_while or files_are or unclaimed"
+            " or replaced_while or files_are or unclaimed or append"
+            " or time_of"
         ),
     ),
     "wal": (

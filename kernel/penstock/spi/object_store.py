@@ -193,8 +193,9 @@ class AppendableStore(ObjectStore, Protocol):
         several appends at one offset one takes effect. When the outcome of an attempt is unknown, the implementation
         reads what is behind ``offset`` and compares before it answers: meeting one's own bytes is a success. So
         callers put something unique into what they append.
-        Raises ConflictError if the object ends elsewhere; InvalidRequestError if ``offset`` is negative, ``body``
-        has no bytes, the store takes no more appends to this object, or it is unclaimed.
+        Raises ConflictError if the object ends elsewhere, also where it takes no more appends; InvalidRequestError if
+        ``offset`` is negative, ``body`` has no bytes, the store takes no more appends to this object (each takes one
+        at least, whichever way it was made), or it is unclaimed.
         """
 
 

@@ -240,12 +240,14 @@ class S3Backend(RemoteBackend):
                 raise
             except (ConflictError, InvalidRequestError, NotFoundError, UnavailableError) as error:
                 # a lost reply, or an end or a limit that was reached by ourselves: what is there tells
+                ends_there = offset == 0
                 with suppress(NotFoundError, InvalidRequestError):
                     # the token first: a later one may be of what another made of the object
-                    token = (await self.head(key)).token
+                    there = await self.head(key)
+                    ends_there = there.size == offset
                     if await self.get(key, offset, offset + len(data)) == data:
-                        return token
-                if isinstance(error, InvalidRequestError):
+                        return there.token
+                if isinstance(error, InvalidRequestError) and ends_there:
                     raise
                 if not isinstance(error, UnavailableError):
                     raise ConflictError(

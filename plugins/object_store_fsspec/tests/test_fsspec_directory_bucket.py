@@ -79,6 +79,20 @@ async def test_an_append_takes_effect_once_where_the_object_ends(server: S3Serve
             assert bytes(await store.get("k")) == b"one-two"
 
 
+async def test_who_comes_too_late_to_a_full_object_is_told_so(server: S3Server) -> None:
+    """The store may tell first that it takes no more, and a deposed owner would begin another object."""
+    with serving_directory_bucket(server) as (proxy, bucket):
+        async with open_s3(f"s3://{bucket}/p", proxy.endpoint_url, client="auto") as opened:
+            store = cast("AppendableStore", opened)
+            await store.append("k", [b"one"], 0)
+            proxy.decide = each_first("PUT", "400 TooManyParts", times=100)
+            for key, offset in (("k", 0), ("k", 2), ("k", 4), ("absent", 1)):
+                with pytest.raises(ConflictError, match="ends elsewhere"):
+                    await store.append(key, [b"other"], offset)
+            with pytest.raises(InvalidRequestError, match="no more appends"):
+                await store.append("k", [b"two"], 3)
+
+
 async def test_a_store_that_puts_where_it_should_append_loses_the_claim(server: S3Server) -> None:
     """It knows nothing of the header: each append would replace what it should go behind."""
     with serving_directory_bucket(server) as (proxy, bucket):
