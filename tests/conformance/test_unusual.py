@@ -32,7 +32,7 @@ _MANNERS = {
         "ReadsInOnes",
         "DropsAsMuchAsItMay",
         "WakesForNothing",
-        "RemembersItsOwn",
+        "RemembersTheNewest",
         "ReturnsViews",
         "KeepsAllEntries",
     ),

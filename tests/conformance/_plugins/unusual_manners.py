@@ -127,20 +127,26 @@ class LooksNowAndThen(PlainMetadataLog):
             self._check_open()
 
 
-class RemembersItsOwn(PlainMetadataLog):
-    """Entries that were appended here are read from memory."""
+class RemembersTheNewest(PlainMetadataLog):
+    """What was appended or read lately is read from memory, up to 20 MiB of it."""
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
-        self._own: dict[int, bytes] = {}
+        self._newest: dict[int, MetadataEntry] = {}
 
     async def append(self, index: int, data: bytes) -> None:
         await super().append(index, data)
-        self._own[index] = data
+        self._keep(MetadataEntry(index, data))
 
     def _decode(self, index: int, raw: bytes) -> MetadataEntry:
-        own = self._own.get(index)
-        return MetadataEntry(index, own) if own is not None else super()._decode(index, raw)
+        kept = self._newest.get(index)
+        return kept or self._keep(super()._decode(index, raw))
+
+    def _keep(self, entry: MetadataEntry) -> MetadataEntry:
+        self._newest[entry.index] = entry
+        while sum(len(kept.data) for kept in self._newest.values()) > 20 * 2**20:
+            del self._newest[next(iter(self._newest))]
+        return entry
 
 
 class ReturnsViews(PlainMetadataLog):
