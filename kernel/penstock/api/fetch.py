@@ -58,6 +58,10 @@ _PORTION_PARTITIONS: Final = 50
 #: What a fetch that waits keeps, and for each partition (by the sizes of the objects).
 _PARKED_BYTES: Final = 4096
 _WATCHED_BYTES: Final = 1024
+#: Batches that are smaller than this on average are joined, up to so many bytes: on the way to the socket each buffer
+#: is looked at several times, which takes longer than to copy it once.
+_SMALL_BATCH_BYTES: Final = 1024
+_JOINED_BYTES_MAX: Final = 1024 * 1024
 #: So many fetches that an append wakes go on at once; of a crowd whoever uses much of the loop waits for its turn.
 _WOKEN_AT_ONCE: Final = 16
 
@@ -341,7 +345,11 @@ class _Entry:
         if self.diverging is not None:
             data.diverging_epoch = self.diverging
         if self.result is not None:
-            data.records = list(self.result.records)
+            records, size = self.result.records, self.result.size_bytes
+            if len(records) > 1 and size < min(_JOINED_BYTES_MAX, len(records) * _SMALL_BATCH_BYTES):
+                data.records = [b"".join(records)]
+            else:
+                data.records = list(records)
         return data
 
 

@@ -14,8 +14,11 @@ from penstock.server.sender import LARGE_BYTES, Sender, Sending
 from penstock.shares import Member
 from penstock.spi.allocator import Charge
 
-#: Responses up to this size are joined before they are written.
+#: Responses up to this size are joined before they are written; so are those of buffers that are smaller on average.
+#: The system looks at each buffer, which takes longer than to copy so few bytes: a thousand small batches leave in a
+#: fifth of the time.
 _JOIN_BYTES_MAX: Final = 16 * 1024
+_SMALL_BUFFER_BYTES: Final = 1024
 #: The other end is closed, or closed for sending; where the system can't tell the latter, only the former.
 HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
@@ -79,7 +82,7 @@ class Outbox:
                 self._sending.add(buffers)
             elif size >= LARGE_BYTES and not self.is_full and self._send(buffers):
                 pass
-            elif size <= _JOIN_BYTES_MAX:
+            elif size <= _JOIN_BYTES_MAX or size < len(buffers) * _SMALL_BUFFER_BYTES:
                 transport.write(b"".join(buffers))
             elif self._gathers:
                 transport.writelines(buffers)
