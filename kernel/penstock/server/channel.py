@@ -184,13 +184,16 @@ class Channel:
             self.flush_scheduled = True
             self.core.flush_soon(self)
 
-    def produce_completed(self, slot: Slot) -> None:
-        """A Produce has its answer. If it is the client's only request, the answer leaves at once.
+    def answered(self, slot: Slot, *, reads_on: bool = False) -> None:
+        """A request has its answer. If it is the client's only request, the answer leaves at once.
 
-        Nothing could leave with it, so waiting for the next turn of the loop would only cost time.
+        Nothing could leave with it, so waiting for the next turn of the loop would only cost time: what others have
+        the loop do until then. And nobody would pay for the write there. ``reads_on``: the caller goes on with what
+        else the client has sent.
         """
         pipeline = self.pipeline
-        if len(pipeline.slots) != 1 or pipeline.waits or pipeline.phase or self.incoming.held or slot.close:
+        is_kept = self.incoming.held and not reads_on
+        if len(pipeline.slots) != 1 or pipeline.waits or pipeline.phase or is_kept or slot.close:
             self.slot_completed(slot)
             return
         core = self.core

@@ -85,7 +85,7 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
             except Exception as error:  # noqa: BLE001 - logged as a bug
                 self.channel.answer_failed(self, error)
         self.call = None
-        self.channel.produce_completed(self)
+        self.channel.answered(self)
 
     async def _encode(self, response: ProduceResponse) -> None:
         channel = self.channel
@@ -118,7 +118,7 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
         except Exception as error:  # noqa: BLE001 - logged as a bug
             channel.answer_failed(self, error)
         self.call = None
-        channel.produce_completed(self)
+        channel.answered(self)
 
 
 def start(

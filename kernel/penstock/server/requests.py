@@ -67,7 +67,7 @@ def start(
         _fail(channel, slot, api, message, error)
         return False
     if response is not None:
-        _answer(channel, slot, api_key, response)
+        _answer(channel, slot, api_key, response, at_once=True)
     else:
         slot.message = message
         channel.run_alone(slot, _run, channel, slot, api, message, context)
@@ -165,7 +165,13 @@ async def _answer_in_turn(
 
 
 def _answer(
-    channel: Channel, slot: Slot, api_key: int, response: Message, buffers: list[Any] | None = None
+    channel: Channel,
+    slot: Slot,
+    api_key: int,
+    response: Message,
+    buffers: list[Any] | None = None,
+    *,
+    at_once: bool = False,
 ) -> None:
     if channel.is_lost:
         slot.release_charges()
@@ -177,7 +183,10 @@ def _answer(
     except Exception as error:  # noqa: BLE001 - logged as a bug
         channel.answer_failed(slot, error)
     count_response(channel.core, channel.client, slot)
-    channel.slot_completed(slot)
+    if at_once:
+        channel.answered(slot, reads_on=True)
+    else:
+        channel.slot_completed(slot)
 
 
 def _fail(channel: Channel, slot: Slot, api: Api, message: Message, error: Exception) -> None:

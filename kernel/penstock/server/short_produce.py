@@ -70,7 +70,7 @@ class ShortProduce(Slot, kw_only=True, eq=False):
                 )
             ]
         if not channel.flush_scheduled:
-            channel.produce_completed(self)
+            channel.answered(self)
 
     def _refused(self, outcome: AppendOutcome) -> None:
         head = self.head

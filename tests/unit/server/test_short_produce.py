@@ -294,6 +294,26 @@ async def test_the_answer_of_an_only_request_of_the_long_way_leaves_with_its_syn
         assert not made.connection.channel.pipeline.slots
 
 
+async def test_an_answer_that_is_there_at_once_leaves_from_the_read_that_asked_for_it_also_if_more_came() -> (
+    None
+):
+    """In the loop's next turn it would leave behind what others have the loop do, and on nobody's account."""
+    async with counts.rig() as made:
+        made.exchange(frame(Sent(), 0, b""))
+        made.answers()
+        received(made, counts.fetch_frame(0))
+        assert len(made.answers()) > 100
+        assert not made.connection.channel.pipeline.slots
+        half = counts.fetch_frame(0)[:50]
+        received(made, counts.fetch_frame(0) + half)
+        alone = made.answers()
+        assert len(alone) > 100
+        received(made, counts.fetch_frame(0)[50:] + counts.fetch_frame(0) * 2)
+        assert made.answers() == alone * 3
+        made.server.core.flush_dirty()
+        assert not made.answers()
+
+
 async def test_an_answer_that_can_not_be_written_ends_its_connection_and_nothing_else() -> None:
     async with counts.rig() as made:
         made.exchange(frame(Sent(), 0, b""))
