@@ -280,6 +280,9 @@ async def test_files_are_for_nobody_else(env: Env) -> None:
                 await store.put("folder/key", [b"body"])
                 if store.capabilities.put_if_absent:
                     await store.put_if_absent("folder/once", [b"body"])
+                if store.capabilities.append:
+                    for size in (0, 4):
+                        await store.append("folder/grown", [b"body"], size)
                 if store.capabilities.multipart:
                     for key in ("folder/parts", "folder/begun"):
                         upload = await store.create_multipart(key)

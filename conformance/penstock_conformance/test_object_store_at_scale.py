@@ -613,6 +613,10 @@ async def test_completed_puts_are_on_the_disk(env: Env) -> None:
                 await upload.write_part([make_body(1, number, size)])
                 await upload.complete()
                 _check_synced(folder, "an upload in parts")
+            if store.capabilities.append:
+                for size_there in (0, size):
+                    await store.append(f"grown/{number}", [make_body(0, number, size)], size_there)
+                    _check_synced(folder, f"an append behind {size_there} bytes")
 
 
 def _check_synced(folder: Any, what: str) -> None:
@@ -688,9 +692,10 @@ async def test_outage_is_not_emptiness(env: Env) -> None:
     an object is there, or another one. Statistics count the calls that failed, and tell when the outage is over."""
     async with env.open() as store:
         local_folder(store)
-        await store.put("dir/key", [b"x" * 1000])
+        there, new = b"told to nobody" * 70, [b"nor is this", b"or that"]
+        await store.put("dir/key", [there])
         for key in ("dir/other", "dir/third"):
-            await store.put(key, [b"other"])
+            await store.put(key, [b"nor what is there"])
         token = (await store.head("dir/other")).token
         with no_descriptors_left():
             asked = {
@@ -698,15 +703,17 @@ async def test_outage_is_not_emptiness(env: Env) -> None:
                 "get": await error_of(store.get("dir/key")),
                 "a ranged get": await error_of(store.get("dir/key", 10, 20)),
                 "list": await error_of(keys_listed(store)),
-                "put": await error_of(store.put("dir/key", [b"y" * 1000])),
+                "put": await error_of(store.put("dir/key", new)),
             }
             if store.capabilities.put_if_absent:
-                asked["put_if_absent"] = await error_of(store.put_if_absent("dir/new", [b"new"]))
+                asked["put_if_absent"] = await error_of(store.put_if_absent("dir/new", new))
             if store.capabilities.compare_and_swap:
-                asked["compare_and_swap"] = await error_of(store.compare_and_swap("dir/other", [b"y"], token))
+                asked["compare_and_swap"] = await error_of(store.compare_and_swap("dir/other", new, token))
             if store.capabilities.append:
-                asked["append"] = await error_of(store.append("dir/key", [b"y"], 1000))
-                asked["append to what is there"] = await error_of(store.append("dir/other", [b"y"], 5))
+                asked["append"] = await error_of(store.append("dir/key", new, len(there)))
+                asked["append in the midst"] = await error_of(store.append("dir/other", new, 5))
+            if store.capabilities.multipart:
+                asked["an upload in parts"] = await error_of(_upload(store, "dir/new", new))
             not_deleted = await error_of(store.delete(["dir/other", "dir/third"]))
             failed = sum(isinstance(error, UnavailableError) for error in (*asked.values(), not_deleted))
             told = store.statistics()
@@ -715,6 +722,13 @@ async def test_outage_is_not_emptiness(env: Env) -> None:
         if isinstance(not_deleted, UnavailableError):
             assert told.consecutive_failures > 0, f"the last call failed: {told}"
             assert told.last_error, f"nothing says why calls failed: {told}"
+        for what, text in {**asked, "delete": not_deleted, "statistics": why}.items():
+            shown = [
+                some
+                for some in (there[:14], *new, b"nor what is there")
+                if some.decode() in f"{text} {text!r}"
+            ]
+            assert not shown, f"{what} in an outage tells what is in an object: {shown[0]!r}"
         for what, error in asked.items():
             if error is None and what == "put":
                 not_applicable("the store opens nothing for a put")
@@ -732,7 +746,7 @@ async def test_outage_is_not_emptiness(env: Env) -> None:
             {"dir/other", "dir/third"} if not_deleted else set()
         )  # what came of a call that failed
         assert set(await keys_listed(store)) - unknown == {"dir/key"}, "another listing after the outage"
-        _check_bytes(await store.get("dir/key"), b"x" * 1000, "an object after the outage")
+        _check_bytes(await store.get("dir/key"), there, "an object after the outage")
         await store.put("dir/key", [b"z"])
         _check_bytes(await store.get("dir/key"), b"z", "an object that is put after the outage")
         told = store.statistics()

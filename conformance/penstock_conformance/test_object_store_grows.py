@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import ConflictError
+from penstock.errors import ConflictError, NotFoundError
 from penstock.spi.plugin import Buffer
-from penstock_conformance._clause import clause
+from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises, together
 from penstock_conformance._faults import error_of
 from penstock_conformance._store_clock import ticked
@@ -120,3 +121,39 @@ async def _check_swaps(store: Any, key: str, old: str, token: str) -> None:
             await store.compare_and_swap(key, [b"too late"], old)
         await store.compare_and_swap(key, [b"swapped"], token)
         assert bytes(await store.get(key)) == b"swapped", "the token of an append is none to swap with"
+
+
+@clause(claims="append")
+async def test_append_minds_what_other_openers_did(env: Env) -> None:
+    """``offset`` must be all of the object, whoever made it what it is: another opener may have appended to it, put
+    another one, or deleted it."""
+    async with env.open() as store, env.open() as other:
+        if store.location != other.location or not store.capabilities.durable:
+            not_applicable("each opener has a place of its own")
+        meanwhile: dict[str, tuple[Callable[[str], Awaitable[object]], bytes | None]] = {
+            "appended": (lambda key: other.append(key, [b"+"], 5), b"first+"),
+            "put a longer one": (lambda key: other.put(key, [b"longer"]), b"longer"),
+            "put a shorter one": (lambda key: other.put(key, [b"four"]), b"four"),
+            "put one as long": (lambda key: other.put(key, [b"other"]), b"other"),
+            "deleted it": (lambda key: other.delete([key]), None),
+        }
+        for what, (change, there) in meanwhile.items():
+            for looks in (False, True):
+                key = f"meanwhile/{what.replace(' ', '-')}/{looks}"
+                await store.append(key, [b"first"], 0)
+                if looks:
+                    assert (await store.head(key)).size == 5
+                await change(key)
+                wanted = there
+                if there is None or len(there) != 5:
+                    error = await error_of(store.append(key, [b"late"], 5))
+                    assert isinstance(error, ConflictError), f"another has {what}, and an append: {error!r}"
+                else:
+                    await store.append(key, [b"late"], 5)
+                    wanted = there + b"late"
+                if wanted is None:
+                    with raises(NotFoundError):
+                        await store.get(key)
+                else:
+                    found = bytes(await store.get(key))
+                    assert found == wanted, f"another has {what}, and after an append there is {found!r}"

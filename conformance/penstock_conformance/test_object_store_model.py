@@ -301,15 +301,36 @@ async def test_refusals_leave_nothing_behind(env: Env) -> None:
 
 
 async def test_errors_tell_nothing_of_what_is_in_objects(env: Env) -> None:
-    """Errors are logged: they name keys, and tell nothing of what is in objects."""
+    """Errors are logged: they name keys, and tell nothing of what is in objects, or was to be, of whichever call."""
     body = b"what is told to nobody"
     async with env.open() as store:
-        await store.put("key", [body])
-        told = {"a range past the end": await error_of(store.get("key", 100))}
-        if store.capabilities.put_if_absent:
-            told["put_if_absent"] = await error_of(store.put_if_absent("key", [body]))
-        if store.capabilities.compare_and_swap:
-            told["compare_and_swap"] = await error_of(store.compare_and_swap("key", [body], "nonsense"))
+        able = store.capabilities
+        await store.put("dir/key", [body])
+        told: dict[str, object] = {
+            "a range past the end": await error_of(store.get("dir/key", 100)),
+            "a wrong range": await error_of(store.get("dir/key", 5, 4)),
+            "put_if_absent": await error_of(store.put_if_absent("dir/key", [body])),
+            "compare_and_swap": await error_of(store.compare_and_swap("dir/key", [body], "nonsense")),
+            "compare_and_swap of nothing": await error_of(
+                store.compare_and_swap("dir/no", [body], "nonsense")
+            ),
+        }
+        for key in ("dir/ke", "dir/key0", "dir/missing"):
+            told[f"get of {key}"] = await error_of(store.get(key))
+            told[f"head of {key}"] = await error_of(store.head(key))
+        if not able.ordered_listing:
+            told["a listing from a key on"] = await error_of(keys_listed(store, "dir/", "dir/a"))
+        if store.has_append:
+            for offset in (-1, 3, 100):
+                told[f"append at {offset}"] = await error_of(store.append("dir/key", [body], offset))
+        if able.multipart:
+            for first in ("abort", "complete"):
+                upload = await store.create_multipart("dir/parts")
+                await upload.write_part([body])
+                await getattr(upload, first)()
+                told[f"a part after {first}"] = await error_of(upload.write_part([body]))
+                told[f"complete after {first}"] = await error_of(upload.complete())
+        told["statistics"] = store.statistics()
         for what, error in told.items():
             assert body.decode() not in f"{error} {error!r}", (
                 f"the error of {what} tells what is in an object"

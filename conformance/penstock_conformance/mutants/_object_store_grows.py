@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from penstock.errors import ConflictError, NotFoundError, UnavailableError
 from penstock.spi.object_store import ObjectInfo
@@ -156,3 +157,60 @@ class GrowsInPlaceOnAFullDisk(DirectoryStore):
         except OSError as error:
             raise UnavailableError("the medium failed") from error
         return self._info(key).token
+
+
+@mutant(KIND, "remembers_where_objects_end", "append_minds_what_other_openers_did")
+class RemembersWhereObjectsEnd(DirectoryStore):
+    """Looks at no object that it has appended to itself."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        self._grown: dict[str, bytes] = {}
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        there = self._grown.get(key)
+        if there is None or len(there) != offset:
+            token = await super().append(key, body, offset)
+            there = self._read(key)[_TOKEN_BYTES : _TOKEN_BYTES + offset]
+        else:
+            token = await self.put(key, [there, *body])
+        self._grown[key] = b"".join([there, *body])
+        return token
+
+
+@mutant(KIND, "syncs_no_appends", "completed_puts_are_on_the_disk", level=3, on_disk=True)
+class SyncsNoAppends(DirectoryStore):
+    """Syncs objects as they are put, and forgets them when they grow."""
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        self._synced = False
+        try:
+            return await super().append(key, body, offset)
+        finally:
+            self._synced = True
+
+
+@mutant(KIND, "grows_files_for_everybody", "files_are_for_nobody_else")
+class GrowsFilesForEverybody(DirectoryStore):
+    """Lets everybody through its directories, and read what has grown."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        for folder in (directory, self._objects):
+            folder.chmod(0o711)
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        token = await super().append(key, body, offset)
+        self._path(key).chmod(0o666)
+        return token
+
+
+@mutant(KIND, "tells_what_it_could_not_append", "outage_is_not_emptiness", level=4)
+class TellsWhatItCouldNotAppend(DirectoryStore):
+    """So that somebody may do it by hand."""
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        try:
+            return await super().append(key, body, offset)
+        except UnavailableError as error:
+            raise UnavailableError(f"{error} body={b''.join(body)!r}") from None

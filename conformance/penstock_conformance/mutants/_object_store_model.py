@@ -15,7 +15,13 @@ from typing import NoReturn
 
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, UnavailableError
+from penstock.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    UnavailableError,
+)
 from penstock.spi.object_store import ObjectInfo, ObjectStoreStatistics
 from penstock.spi.plugin import Buffer
 from penstock_conformance.mutants._mutant import mutant
@@ -294,6 +300,19 @@ class TellsWhatItWasGiven(DirectoryStore):
             return await super().compare_and_swap(key, body, token)
         except ConflictError as error:
             raise ConflictError(f"{error} body={b''.join(body)!r}") from None
+
+
+@mutant(KIND, "tells_what_is_there_instead", "errors_tell_nothing_of_what_is_in_objects")
+class TellsWhatIsThereInstead(DirectoryStore):
+    """Names the object that might be meant, and how it begins."""
+
+    async def head(self, key: str) -> ObjectInfo:
+        try:
+            return await super().head(key)
+        except NotFoundError as error:
+            for path in sorted(self._objects.iterdir()):
+                raise NotFoundError(f"{error} there is: {path.read_bytes()[16:]!r}") from None
+            raise
 
 
 @mutant(KIND, "has_tokens_of_first_mebibytes", "token_changes_with_any_byte")

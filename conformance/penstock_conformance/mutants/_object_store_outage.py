@@ -165,3 +165,19 @@ class TellsNoFailuresOfManyDeletions(DirectoryStore):
     async def delete(self, keys: Sequence[str]) -> None:
         with suppress(UnavailableError) if len(keys) > 1 else nullcontext():
             await super().delete(keys)
+
+
+@mutant(KIND, "tells_why_and_what", "outage_is_not_emptiness", level=4)
+class TellsWhyAndWhat(DirectoryStore):
+    """Statistics say which bytes couldn't be written."""
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        try:
+            return await super().put(key, body)
+        except UnavailableError:
+            self._what = b"".join(body).decode()
+            raise
+
+    def statistics(self) -> ObjectStoreStatistics:
+        told = super().statistics()
+        return replace(told, last_error=told.last_error and f"{told.last_error} {getattr(self, '_what', '')}")
