@@ -6,8 +6,10 @@ __all__ = (
     "append_all",
     "check_reason",
     "check_same",
+    "check_unchanged",
     "copies_around",
     "end_of",
+    "files_of",
     "fitting",
     "make_bodies",
     "read",
@@ -16,8 +18,11 @@ __all__ = (
     "surviving",
 )
 
+import time
 from collections.abc import Sequence
 from typing import Any
+
+import anyio
 
 from penstock.spi.wal import WalAppend, WalEntry
 from penstock_conformance._body import make_body
@@ -61,6 +66,26 @@ def surviving(wal: Any) -> None:
     """Races and crashes need a log that outlives its process."""
     if wal.capabilities.durability_domain == "process":
         not_applicable("the log lives and dies with its process")
+
+
+def files_of(env: Env) -> dict[str, bytes]:
+    """What is in each file below the clause's directory."""
+    return {str(path): path.read_bytes() for path in env.data_dir.rglob("*") if path.is_file()}
+
+
+async def check_unchanged(env: Env, before: dict[str, bytes], what: str) -> None:
+    """Nothing differs from what :func:`files_of` told before ``what`` was done, beside an owner that lives.
+
+    The owner may write all the time, that it is alive, say: then what has changed changes again by itself.
+    """
+    now = files_of(env)
+    changed = {path for path in now.keys() | before.keys() if now.get(path) != before.get(path)}
+    until = time.monotonic() + env.target.deadline_s / 5
+    while changed and time.monotonic() < until:
+        await anyio.sleep(0.02)
+        later = files_of(env)
+        changed = {path for path in changed if later.get(path) == now.get(path)}
+    assert not changed, f"{what} changed {min(changed)!r}"
 
 
 def make_bodies(count: int, size: int = 200, owner: int = 0) -> list[bytes]:

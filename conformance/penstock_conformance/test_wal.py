@@ -7,7 +7,6 @@ import os
 import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -34,6 +33,8 @@ from penstock_conformance._wal_steps import (
     append_all,
     check_reason,
     check_same,
+    check_unchanged,
+    files_of,
     fitting,
     make_bodies,
     read,
@@ -439,20 +440,15 @@ async def test_looking_for_the_identity_changes_nothing(env: Env) -> None:
     async with env.open(epoch=5) as wal:
         await recovered(wal)
         await append_all(wal, make_bodies(3))
-        before = _files(env.data_dir)
+        before = files_of(env)
         identity = await env.identify()
         assert await env.identify(epoch=9) == identity, "the identity depends on who looks"
-        assert _files(env.data_dir) == before, "looking changed a file"
+        await check_unchanged(env, before, "looking")
         await append_all(wal, make_bodies(3, owner=1))
-    before = _files(env.data_dir)
+    before = files_of(env)
     assert await env.identify() == identity
-    assert _files(env.data_dir) == before, "looking changed a file"
+    assert files_of(env) == before, "looking changed a file"
     assert await read(env, 6) == [*make_bodies(3), *make_bodies(3, owner=1)]
-
-
-def _files(directory: Path) -> dict[str, bytes]:
-    """What is in the data directory, byte by byte."""
-    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @clause(claims="bounded")

@@ -35,14 +35,20 @@ _WAYS: dict[str, tuple[Sequence[str], Sequence[int], str]] = {
     ),
     "wal": (
         [
-            *("completes_at_once", "an_entry_a_group", "positions_with_gaps", "never_trims"),
+            *(
+                "completes_at_once",
+                "says_that_it_lives",
+                "an_entry_a_group",
+                "positions_with_gaps",
+                "never_trims",
+            ),
             *("completes_in_bursts", "completes_one_by_one", "compresses", "gives_copies", "in_memory"),
         ],
         (1, 4),
         (
             "trim_past or trim_below or part_permits or end_of_an_empty or a_callback or failed_writes or power_cut"
             " or formatting or given_up_keeps or files_are or however_late or callback_that_raises or unsynced"
-            " or short_writes"
+            " or short_writes or outside or describing or looking_for"
         ),
     ),
     "log_cache": (

@@ -39,6 +39,7 @@ from penstock.errors import (
     FencedError,
     FullError,
     InvalidRequestError,
+    NotFoundError,
     PenstockError,
     UnavailableError,
     again,
@@ -70,6 +71,7 @@ class Way:
     #: ``append`` returns when the entry is durable; a write that took a part only has failed.
     at_once: bool = False
     write_ms: int = 0
+    open_ms: int = 0
     close_ms: int = 0
     #: Only so many trimmed bytes are worth a new file.
     trim_bytes_min: int = 0
@@ -85,6 +87,8 @@ class Way:
     exclusive: bool = False
     #: On nothing that outlives the process.
     in_memory: bool = False
+    #: Its owner writes so often that it is alive.
+    alive_ms: int = 0
     #: Rests when it has recovered, and says in plain words what formatting asks for.
     rests: bool = False
 
@@ -100,7 +104,9 @@ WAYS = {
     "completes_one_by_one": Way(one_by_one=True),
     "completes_at_once": Way(at_once=True, rests=True),
     "slow": Way(write_ms=50),
+    "opens_slowly": Way(open_ms=3000),
     "closes_slowly": Way(close_ms=300),
+    "says_that_it_lives": Way(alive_ms=1),
     "trims_lazily": Way(trim_bytes_min=2**20),
     "never_trims": Way(trim_bytes_min=2**62),
     "compresses": Way(compressed=True),
@@ -171,6 +177,14 @@ class FileMedium:
             os.close(directory)
         if name == "log":
             self._close_log()
+
+    def note(self, name: str, data: bytes) -> None:
+        """In its place, and of no importance."""
+        file = os.open(self._path / name, os.O_WRONLY | os.O_CREAT, self._mode)
+        try:
+            os.pwrite(file, data.ljust(64), 0)
+        finally:
+            os.close(file)
 
     def extend(self, start: int, data: bytes) -> None:
         if self._log < 0:
@@ -298,6 +312,13 @@ class UnusualWal:
 
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+        if self._way.alive_ms:
+            threading.Thread(target=self._live, name="unusual-wal-lives", daemon=True).start()
+
+    def _live(self) -> None:
+        while self._state == "open":
+            self._medium.note("alive", json.dumps([self._epoch, time.time()]).encode())
+            time.sleep(self._way.alive_ms / 1000)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -612,6 +633,7 @@ def _medium(settings: Settings, services: Services) -> Any:
 
 def _opened(settings: Settings, services: Services) -> UnusualWal:
     way = WAYS[settings.way]
+    time.sleep(way.open_ms / 1000)
     medium = _medium(settings, services)
     try:
         if way.exclusive:
@@ -650,6 +672,52 @@ async def _identify(settings: Settings, services: Services) -> str | None:
     return None if owner is None else owner.log_id
 
 
+def _looked_at(settings: Settings, services: Services) -> tuple[Owner, bytes, str]:
+    path = services.data_dir / f"unusual-{services.node_id}"
+    if not (path / "owner").exists():
+        raise NotFoundError(f"there is no log: location={path}")
+    owner = Owner.of(FileLook(path))
+    assert owner is not None
+    return owner, FileLook(path).get("log"), str(path)
+
+
+class FileLook:
+    """What is in the files, for who has none of them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.location = path, str(path)
+
+    def get(self, name: str) -> bytes:
+        return (self._path / name).read_bytes()
+
+
+async def _read(settings: Settings, services: Services) -> AsyncIterator[WalEntry]:
+    await checkpoint()
+    owner, raw, _ = _looked_at(settings, services)
+    for entry in _entries(raw, owner.trimmed, compressed=WAYS[settings.way].compressed):
+        yield entry
+
+
+def _entries(raw: bytes, trimmed: int, *, compressed: bool) -> Iterator[WalEntry]:
+    place = 0
+    while (found := _parse(raw, place)) is not None:
+        body, place = found
+        body = zlib.decompress(body) if compressed else body
+        at = 0
+        while at < len(body):
+            position, last, size = _ENTRY.unpack_from(body, at)
+            at += _ENTRY.size + size
+            if last > trimmed:
+                yield WalEntry(position, last, memoryview(body)[at - size : at])
+
+
+async def _describe(settings: Settings, services: Services) -> Mapping[str, object]:
+    """What the owner has noted: where the log ended when it was last trimmed, or closed."""
+    await checkpoint()
+    owner, _, _ = _looked_at(settings, services)
+    return {"epoch": owner.epoch, "trimmed": owner.trimmed, "end": owner.end}
+
+
 async def _format(settings: Settings, services: Services, consent: str) -> Mapping[str, object]:
     if consent != "force" and await _identify(settings, services) is not None:
         word = "force" if WAYS[settings.way].rests else "'force'"
@@ -671,5 +739,7 @@ def penstock_register_wal() -> WalSpec[Settings]:
         capabilities=_capabilities(WAYS["plain"]),
         open=_open,
         identify=_identify,
+        read=_read,
+        describe=_describe,
         format=_format,
     )
