@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("MOMENTS", "Child", "Moment", "killed")
+__all__ = ("MOMENTS", "Child", "Moment", "Race", "killed", "share_of")
 
 import json
 import multiprocessing
@@ -10,7 +10,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from unittest import mock
@@ -18,12 +20,15 @@ from unittest import mock
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock_conformance._jobs import run_job
+from penstock_conformance._jobs import HALTED, run_job
 from penstock_conformance._target import Target
 
 if TYPE_CHECKING:
     from penstock_conformance._env import Env
 
+
+#: Beside what others take when nobody is in their way: one that halts may hold a lock that they wait for.
+_PATIENCE_S = 0.05
 
 #: What of the module ``__main__`` is hidden, is so for one start at a time.
 _starting = threading.Lock()
@@ -135,6 +140,25 @@ class Child:
         """SIGSTOP: it sleeps until :meth:`wake`, and doesn't know."""
         os.kill(self.pid, signal.SIGSTOP)
 
+    def _is_asleep(self) -> bool:
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    @asynccontextmanager
+    async def asleep(self, patience_s: float = 0.0) -> AsyncIterator[None]:
+        """It has told that it halts: it sleeps in the body, and wakes at the end, or a moment after ``patience_s``:
+        what is done there may wait for a lock that it has, and may block the event loop."""
+        # a SIGCONT before it sleeps would be lost; and the kernel tells only its parent, which is the server
+        while not self._is_asleep():  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+        timer = threading.Timer(_PATIENCE_S + patience_s, self.wake)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+            self.wake()
+
     def wake(self) -> None:
         """SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
@@ -151,6 +175,51 @@ class Child:
         await anyio.to_thread.run_sync(self._process.join)
         assert self._process.exitcode == 0, f"the child process died: exit={self._process.exitcode}"
         return lines
+
+
+class Race:
+    """Child processes that do their orders at once; or one of them halts in the middle, and the others come between.
+    Left to the scheduler they meet now and then, and on a busy machine seldom."""
+
+    def __init__(self, children: Sequence[Child]) -> None:
+        self._children = children
+        #: How long all take for one thing at once.
+        self._took_s = 0.0
+
+    async def answers(
+        self, order: Mapping[str, Any], halting: int | None = None, share: float = 0.5
+    ) -> list[Any]:
+        """What each answers to ``order``. The child number ``halting`` begins alone, halts when ``share`` of the time
+        has passed that such a call takes, and wakes when the others have answered, or seem to wait for it."""
+        if halting is None:
+            began = time.monotonic()
+            answers = await _all_answers(self._children, order)
+            self._took_s = (time.monotonic() - began) / order.get("times", 1)
+            return answers
+        others = list(self._children)
+        first = others.pop(halting)
+        await first.tell({**order, "halt": share})
+        answer = await first.next()
+        if answer == HALTED:
+            async with first.asleep(3 * self._took_s):
+                answers = await _all_answers(others, order)
+            answer = await first.next()
+        else:  # its first call, or the shortest so far
+            answers = await _all_answers(others, order)
+        answers.insert(halting, answer)
+        return answers
+
+
+async def _all_answers(children: Sequence[Child], order: Mapping[str, Any]) -> list[Any]:
+    for child in children:
+        await child.tell({**order, "halt": 0.0})
+    return [await child.next() for child in children]
+
+
+def share_of(number: int) -> float:
+    """Where to halt for the time with this number, so that a few halts lie all over a call."""
+    # the golden ratio: each falls into the widest gap of those before
+    return 0.05 + 0.9 * (number * 0.618 % 1)
 
 
 #: When ``killed`` kills.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -41,6 +42,9 @@ from penstock_conformance._body import check_body, make_body
 from penstock_conformance._env import Env
 from penstock_conformance._lake import feed_until_killed, made, topic_of
 from penstock_conformance._target import Target
+
+#: What a process tells before it stops in the middle of a call.
+HALTED = "halted"
 
 
 class _Link:
@@ -122,8 +126,39 @@ class Death:
             self._timed += 1
 
 
+class Halt:
+    """Stops this process (SIGSTOP) in the middle of a call, until the parent wakes it: what others do then comes
+    between two of its steps, however many processors the machine has, and whatever else they are busy with."""
+
+    def __init__(self) -> None:
+        self._took_s: dict[int, float] = {}
+        self._has_halted = False
+        signal.signal(signal.SIGALRM, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self._has_halted = True
+        tell(HALTED)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    @contextmanager
+    def call(self, share: float, size: int = 0) -> Iterator[None]:
+        """Around a call: stop when ``share`` of the time has passed that the quickest one took that succeeded, of
+        those that write ``size`` bytes, if the first of them has."""
+        self._has_halted = False
+        took_s = self._took_s.get(size, math.inf)
+        if share and took_s < math.inf:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, share * took_s))
+        started = time.perf_counter()
+        try:
+            yield
+            if not self._has_halted:
+                self._took_s[size] = min(took_s, time.perf_counter() - started)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # it came too late
+
+
 def spin_until(moment_s: float) -> None:
-    """Start as close to the others as can be."""
+    """Return as close to the others as can be."""
     while time.monotonic() < moment_s:
         pass
 
@@ -157,68 +192,75 @@ async def make_log(env: Env) -> None:
 async def create_race(env: Env, *, owner: int, size: int = 2000) -> None:
     """Object store: put_if_absent of each key that is asked for, at the given moment; tell who won. The owner that
     the order names puts it instead."""
+    halt = Halt()
     async with env.open() as store:
         tell("ready")
         while (order := ask()) is not None:
             body = [make_body(owner, 0, size)]
             spin_until(order["at"])
             try:
-                if order.get("putter") == owner:
-                    await store.put(order["key"], body)
-                else:
-                    await store.put_if_absent(order["key"], body)
+                with halt.call(order["halt"]):
+                    if order.get("putter") == owner:
+                        await store.put(order["key"], body)
+                    else:
+                        await store.put_if_absent(order["key"], body)
             except AlreadyExistsError:
                 tell(False)
             else:
                 tell(True)
 
 
-async def append_in_turn(env: Env, *, key: str, times: int, owner: int) -> None:
-    """Object store: append ``times`` lines to an object that others grow, too, each wherever it ends; or to the next
-    one, if the store takes no more to this one. Tell how many that made."""
+async def append_in_turn(env: Env, *, key: str, owner: int) -> None:
+    """Object store: append as many lines as are asked for to an object that others grow, too, each where it ends; or
+    to the next one, if the store takes no more to this one. Tell how many that made."""
+    halt, number, objects = Halt(), 0, 1
     async with env.open() as store:
         tell("ready")
-        ask()
-        objects = 1
-        for number in range(times):
-            while True:
+        while (order := ask()) is not None:
+            share, last = order["halt"], number + order["times"]
+            while number < last:
                 grown = f"{key}/{objects}"
                 try:
                     end = (await store.head(grown)).size
                 except NotFoundError:
                     end = 0
-                with suppress(ConflictError):
-                    try:
+                try:
+                    with halt.call(share):
                         await store.append(grown, [b"%d %d\n" % (owner, number)], end)
-                    except InvalidRequestError:
-                        if not end:
-                            raise
-                        objects += 1
-                        continue
-                    break
-        tell(objects)
+                except ConflictError:
+                    share = 0.0
+                except InvalidRequestError:
+                    if not end:
+                        raise
+                    objects += 1
+                else:
+                    number += 1
+            tell(objects)
 
 
-async def count_with_swap(env: Env, *, key: str, times: int, beside: str) -> None:
-    """Object store: add one to a counter ``times`` times with compare_and_swap, and tell the tokens.
+async def count_with_swap(env: Env, *, key: str, beside: str) -> None:
+    """Object store: add one to a counter with compare_and_swap as many times as is asked for, and tell the tokens.
 
-    Then append a ``+`` to ``beside``, which others put and delete, again and again, until that is ``end``.
+    At an order of no time, append a ``+`` to ``beside``, which others put and delete, again and again, until that is
+    ``end``.
     """
+    halt = Halt()
     async with env.open() as store:
         tell("ready")
-        ask()
-        tokens: list[str] = []
-        for _ in range(times):
-            while True:
+        while (order := ask()) is not None and order["times"]:
+            share, tokens = order["halt"], list[str]()
+            while len(tokens) < order["times"]:
                 info = await store.head(key)
                 value = int(bytes(await store.get(key)))
                 # A swap between head and get changes the value and the token: the swap below then fails.
                 try:
-                    tokens.append(await store.compare_and_swap(key, [str(value + 1).encode()], info.token))
+                    with halt.call(share):
+                        token = await store.compare_and_swap(key, [str(value + 1).encode()], info.token)
                 except ConflictError:
-                    continue
-                break
-        tell(tokens)
+                    share = 0.0
+                else:
+                    tokens.append(token)
+            tell(tokens)
         while True:
             try:
                 info = await store.head(beside)
@@ -232,12 +274,16 @@ async def count_with_swap(env: Env, *, key: str, times: int, beside: str) -> Non
                 await store.compare_and_swap(beside, [body, b"+"], info.token)
 
 
-async def overwrite(env: Env, *, key: str, owner: int, sizes: list[int]) -> None:
-    """Object store: replace one object again and again until told to stop, or killed; tell what is acknowledged."""
+async def overwrite(env: Env, *, key: str, owner: int, sizes: list[int], shares: list[float]) -> None:
+    """Object store: replace one object by these sizes after each other, and halt where a share says so; tell what is
+    acknowledged."""
+    halt = Halt()
     async with env.open() as store:
         tell("ready")
-        for sequence, size in enumerate(sizes):
-            await store.put(key, [make_body(owner, sequence, size)])
+        for sequence, (size, share) in enumerate(zip(sizes, shares, strict=True)):
+            body = make_body(owner, sequence, size)
+            with halt.call(share, size):
+                await store.put(key, [body])
             tell(sequence)
 
 
@@ -263,11 +309,13 @@ async def put_until_killed(env: Env, *, owner: int, keys: list[str], seed: int, 
 
 async def write_when_told(env: Env, *, size: int) -> None:
     """Object store: write an object in the way that each order names, and tell."""
+    halt = Halt()
     async with env.open() as store:
         tell("ready")
         while (order := ask()) is not None:
             body = make_body(1, order["sequence"], size)
-            await write(store, order["way"], order["key"], [body[:1000], body[1000:]])
+            with halt.call(order["halt"]):
+                await write(store, order["way"], order["key"], [body[:1000], body[1000:]])
             tell(order["sequence"])
 
 
@@ -374,20 +422,23 @@ async def append_until_fenced(env: Env, *, epoch: int, owner: int, pending: int 
                 return
 
 
-async def open_race(env: Env) -> None:
+async def open_race(env: Env, *, owner: int) -> None:
     """WAL: open it as each epoch that is asked for, at the given moment, and append; tell whether that was taken.
 
     It stays open until there is another order.
     """
+    halt = Halt()
     tell("ready")
     while (order := ask()) is not None:
         spin_until(order["at"])
         taken = False
         with suppress(PenstockError):  # a lock of this host may be met before the fence
-            async with env.open(epoch=order["epoch"]) as wal:
+            async with AsyncExitStack() as stack:
+                with halt.call(order["halt"]):
+                    wal = await stack.enter_async_context(env.open(epoch=order["epoch"]))
                 async for _ in wal.recover():
                     pass
-                await wal.append([make_body(order["owner"], order["epoch"], 100)]).wait_durable()
+                await wal.append([make_body(owner, order["epoch"], 100)]).wait_durable()
                 taken = True
                 tell(True)
                 await hear()
@@ -434,23 +485,37 @@ async def seal_and_wait(env: Env, *, epoch: int) -> None:
         ask()
 
 
-async def append_race(env: Env, *, owner: int, times: int) -> None:
-    """Metadata log: append ``times`` entries at whatever index is next; tell each index that was won."""
+async def append_race(env: Env, *, owner: int) -> None:
+    """Metadata log: append as many entries as are asked for, at whatever index is next; tell those that were won.
+
+    Who is to halt looks first where the log ends, so that it halts in an append that goes through.
+    """
+    halt, index, sequence = Halt(), 1, 0
+
     async with env.open(node_id=owner) as log:
+
+        async def end(index: int) -> int:
+            async for entry in log.read(index):
+                index = entry.index + 1
+            return index
+
         tell("ready")
-        ask()
-        index = 1
-        for sequence in range(times):
-            while True:
+        while (order := ask()) is not None:
+            share, won = order["halt"], list[tuple[int, int]]()
+            if share:
+                index = await end(index)
+            while len(won) < order["times"]:
                 try:
-                    await log.append(index, make_body(owner, sequence, 200))
+                    with halt.call(share):
+                        await log.append(index, make_body(owner, sequence, 200))
                 except ConflictError:
-                    async for entry in log.read(index):
-                        index = entry.index + 1
+                    share = 0.0
+                    index = await end(index)
                 else:
-                    break
-            tell([index, sequence])
-            index += 1
+                    won.append((index, sequence))
+                    index += 1
+                    sequence += 1
+            tell(won)
 
 
 async def append_metadata_until_killed(env: Env, *, owner: int, seed: int, die_after: int) -> None:

@@ -20,7 +20,7 @@ from penstock.errors import (
 )
 from penstock.spi.metadata_log import MetadataEntry, MetadataSnapshot
 from penstock_conformance._body import Label, check_body, make_body
-from penstock_conformance._child import Child, Moment, killed
+from penstock_conformance._child import Child, Moment, Race, killed, share_of
 from penstock_conformance._clause import clause
 from penstock_conformance._env import Env, call, raises, together
 from penstock_conformance._leaks import each_way_out
@@ -334,24 +334,33 @@ async def test_snapshots_keep_what_followers_need(env: Env) -> None:
 @clause(level=2)
 async def test_one_process_wins_each_index(env: Env) -> None:
     """Whoever appends at an index first, wins: with several processes nothing acknowledged is lost, and no gap."""
-    times = 10 * env.rounds
+    times, halts = 10 * env.rounds, 12 * env.rounds
     async with AsyncExitStack() as stack:
         children = [
-            await stack.enter_async_context(Child(env, "append_race", owner=owner, times=times))
+            await stack.enter_async_context(Child(env, "append_race", owner=owner))
             for owner in range(1, _PROCESSES + 1)
         ]
         for child in children:
             assert await child.next() == "ready", "a child process failed to open the log"
-        for child in children:
-            await child.tell("go")
+        race = Race(children)
+        told = [
+            await race.answers({"times": times}),
+            *[
+                await race.answers({"times": 1}, number % _PROCESSES, share_of(number))
+                for number in range(halts)
+            ],
+        ]
         won: dict[int, Label] = {}
-        for owner, child in enumerate(children, start=1):
-            for index, sequence in await child.finish():
-                assert index not in won, f"two processes won the index {index}"
-                won[index] = Label(owner, sequence)
+        for answers in told:
+            for owner, answer in enumerate(answers, start=1):
+                for index, sequence in answer:
+                    assert index not in won, f"two processes won the index {index}"
+                    won[index] = Label(owner, sequence)
     async with env.open() as log:
         entries = {index: check_body(data) for index, data in await _read(log)}
-    assert sorted(entries) == list(range(1, _PROCESSES * times + 1)), "the log has a gap, or too few entries"
+    assert sorted(entries) == list(range(1, _PROCESSES * (times + halts) + 1)), (
+        "the log has a gap, or too few entries"
+    )
     assert entries == won, "the log holds other entries than were acknowledged"
 
 

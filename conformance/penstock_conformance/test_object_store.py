@@ -15,9 +15,10 @@ from anyio.lowlevel import checkpoint
 from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
 from penstock.spi.plugin import Buffer
 from penstock_conformance._body import check_body, make_body
-from penstock_conformance._child import MOMENTS, Child, killed
+from penstock_conformance._child import MOMENTS, Child, Race, killed, share_of
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, raises, together
+from penstock_conformance._jobs import HALTED
 from penstock_conformance._listings import keys_listed
 
 KIND = "object_store"
@@ -213,7 +214,7 @@ async def test_listing_sees_completed_puts_at_once(env: Env) -> None:
 @clause(claims="durable")
 async def test_objects_outlive_the_opener(env: Env) -> None:
     """Objects outlive the process that wrote them."""
-    async with Child(env, "overwrite", key="a/b", owner=1, sizes=[100, 3000]) as child:
+    async with Child(env, "overwrite", key="a/b", owner=1, sizes=[100, 3000], shares=[0.0, 0.0]) as child:
         await child.finish()
     async with env.open() as store:
         assert check_body(await store.get("a/b")).sequence == 1
@@ -598,13 +599,15 @@ async def test_put_if_absent_has_one_winner_among_processes(env: Env) -> None:
         ]
         for child in children:
             assert await child.next() == "ready", "a child process failed to open the store"
-        for number in range(40 * env.rounds):
-            key = f"race/{number // 4}"  # a new one, one that was there, twice, and one that somebody puts
-            putter = number // 4 % _PROCESSES if number % 4 == 3 else None
-            moment = time.monotonic() + 0.002
-            for child in children:
-                await child.tell({"key": key, "at": moment, "putter": putter})
-            won = [await child.next() for child in children]
+        race = Race(children)
+        for number in range(48 * env.rounds):
+            turn, kind = divmod(number, 4)
+            key = f"race/{turn}"  # a new one, one that was there, twice, and one that somebody puts
+            putter = turn % _PROCESSES if kind == 3 else None
+            order = {"key": key, "at": time.monotonic() + 0.002, "putter": putter}
+            # in two turns of three somebody halts in the middle, and it isn't who puts
+            halting = (turn + 1) % _PROCESSES if turn % 3 else None
+            won = await race.answers(order, halting, share_of(turn))
             owner = check_body(await store.get(key)).owner
             if putter is None:
                 assert won.count(True) == 1, f"{won.count(True)} of {_PROCESSES} creators won: key={key}"
@@ -618,23 +621,23 @@ async def test_put_if_absent_has_one_winner_among_processes(env: Env) -> None:
 @clause(level=2, claims="append")
 async def test_append_loses_nothing_among_processes(env: Env) -> None:
     """``append`` is atomic over every process that uses the store: each that returned is there, once and whole."""
-    times = 10 * env.rounds
+    times, halts = 10 * env.rounds, 12 * env.rounds
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(env.open())
         _shared(store)
         children = [
-            await stack.enter_async_context(
-                Child(env, "append_in_turn", key="grown", times=times, owner=owner)
-            )
+            await stack.enter_async_context(Child(env, "append_in_turn", key="grown", owner=owner))
             for owner in range(_PROCESSES)
         ]
         for child in children:
             assert await child.next() == "ready", "a child process failed to open the store"
-        for child in children:
-            await child.tell("go")
-        made = [await child.next() for child in children]
+        race = Race(children)
+        made: list[int | None] = await race.answers({"times": times})
+        for number in range(halts):
+            made += await race.answers({"times": 1}, number % _PROCESSES, share_of(number))
         assert all(made), "a child process failed to append"
-        grown = [bytes(await store.get(f"grown/{number}")) for number in range(1, max(made) + 1)]
+        times += halts
+        grown = [bytes(await store.get(f"grown/{number + 1}")) for number in range(max(filter(None, made)))]
         found = b"".join(grown).decode().splitlines()
         wanted = [f"{owner} {number}" for owner in range(_PROCESSES) for number in range(times)]
         assert sorted(found) == sorted(wanted), "appends were lost, or are there twice"
@@ -646,25 +649,33 @@ async def test_append_loses_nothing_among_processes(env: Env) -> None:
 @clause(level=2, claims="compare_and_swap")
 async def test_swap_loses_no_update_among_processes(env: Env) -> None:
     """``compare_and_swap`` is atomic over every process that uses the store: it loses no other swap, and no put."""
-    times = 10 * env.rounds
+    times, halts = 10 * env.rounds, 12 * env.rounds
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(env.open())
         _shared(store)
         await store.put("count", [b"0"])
         await store.put("beside", [b""])
-        job = {"key": "count", "times": times, "beside": "beside"}
+        job = {"key": "count", "beside": "beside"}
         children = [
             await stack.enter_async_context(Child(env, "count_with_swap", **job)) for _ in range(_PROCESSES)
         ]
         for child in children:
             assert await child.next() == "ready", "a child process failed to open the store"
+        race = Race(children)
+        told = [
+            *await race.answers({"times": times}),
+            *[
+                each
+                for n in range(halts)
+                for each in await race.answers({"times": 1}, n % _PROCESSES, share_of(n))
+            ],
+        ]
+        tokens = [token for each in told for token in each]
+        count = (times + halts) * _PROCESSES
+        assert int(bytes(await store.get("count"))) == count, "updates were lost"
+        assert len(set(tokens)) == count, f"other bytes have the same token: {sorted(tokens)[:9]}"
         for child in children:
-            await child.tell("go")
-        tokens = [token for child in children for token in await child.next()]
-        assert int(bytes(await store.get("count"))) == times * _PROCESSES, "updates were lost"
-        assert len(set(tokens)) == times * _PROCESSES, (
-            f"other bytes have the same token: {sorted(tokens)[:9]}"
-        )
+            await child.tell({"times": 0})
         for number in range(times):
             for value in (b"%d." % number, b"%d:" % number):  # the second one beside swaps of the first
                 await store.put("beside", [value])
@@ -692,21 +703,30 @@ async def test_readers_of_other_processes_see_old_or_new(env: Env) -> None:
         store = await stack.enter_async_context(env.open())
         _shared(store)
         await store.put("key", [make_body(7, 0, 50)])
-        child = await stack.enter_async_context(Child(env, "overwrite", key="key", owner=7, sizes=sizes))
+        shares = [share_of(number) if number % 2 else 0.0 for number in range(len(sizes))]
+        job = {"key": "key", "owner": 7, "sizes": sizes, "shares": shares}
+        child = await stack.enter_async_context(Child(env, "overwrite", **job))
         assert await child.next() == "ready", "the child process failed to open the store"
         acked, ended = -1, False
 
         async def follow() -> None:
             nonlocal acked, ended
             while (line := await child.next()) is not None:
-                acked = line
+                if line == HALTED:
+                    async with child.asleep():
+                        await look()
+                else:
+                    acked = line
             ended = True
+
+        async def look() -> None:
+            at_least = acked
+            sequence = check_body(await store.get("key")).sequence
+            assert sequence >= at_least, f"older than what was acknowledged: {sequence} < {at_least}"
 
         async def read() -> None:
             while not ended:
-                at_least = acked
-                sequence = check_body(await store.get("key")).sequence
-                assert sequence >= at_least, f"older than what was acknowledged: {sequence} < {at_least}"
+                await look()
 
         await together([follow, read])
         assert acked == len(sizes) - 1, "the child process failed"

@@ -14,10 +14,10 @@ from anyio.lowlevel import checkpoint
 from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
 from penstock.spi.plugin import Buffer
 from penstock_conformance._body import check_body, make_body
-from penstock_conformance._child import Child, Moment, killed
+from penstock_conformance._child import Child, Moment, Race, killed, share_of
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises, together
-from penstock_conformance._jobs import WRITES, write
+from penstock_conformance._jobs import HALTED, WRITES, write
 from penstock_conformance._listings import check_listings_beside_each_other, in_order, keys_listed
 from penstock_conformance._store_clock import ticked
 
@@ -283,20 +283,32 @@ async def test_objects_appear_whole_between_processes(env: Env) -> None:
         assert await child.next() == "ready", "the child process failed to open the store"
         for number, way in enumerate(ways):
             key = f"appears/{number}"
+            halts = number % 6 >= 2  # after those by which it has learned how long one takes
             if way != "put_if_absent":
                 # half of what is replaced is as large as what comes
                 await store.put(key, [make_body(0, 0, (2 + number % 2) * _MIB)])
-            await child.tell({"key": key, "way": way, "sequence": number + 1})
-            sequence = 0
-            while sequence != number + 1:
-                try:
-                    sequence = check_body(await store.get(key)).sequence
-                except NotFoundError:
-                    assert way == "put_if_absent", f"what {way} of another process replaces is missing"
-                except AssertionError as error:
-                    raise AssertionError(f"a reader beside {way} of another process: {error}") from error
-            assert await child.next() == number + 1, "the child process failed"
+            order = {"key": key, "way": way, "sequence": number + 1}
+            await child.tell({**order, "halt": share_of(number) if halts else 0.0})
+            answer = await child.next() if halts else None
+            if answer == HALTED:
+                async with child.asleep():
+                    await _sequence_of(store, key, way)
+                answer = await child.next()
+            while await _sequence_of(store, key, way) != number + 1:
+                pass
+            assert (answer or await child.next()) == number + 1, "the child process failed"
             await store.delete([key])
+
+
+async def _sequence_of(store: Any, key: str, way: str) -> int:
+    """Of the object that another process writes in this way; 0 if it isn't there yet."""
+    try:
+        return check_body(await store.get(key)).sequence
+    except NotFoundError:
+        assert way == "put_if_absent", f"what {way} of another process replaces is missing"
+    except AssertionError as error:
+        raise AssertionError(f"a reader beside {way} of another process: {error}") from error
+    return 0
 
 
 @clause(level=2, claims="put_if_absent")
@@ -311,12 +323,11 @@ async def test_large_objects_have_one_creator_among_processes(env: Env) -> None:
         ]
         for child in children:
             assert await child.next() == "ready", "a child process failed to open the store"
-        for number in range(10 * env.rounds):
+        race = Race(children)
+        for number in range(18 * env.rounds):
             key = f"race/{number}"
-            moment = time.monotonic() + 0.002
-            for child in children:
-                await child.tell({"key": key, "at": moment})
-            won = [await child.next() for child in children]
+            order = {"key": key, "at": time.monotonic() + 0.002}
+            won = await race.answers(order, number % _PROCESSES if number % 3 else None, share_of(number))
             assert won.count(True) == 1, f"{won.count(True)} of {_PROCESSES} creators won: key={key}"
             assert check_body(await store.get(key)).owner == won.index(True), "the object isn't the winner's"
             with raises(AlreadyExistsError):

@@ -9,7 +9,7 @@ from functools import partial
 from penstock.errors import PenstockError
 from penstock.spi.wal import WalAppend
 from penstock_conformance._body import make_body
-from penstock_conformance._child import Child
+from penstock_conformance._child import Child, Race, share_of
 from penstock_conformance._clause import clause
 from penstock_conformance._env import Env
 from penstock_conformance._meeting import Meeting, patience_for
@@ -79,14 +79,16 @@ async def test_an_epoch_is_of_one_process(env: Env) -> None:
     async with env.open(epoch=1) as wal:
         surviving(wal)
     async with AsyncExitStack() as stack:
-        children = [await stack.enter_async_context(Child(env, "open_race")) for _ in range(2)]
+        children = [
+            await stack.enter_async_context(Child(env, "open_race", owner=owner)) for owner in range(2)
+        ]
         for child in children:
             assert await child.next() == "ready", "a child process failed"
-        for number in range(1, 6 * env.rounds):
-            epoch, moment = 10 * number, time.monotonic() + 0.002
-            for owner, child in enumerate(children):
-                await child.tell({"owner": owner, "epoch": epoch, "at": moment})
-            taken = [await child.next() for child in children]
+        race = Race(children)
+        for number in range(1, 18 * env.rounds):
+            epoch = 10 * number
+            order = {"epoch": epoch, "at": time.monotonic() + 0.002}
+            taken = await race.answers(order, number % 2 if number % 3 else None, share_of(number))
             assert not all(taken), f"two owners have one epoch, and both were acknowledged: {epoch=}"
             for child in children:
                 await child.tell("close")
