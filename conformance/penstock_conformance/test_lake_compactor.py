@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from penstock.errors import (
     ConflictError,
@@ -29,6 +30,8 @@ KIND = "lake_compactor"
 
 #: A process that sleeps may have a lock; it is woken after so long.
 _LOCKED_S = 1.0
+#: More than an opening and three commits do on a medium, or enough of it.
+_STEPS_MAX = 12
 
 
 async def _commit(table: Any, partition: int, start: int, stop: int) -> Any:
@@ -398,7 +401,7 @@ async def test_tables_are_used_at_the_same_time(env: Env) -> None:
             async with compactor.open_table(topics[n], n + 1) as table:
                 for start in range(0, 20, 5):
                     await _commit(table, n % 2, start, start + 5)
-                    await anyio.lowlevel.checkpoint()
+                    await checkpoint()
 
         await together([call(feed, n) for n in range(4)])
         for n in range(4):
@@ -623,25 +626,61 @@ async def test_a_lost_reply_neither_loses_nor_repeats(env: Env) -> None:
 
 @clause(level=4)
 async def test_a_cancelled_call_neither_loses_nor_repeats(env: Env) -> None:
-    """Cancelled or failed, the table is left and opened again: nothing is lost or written twice."""
+    """Cancelled or failed, the table is left and opened again: nothing is lost or written twice. It comes anywhere in
+    the time that all takes, and directly behind each step, if the plugin tells them."""
     topic = topic_of(env)
+    watch = spec_of(env).watch
+    committed = epoch = told = 0
     async with env.open() as compactor:
-        committed = {0: 0}
-        took_s = (
-            math.inf
-        )  # what isn't cancelled, so that cancellations come anywhere, whatever the machine's speed
-        for epoch in range(1, 15):
+
+        async def live() -> None:
+            nonlocal committed, epoch
+            epoch += 1
+            async with compactor.open_table(topic, epoch) as table:
+                position = dict(await table.positions()).get(0, 0)
+                assert position >= committed, "a commit is lost"
+                for _ in range(3):
+                    await _commit(table, 0, position, position + 3)
+                    committed = position = position + 3
+                    await checkpoint()
+
+        async def live_until(step: int) -> None:
+            """Cancelled directly after so many things were done on a medium."""
+            ended = False
+
+            async def run() -> None:
+                nonlocal ended
+                await live()
+                ended = True
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run)
+                while told < step and not ended:
+                    await checkpoint()
+                tasks.cancel_scope.cancel()
+
+        async def check() -> None:
+            found = await check_table(compactor, topic)
+            assert found.get(0, 0) >= committed, "a commit is lost"
+
+        # what isn't cancelled, so that cancellations come anywhere, whatever the machine's speed
+        took_s = math.inf
+        for number in range(14 if watch is None else 8):
             began = time.monotonic()
-            with anyio.move_on_after(math.inf if epoch < 3 else env.random.random() * took_s) as scope:
-                async with compactor.open_table(topic, epoch) as table:
-                    positions = {0: 0} | dict(await table.positions())
-                    assert positions[0] >= committed[0], "a commit is lost"
-                    for _ in range(3):
-                        await _commit(table, 0, positions[0], positions[0] + 3)
-                        positions[0] += 3
-                        committed = dict(positions)
-                        await anyio.lowlevel.checkpoint()
+            with anyio.move_on_after(math.inf if number < 2 else env.random.random() * took_s) as scope:
+                await live()
             if not scope.cancelled_caught:
                 took_s = min(took_s, time.monotonic() - began)
-            found = await check_table(compactor, topic)
-            assert found.get(0, 0) >= committed[0], "a commit is lost"
+            await check()
+        if watch is None:
+            return
+
+        def count(_: str) -> None:
+            nonlocal told
+            told += 1
+
+        watch(compactor, count)
+        for step in range(1, _STEPS_MAX + 1):
+            told = 0
+            await live_until(step)
+            await check()
