@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = ("Uploader", "UploaderStatistics")
 
 import logging
+import math
 import sys
 import time
 from collections import deque
@@ -120,8 +121,9 @@ class Uploader(Generic[B]):
         self._hurried = False
         self._quickened = False
         self._hurry = Room()
-        #: When the next block would be due that is asked for, had each waited for its pause.
-        self._asked_s = 0.0
+        #: When the next block would be due that is asked for, had each waited for its pause. Not 0 at first, as the
+        #: clock of a host that has just started.
+        self._asked_s = -math.inf
         self._queue: deque[_Upload[B]] = deque()  # submitted, not committed, in log order
         self._fresh: deque[_Upload[B]] = deque()  # not yet being put
         self._news = anyio.Event()  # for the putting task
