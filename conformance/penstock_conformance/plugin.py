@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 import pytest
 
-from penstock.errors import ConfigError, FullError, InvalidRequestError, PenstockError
-from penstock.spi.kinds import SERVICES
+from penstock.errors import ConfigError, FullError, InvalidRequestError, PenstockError, UnavailableError
+from penstock.spi.kinds import OBJECT_STORE, SERVICES
 from penstock_conformance._catalogue import LEVELS
 from penstock_conformance._clause import Clause, MissedDeadline, NotApplicable, Undecided, clause_of
 from penstock_conformance._env import Env
@@ -48,6 +48,10 @@ _IMPORT_S = 60.0
 #: A smaller log may be full of what a clause appends at once, and one that takes smaller entries refuse it.
 _CAPACITY_BYTES_MIN = 2**20
 _ENTRY_BYTES_MIN = 2**14
+#: In clauses of this level the suite lets media fail; others are begun so often where one fails by itself.
+_FAULTS, _ATTEMPTS = 4, 3
+#: How a clause begins to say what a process of the suite's has met.
+_IN_A_PROCESS = "the child process failed: "
 #: How a process of the suite's tells of that.
 _MET_A_LIMIT = re.compile(r"^penstock\.errors\.(FullError|InvalidRequestError): ", re.MULTILINE)
 
@@ -230,7 +234,7 @@ def _run_clause(
         elif clause.claims and not capabilities.get(clause.claims):
             _probe(function, surroundings, clause, result)
         else:
-            _run(functools.partial(function, surroundings), deadline_s)
+            _run_anew_after_outages(function, surroundings, clause, deadline_s)
             result.outcome = "pass"
     except NotApplicable as reason:
         result.outcome, result.detail = "not_applicable", str(reason)
@@ -250,6 +254,49 @@ def _run_clause(
     except MissedDeadline as reason:
         step = surroundings.steps.last()
         result.outcome, result.detail = DEADLINE, f"{reason}{step and f'; the last step: {step}'}"
+
+
+def _run_anew_after_outages(
+    function: Any, surroundings: Env | StrategyEnv, clause: Clause, deadline_s: float
+) -> None:
+    """Run a clause. Every call of an object store may fail for now: a clause that breaks off by that is begun anew. A
+    store that fails at the same request again means it.
+
+    Raises Undecided if each attempt broke off, in another place each time.
+    """
+    may_fail = isinstance(surroundings, Env) and surroundings.target.kind == OBJECT_STORE.name
+    if not may_fail or clause.level == _FAULTS:  # there the suite itself has it fail
+        _run(functools.partial(function, surroundings), deadline_s)
+        return
+    assert isinstance(surroundings, Env)
+    broken_off: set[int] = set()
+    for number in range(_ATTEMPTS):
+        place = surroundings.anew(number) if number else surroundings
+        try:
+            _run(functools.partial(function, place), deadline_s)
+        except Exception as error:
+            if not _is_outage(error) or place.requests in broken_off:
+                raise
+            if _IN_A_PROCESS not in str(error):  # of which nobody knows how far it came
+                broken_off.add(place.requests)
+            why = _first_line(error)
+        else:
+            return
+        finally:
+            if number:
+                _run(place.clean, surroundings.target.deadline_s)
+    raise Undecided(
+        f"the store failed in each of {_ATTEMPTS} attempts, as it may, so nothing is known: {why}"
+    )
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Whether it is a store that fails for now, or a clause that says that it did."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_outage, error.exceptions))
+    if isinstance(error, AssertionError):
+        return "UnavailableError" in str(error)
+    return isinstance(error, UnavailableError)
 
 
 def _is_tiny(report: Report) -> bool:

@@ -80,6 +80,47 @@ def penstock_register_partitioner():
 '''
 
 
+_FAILING_STORE = """
+from penstock.errors import UnavailableError
+from penstock.hookspecs import hookimpl
+from penstock.spi import Settings
+from penstock.spi.object_store import ObjectStoreSpec
+from penstock_conformance.reference._object_store import STORE_CAPABILITIES, DirectoryStore
+from penstock_conformance.reference._plugin import closing
+
+opened = 0
+
+class Way(Settings):
+    way: str
+
+class Failing(DirectoryStore):
+    def __init__(self, way, path):
+        global opened
+        super().__init__(path)
+        opened += 1
+        self.way, self.number, self.gets = way, opened, 0
+
+    def close(self):
+        pass
+
+    async def get(self, key, start=0, end=None):
+        self.gets += 1
+        fails = {
+            "once": self.number == 3 and self.gets == 4,
+            "anywhere": self.gets == 2 * self.number,
+            "there": self.gets == 4,
+        }
+        if fails[self.way]:
+            raise UnavailableError("not now")
+        return await super().get(key, start, end)
+
+@hookimpl
+def penstock_register_object_store():
+    return ObjectStoreSpec(name="failing", summary="", settings=Way, capabilities=STORE_CAPABILITIES,
+        open=closing(lambda settings, services: Failing(settings.way, services.data_dir)))
+"""
+
+
 def _run(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     report = tmp_path / "report.json"
     with contextlib.chdir(tmp_path):
@@ -120,6 +161,19 @@ def test_unclaimed_capabilities_are_told_and_must_be_refused(tmp_path: Path, plu
         "unclaimed_append_is_refused",
         "unclaimed_compare_and_swap_is_refused",
     ]
+
+
+@pytest.mark.parametrize(("way", "outcome"), [("once", "pass"), ("anywhere", "undecided"), ("there", "fail")])
+def test_a_store_that_fails_for_now_is_tried_again(tmp_path: Path, way: str, outcome: str) -> None:
+    """Every call may: a clause is begun anew; where it broke off each time, in another place, nothing is known."""
+    (tmp_path / "failing_store.py").write_text(_FAILING_STORE)
+    done, report = _run(
+        tmp_path,
+        *("object_store", "--plugin", "failing", "--plugins-dir", str(tmp_path), "--set", f"way={way}"),
+        *("-k", "get_returns_the_asked_range", "--deadline", str(HANG_S)),
+    )
+    assert [clause["outcome"] for clause in report["clauses"]] == [outcome], done.stdout
+    assert ("not now" in report["clauses"][0]["detail"]) == (outcome != "pass")
 
 
 def test_missed_deadline_is_an_outcome_of_its_own(tmp_path: Path, plugins_dir: Path) -> None:

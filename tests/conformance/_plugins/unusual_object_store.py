@@ -72,6 +72,8 @@ class Way:
     #: A listing that is under way has one of as many connections as requests may be on their way.
     streams: bool = False
     append: bool = True
+    #: One in so many requests isn't answered.
+    fails_each: int = 0
     #: So many appends to what is there, and no more until it is written anew.
     appends_max: int = 1_000_000
 
@@ -84,6 +86,7 @@ WAYS = {
     "tiny_pages": Way(page=2),
     "no_clock": Way(clock_ms=0),
     "coarse_clock": Way(clock_ms=60_000),
+    "busy": Way(fails_each=700),
     "ticks": Way(clock_ms=100, appends_max=1),
     "slow": Way(request_ms=10),
     "gives_bytearrays": Way(gives=bytearray),
@@ -152,6 +155,8 @@ class UnusualStore:
                 return work()
 
         try:
+            if self._way.fails_each and secrets.randbelow(self._way.fails_each) == 0:
+                raise sqlite3.OperationalError("it is busy")
             async with self._connection(wanted=counted != "lists"):
                 answer = await anyio.to_thread.run_sync(locked, limiter=self._limiter)
         except sqlite3.Error as error:
