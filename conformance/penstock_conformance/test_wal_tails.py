@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
-from penstock.errors import CorruptError
+import anyio
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import CorruptError, PenstockError
 from penstock_conformance._body import make_body
 from penstock_conformance._clause import clause
 from penstock_conformance._env import Env
 from penstock_conformance._medium import medium_of, torn
-from penstock_conformance._wal_medium import faulty_medium
+from penstock_conformance._wal_medium import WalMedium, faulty_medium
 from penstock_conformance._wal_steps import (
     append_all,
     check_same,
@@ -88,6 +92,40 @@ async def test_what_was_recovered_survives_a_power_cut(env: Env) -> None:
         check_same(found, bodies[: max(5, len(found))], "of an owner that was killed before a sync")
         medium.disk.restore(cut)
     check_same(await read(env, 3), found, "after a power cut, what was recovered before")
+
+
+@clause(level=4)
+async def test_what_was_recovered_is_in_the_store(env: Env) -> None:
+    """What ``recover`` returned is durable when it ends: of a log in an object store it is there, and the next owner
+    finds it, on another host, too. What an owner had only in memory, or in a file, isn't."""
+    bodies = make_bodies(12, size=700)
+    async with faulty_medium(env) as medium:
+        async with anyio.create_task_group() as tasks:
+            async with medium.open(1) as wal:
+                await recovered(wal)
+                await append_all(wal, bodies[:5])
+                medium.require_store()
+                medium.fail_writes(times=10**6)
+                tasks.start_soon(_heal_later, medium, env.target.deadline_s / 8)
+                with suppress(PenstockError):
+                    for body in bodies[5:]:
+                        wal.append([body])
+                        await checkpoint()
+            tasks.cancel_scope.cancel()
+        medium.heal()
+        async with medium.open(2) as wal:
+            found = [bytes(entry.data) for entry in await recovered(wal)]
+            place = env.on_another_host() if wal.capabilities.shareable else env
+        check_same(found, bodies[: max(5, len(found))], "of an owner whose store was away")
+        async with place.open(epoch=3, object_store=medium.store) as wal:
+            again = [bytes(entry.data) for entry in await recovered(wal)]
+        check_same(again, found, "what the owner before had recovered")
+
+
+async def _heal_later(medium: WalMedium, seconds: float) -> None:
+    """Some owners don't end without their store."""
+    await anyio.sleep(seconds)
+    medium.heal()
 
 
 def _write(path: str, image: bytes) -> None:

@@ -6,9 +6,10 @@ __all__ = ()
 
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import ClassVar
 from unittest.mock import patch
 
 from crc32c import crc32c
@@ -266,6 +267,29 @@ class AcksWhenTheStoreIsAway(StoreWal):
     async def _put(self, slot: int, parts: list[Buffer]) -> None:
         with suppress(UnavailableError):
             await self._put_once(slot, [_head(self), *parts])
+
+
+@mutant(KIND, "recovers_what_its_process_has", "what_was_recovered_is_in_the_store", level=4)
+class RecoversWhatItsProcessHas(StoreWal):
+    """What an owner of this process couldn't put is recovered by the next one, and put by nobody."""
+
+    _left: ClassVar[dict[str, dict[int, WalEntry]]] = {}
+
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
+        append = super().append(data, checksum)
+        entry = WalEntry(append.position, append.next_position, memoryview(b"".join(data)))
+        self._left.setdefault(self._store.location, {})[append.position] = entry
+        return append
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        end = 0
+        async for entry in super().recover():
+            end = entry.next_position
+            yield entry
+        left = self._left.pop(self._store.location, {})
+        for position in sorted(left):
+            if position >= end:
+                yield left[position]
 
 
 @mutant(KIND, "ends_where_it_cannot_read", _OUTAGE, level=4)
