@@ -145,8 +145,8 @@ class Child:
 
     @asynccontextmanager
     async def asleep(self, patience_s: float = 0.0) -> AsyncIterator[None]:
-        """It has told that it halts: it sleeps in the body, and wakes at the end, or a moment after ``patience_s``:
-        what is done there may wait for a lock that it has, and may block the event loop."""
+        """Have the process, which has told that it halts, sleep in the body; wake it at the end, or a moment after
+        ``patience_s``: what is done there may wait for a lock that it has, and may block the event loop."""
         # a SIGCONT before it sleeps would be lost; and the kernel tells only its parent, which is the server
         while not self._is_asleep():  # noqa: ASYNC110
             await anyio.sleep(0.001)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from operator import attrgetter
 from typing import Any, Final
@@ -19,6 +18,7 @@ from penstock_conformance._figures import Figures
 from penstock_conformance._jobs import WRITES, write
 from penstock_conformance._leaks import errors_come_out, leaves_nothing
 from penstock_conformance._listings import keys_listed
+from penstock_conformance._pace import Pace
 
 KIND = "object_store"
 
@@ -203,11 +203,12 @@ async def test_random_operations_agree_with_a_model(env: Env) -> None:
     async with env.open() as first, env.open() as second:
         is_shared = first.location == second.location and first.capabilities.durable
         model = _Model(env, [first, second] if is_shared else [first])
-        until = time.monotonic() + env.target.deadline_s / 4  # a store over a network may be slow
+        pace = Pace(env.target.deadline_s / 4, _STEPS)
         await model.begin()
         for _ in range(_STEPS):
             await model.step()
-            if time.monotonic() > until:
+            pace.step()
+            if pace.is_over:
                 break
         await model.end()
 

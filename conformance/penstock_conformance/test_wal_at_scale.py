@@ -28,6 +28,7 @@ from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, raises, together
 from penstock_conformance._leaks import leaves_nothing
 from penstock_conformance._medium import flipped, medium_of, zero_around
+from penstock_conformance._pace import Pace
 from penstock_conformance._wal_steps import (
     append_all,
     check_same,
@@ -88,9 +89,10 @@ async def test_a_thousand_groups_come_back(env: Env) -> None:
         await recovered(wal)
         bodies = make_bodies(1010, size=60)
         appends: list[WalAppend] = []
-        until = time.monotonic() + env.target.deadline_s / 5  # a medium over a network may be slow
-        while len(appends) < len(bodies) and time.monotonic() < until and _has_room(wal):
+        pace = Pace(env.target.deadline_s / 5, len(bodies))
+        while len(appends) < len(bodies) and not pace.is_over and _has_room(wal):
             appends += await append_all(wal, [bodies[len(appends)]])
+            pace.step()
         count = len(appends)
         bodies = bodies[:count]
         for earlier, later in itertools.pairwise(appends):
@@ -352,15 +354,16 @@ async def test_each_opening_finds_what_all_before_it_left(env: Env) -> None:
 
 async def _lengths_come_back(env: Env) -> None:
     """Logs of as many groups as windows and pages hold, one more, and one fewer."""
-    until = time.monotonic() + env.target.deadline_s / 5
+    pace = Pace(env.target.deadline_s / 5, max(_LENGTHS))
     wanted: list[bytes] = []
     for epoch, length in enumerate((*_LENGTHS, 0), 1):
         async with env.open(epoch=epoch) as wal:
             found = [bytes(entry.data) for entry in await recovered(wal)]
             check_same(found, wanted, f"a log of {len(wanted)} groups")
-            while len(wanted) < length and time.monotonic() < until and _has_room(wal):
+            while len(wanted) < length and not pace.is_over and _has_room(wal):
                 wanted.append(make_body(epoch, len(wanted), 60))
                 await append_all(wal, wanted[-1:])
+                pace.step()
 
 
 async def test_owner_that_ends_in_its_recovery_loses_nothing(env: Env) -> None:
@@ -559,9 +562,10 @@ async def test_statistics_go_along(env: Env) -> None:
         count = room_of(wal, 200 * _GROUP_BYTES) // _GROUP_BYTES
         if not count:
             not_applicable("the log is too small for a group after the other")
-        until = time.monotonic() + env.target.deadline_s / 5
-        while len(appends) < 3 * count and time.monotonic() < until:
+        pace = Pace(env.target.deadline_s / 5, count)
+        while len(appends) < 3 * count and not pace.is_over:
             appends += await append_all(wal, make_bodies(3, size=100, owner=len(appends)))
+            pace.step()
         count = len(appends) // 3
         pending = [wal.append([body]) for body in make_bodies(70, size=100)]
         counters = wal.statistics()
