@@ -60,8 +60,8 @@ _PARKED_BYTES: Final = 4096
 _WATCHED_BYTES: Final = 1024
 #: Batches that are smaller than this on average are joined, up to so many bytes: on the way to the socket each buffer
 #: is looked at several times, which takes longer than to copy it once.
-_SMALL_BATCH_BYTES: Final = 1024
-_JOINED_BYTES_MAX: Final = 1024 * 1024
+_SMALL_BATCH_BYTES: Final = 512
+_JOINED_BYTES_MAX: Final = 256 * 1024
 #: So many fetches that an append wakes go on at once; of a crowd whoever uses much of the loop waits for its turn.
 _WOKEN_AT_ONCE: Final = 16
 

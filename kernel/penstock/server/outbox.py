@@ -18,7 +18,7 @@ from penstock.spi.allocator import Charge
 #: The system looks at each buffer, which takes longer than to copy so few bytes: a thousand small batches leave in a
 #: fifth of the time.
 _JOIN_BYTES_MAX: Final = 16 * 1024
-_SMALL_BUFFER_BYTES: Final = 1024
+_SMALL_BUFFER_BYTES: Final = 512
 #: The other end is closed, or closed for sending; where the system can't tell the latter, only the former.
 HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 

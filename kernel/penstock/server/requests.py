@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ("not_served", "start")
 
-from typing import Any
+from typing import Any, Final
 
 from penstock.api.context import RequestContext
 from penstock.api.declaration import SHORT_BYTES, Api, Frame
@@ -23,6 +23,10 @@ from penstock.server.responses import count_response, encode_in_turn
 from penstock.server.slots import Slot
 from penstock.spi.allocator import Allocation
 from penstock.wire.registry import Message, decode_request, decode_request_header, encode_response
+
+#: An answer leaves from the read that asked for it up to this size. A larger one takes as long as several requests,
+#: which are read first: Produces among them share a group, and while a thread writes it large answers leave.
+_AT_ONCE_BYTES_MAX: Final = 128 * 1024
 
 
 def start(
@@ -183,7 +187,7 @@ def _answer(
     except Exception as error:  # noqa: BLE001 - logged as a bug
         channel.answer_failed(slot, error)
     count_response(channel.core, channel.client, slot)
-    if at_once:
+    if at_once and sum(map(len, slot.buffers or ())) <= _AT_ONCE_BYTES_MAX:
         channel.answered(slot, reads_on=True)
     else:
         channel.slot_completed(slot)

@@ -32,7 +32,7 @@ class Transport:
 
 @pytest.mark.parametrize(
     ("size", "count", "is_joined"),
-    [(70, 1_000, True), (1_000, 40, True), (4_096, 4, True), (1_024, 100, False), (100_000, 2, False)],
+    [(70, 1_000, True), (500, 100, True), (4_096, 4, True), (512, 100, False), (100_000, 2, False)],
 )
 def test_small_buffers_are_joined_and_others_given_to_the_system_as_they_are(
     size: int, count: int, is_joined: bool

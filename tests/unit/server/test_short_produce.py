@@ -14,7 +14,7 @@ import pytest
 
 from penstock.api.client import NAME_CHARS_MAX
 from penstock.errors import FullError
-from penstock.server import long_produce, produce_heads
+from penstock.server import long_produce, produce_heads, requests
 from penstock.server.long_produce import ProduceHeader
 from penstock.server.produce_heads import ProduceHeads
 from penstock.server.short_produce import ShortProduces
@@ -312,6 +312,20 @@ async def test_an_answer_that_is_there_at_once_leaves_from_the_read_that_asked_f
         assert made.answers() == alone * 3
         made.server.core.flush_dirty()
         assert not made.answers()
+
+
+async def test_a_large_answer_leaves_when_what_came_with_its_request_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Produces that were read in the same turn of the loop share a group, and large answers leave beside it."""
+    monkeypatch.setattr(requests, "_AT_ONCE_BYTES_MAX", 100)
+    async with counts.rig() as made:
+        made.exchange(frame(Sent(), 0, b""))
+        made.answers()
+        received(made, counts.fetch_frame(0))
+        assert not made.wire.sent
+        made.server.core.flush_dirty()
+        assert len(made.answers()) > 100
 
 
 async def test_an_answer_that_can_not_be_written_ends_its_connection_and_nothing_else() -> None:
