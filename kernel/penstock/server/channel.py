@@ -204,7 +204,7 @@ class Channel:
         except Exception as error:  # noqa: BLE001 - logged as a bug; the log goes on
             core.handler_failed(-1, error, expected=False)
             self.abort()
-        core.turns.answered()
+        core.turns.answered((self,))
 
     def answer_failed(self, slot: Slot, error: Exception) -> None:
         """A response can't be encoded, which is a bug: the client gets nothing but the end of the connection."""

@@ -241,7 +241,7 @@ class ServerCore:
             if sent >= _WRITE_BYTES_MIN:
                 taken = _WRITE_S + sent * _WRITE_S_PER_BYTE
                 self.loop_time.used(channel.time, taken, taken, self.time())
-        self.turns.answered()
+        self.turns.answered(dirty)
 
     def _crowds_later(self, dirty: list[Flushable]) -> list[Flushable]:
         """Who of ``dirty`` is flushed now: of limited crowds some, behind all others, and more in the next turn."""

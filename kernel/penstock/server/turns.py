@@ -13,12 +13,14 @@ Who is limited to its share goes on when nobody else waits for the log: the thre
 interpreter, and what they have done is to be told at once. It waits for that no longer than ``DEFER_S`` after its
 last slice, so that it gets on beside others who always have something in flight, and for what earlier slices spared
 of that time; and no longer than ``DEFER_S_MAX`` in all, since slices of others who aren't limited come one after the
-other, too. Handlers of limited crowds that begin or go on after a wait do the same, a few of them.
+other, too. Handlers of limited crowds that begin or go on after a wait do the same, a few of them. Within the same
+time it lets who was answered just now ask again.
 """
 
 from __future__ import annotations
 
 __all__ = (
+    "ASKS_AGAIN_S",
     "DEFER_S",
     "DEFER_S_MAX",
     "HELD_MAX",
@@ -65,6 +67,9 @@ SPARED_S_MAX: Final = 0.002
 #: Nothing is spared beside more others than these: one of them is in the midst of something at most moments, and a
 #: crowd that goes on in the moments between would lose these, too.
 SPARED_OTHERS_MAX: Final = 8
+#: Who was answered may ask again at once, as who produces and then fetches: so long after an answer no slice begins,
+#: as long as one is. Not beside more others than those of ``SPARED_OTHERS_MAX``.
+ASKS_AGAIN_S: Final = SLICE_SHORT_S
 #: The first of those who wait for others' requests, or for threads, waits no longer: beside many who are always in
 #: the midst of something there is no moment at which nobody is.
 DEFER_S_MAX: Final = 0.25
@@ -89,8 +94,11 @@ _NOWHERE: Final[Place] = "", 0
 _payer: ContextVar[TimeMember | None] = ContextVar("_payer", default=None)
 
 
-class _Waits(Protocol):
+class _Asks(Protocol):
     time: TimeMember
+
+
+class _Waits(_Asks, Protocol):
     #: Whether it waits with more than it received last: who doesn't may go on before its pace says so.
     is_greedy: bool
 
@@ -157,6 +165,8 @@ class Turns:
         self._spared_s = 0.0
         #: Since when somebody lets others' requests go first.
         self._lets_since: float | None = None
+        #: When one of the others was answered last while somebody waited here.
+        self._answered = -math.inf
         self._slice_ended = False
         #: Threads that work for somebody who is limited.
         self._threads = 0
@@ -310,13 +320,26 @@ class Turns:
 
     def _others_first(self, now: float) -> bool:
         """Whether requests of others are in the log's hands, and who is limited can let them go first for longer."""
-        return bool(self._others) and now < self._defers_until(now) and self._others_wait(now)
+        return (
+            bool(self._others)
+            and now < self._defers_until(now)
+            and (self._others_wait(now) or self._may_ask_again(now))
+        )
+
+    def _may_ask_again(self, now: float) -> bool:
+        """Whether one of the others was answered just now. Of many one always was, and nobody else would go on."""
+        return now < self._answered + ASKS_AGAIN_S and 0 < len(self._others) <= SPARED_OTHERS_MAX
 
     def _defers_until(self, now: float) -> float:
         until = self._last_slice + DEFER_S
         if len(self._others) > SPARED_OTHERS_MAX:
             return until
         return max(until, now if self._lets_since is None else self._lets_since) + self._spared_s
+
+    def _lets_others_ask(self, now: float) -> bool:
+        """Whether somebody waits for no more than that one of the others may ask again."""
+        is_deferred = self._deferred or self._held or self._single_deferred_since is not None
+        return bool(is_deferred) and self._may_ask_again(now)
 
     def _lets_others(self, now: float) -> None:
         if self._lets_since is None:
@@ -357,8 +380,13 @@ class Turns:
 
     # -- when others are answered -----------------------------------------------------------------------
 
-    def answered(self) -> None:
-        """Some requests were, or a thread's work is done: see whether who let them go first can go on."""
+    def answered(self, whose: Iterable[_Asks] = ()) -> None:
+        """Requests of ``whose`` were, or a thread's work is done: see whether who let them go first can go on."""
+        if self._size or self._held:
+            for one in whose:
+                if not one.time.is_crowded:
+                    self._answered = self.clock()
+                    break
         is_deferred = self._deferred or self._held or self._single_deferred_since is not None
         if is_deferred and not self._is_scheduled:
             self._is_scheduled = True
@@ -386,6 +414,9 @@ class Turns:
         at, _ = self._next_single(now, defers=waits_for_others)
         if self._waiting or at <= now or (self._held and not waits_for_others):
             self._run_soon()
+            return
+        if waits_for_others and self._lets_others_ask(now):
+            self._run_soon()  # timers go by milliseconds
             return
         if self._limited:
             at = min(at, self._limited[0][0])

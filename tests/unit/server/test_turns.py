@@ -17,6 +17,7 @@ from tests.patience import HANG_S
 from penstock.server.core import ServerCore
 from penstock.server.singles import LOOK_MAX, LOOK_NAMES_MAX, Singles
 from penstock.server.turns import (
+    ASKS_AGAIN_S,
     DEFER_S,
     DEFER_S_MAX,
     HELD_MAX,
@@ -241,6 +242,68 @@ def test_what_slices_leave_of_their_time_for_others_is_spared_for_a_later_reques
     for one in many:
         assert not loop.turns.hold_back(one, loop.now, is_greedy=False)
     assert deferred_s(loop) == pytest.approx(DEFER_S), "it was spared again, and they are many now"
+
+
+def test_who_was_answered_may_ask_again_before_who_is_limited_goes_on() -> None:
+    """The slice that an answer let begin kept the next request of the same client waiting, each time."""
+    loop = Loop()
+    _, modest = limited(loop, 4)
+    loop.iterate(4)
+    modest.awaits_log = False
+    loop.turns.answered([modest])
+    for _ in range(8):
+        loop.iterate()
+        assert loop.history == []
+    assert not loop.turns.hold_back(modest, loop.now, is_greedy=False)
+    modest.awaits_log = True  # it has asked again
+    loop.now += ASKS_AGAIN_S
+    loop.iterate(8)
+    assert loop.history == []
+    modest.awaits_log = False
+    loop.turns.answered([modest])
+    loop.now += ASKS_AGAIN_S / 2
+    loop.iterate(8)
+    assert loop.history == []
+    loop.now += ASKS_AGAIN_S
+    loop.iterate(2)
+    assert loop.history == ["greedy"], "without a timer, which would be for a millisecond"
+
+
+def test_who_is_limited_goes_on_in_time_though_others_are_answered_again_and_again() -> None:
+    loop = Loop()
+    _, modest = limited(loop, 4)
+    since = loop.now
+    loop.iterate(2)
+    modest.awaits_log = False
+    while not loop.history:
+        loop.turns.hold_back(modest, loop.now, is_greedy=False)
+        loop.turns.answered([modest])
+        loop.iterate(2)
+        loop.now += ASKS_AGAIN_S / 4
+    assert loop.now - SLICE_S - since == pytest.approx(DEFER_S, abs=ASKS_AGAIN_S)
+
+
+def test_of_many_others_and_of_a_limited_crowd_nobody_is_waited_for_to_ask_again() -> None:
+    loop = Loop()
+    greedy, modest = limited(loop, 9)
+    greedy.time.limit(math.inf)
+    many = [Work(loop, "modest", 1) for _ in range(SPARED_OTHERS_MAX)]
+
+    def goes_on_after(*answered: Work) -> bool:
+        loop.iterate(4)  # who is limited waits
+        count = len(loop.history)
+        modest.awaits_log = False
+        loop.turns.answered(answered)
+        loop.iterate(2)
+        modest.awaits_log = True
+        return len(loop.history) > count
+
+    assert goes_on_after(greedy), "the answer was one of the crowd's"
+    assert not goes_on_after(greedy, modest)
+    loop.now += ASKS_AGAIN_S
+    for one in many:
+        assert not loop.turns.hold_back(one, loop.now, is_greedy=False)
+    assert goes_on_after(*many, modest), "one of many was answered just now at any time"
 
 
 def test_nobody_of_a_limited_crowd_nor_who_waits_for_a_turn_is_one_of_those_who_go_first() -> None:
