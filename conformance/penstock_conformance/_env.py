@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import anyio
 from anyio.lowlevel import checkpoint
 
+from penstock.config import is_secret
 from penstock.errors import ConfigError, FencedError, PenstockError, UnavailableError
 from penstock.files import ACCESSES, Access
 from penstock.plugins import NestedPlugins, Opened
@@ -39,6 +40,8 @@ from penstock_conformance.reference._object_store import DirectoryStore
 T = TypeVar("T")
 
 EPOCHS_APART = 1000
+#: In the name of an entry of a table that isn't shown; and shorter secrets are part of other words.
+_HIDDEN, _SECRET_LENGTH_MIN = "secret", 6
 #: A store that fails for once leaves nothing behind; one that always does is told by its clauses.
 _CLEANINGS = 5
 
@@ -173,6 +176,22 @@ class Env:
     def spec(self) -> PluginSpec[Any, Any]:
         """The registration of the plugin under test."""
         return self._registry.select(self.target.kind, self.target.plugin)
+
+    def secrets(self) -> list[str]:
+        """What the settings hold that is to be shown to nobody."""
+        spec = self.spec()
+        settings = self.target.checked_settings(spec, self.data_dir)
+        values = [
+            getattr(settings, name) for name, field in type(settings).model_fields.items() if is_secret(field)
+        ]
+        # a table may hold an endpoint, too, or a region
+        leaves = [
+            leaf
+            for value in values
+            for name, leaf in (value.items() if isinstance(value, Mapping) else [(_HIDDEN, value)])
+            if _HIDDEN in str(name).lower()
+        ]
+        return [leaf for leaf in leaves if isinstance(leaf, str) and len(leaf) >= _SECRET_LENGTH_MIN]
 
     def can_read_outside(self) -> bool:
         """Whether the WAL has a ``read``."""

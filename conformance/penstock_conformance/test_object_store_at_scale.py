@@ -729,6 +729,9 @@ async def test_outage_is_not_emptiness(env: Env) -> None:
                 if some.decode() in f"{text} {text!r}"
             ]
             assert not shown, f"{what} in an outage tells what is in an object: {shown[0]!r}"
+            assert not any(secret in f"{text} {text!r}" for secret in env.secrets()), (
+                f"{what} in an outage tells a secret"
+            )
         for what, error in asked.items():
             if error is None and what == "put":
                 not_applicable("the store opens nothing for a put")

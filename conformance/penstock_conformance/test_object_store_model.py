@@ -302,8 +302,10 @@ async def test_refusals_leave_nothing_behind(env: Env) -> None:
 
 
 async def test_errors_tell_nothing_of_what_is_in_objects(env: Env) -> None:
-    """Errors are logged: they name keys, and tell nothing of what is in objects, or was to be, of whichever call."""
+    """Errors are logged: they name keys, and tell nothing of what is in objects, or was to be, of whichever call, nor
+    of secret settings. Nor does the location."""
     body = b"what is told to nobody"
+    secrets = env.secrets()
     async with env.open() as store:
         able = store.capabilities
         await store.put("dir/key", [body])
@@ -331,8 +333,9 @@ async def test_errors_tell_nothing_of_what_is_in_objects(env: Env) -> None:
                 await getattr(upload, first)()
                 told[f"a part after {first}"] = await error_of(upload.write_part([body]))
                 told[f"complete after {first}"] = await error_of(upload.complete())
-        told["statistics"] = store.statistics()
+        told["statistics"], told["location"] = store.statistics(), store.location
         for what, error in told.items():
+            assert not any(secret in f"{error} {error!r}" for secret in secrets), f"{what}: a secret is told"
             assert body.decode() not in f"{error} {error!r}", (
                 f"the error of {what} tells what is in an object"
             )

@@ -6,7 +6,7 @@ effect is whole.
 
 Every method may raise UnavailableError when the store fails, stalls or refuses for now. Implementations
 retry nothing that isn't idempotent without resolving the outcome first. Errors are logged: they name keys, and tell
-nothing of what is in objects.
+nothing of what is in objects, nor of settings that are marked as secret.
 """
 
 from __future__ import annotations
