@@ -46,6 +46,8 @@ class Partitioner(Protocol):
     def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
         """The partition, 0 <= p < ``partition_count``, for a record of ``size_bytes`` (key, value, headers).
 
+        Records without a key get to all partitions of their topic over time, whatever is chosen for other topics, or
+        for keys with ``key_affinity``, in between. Then many keys leave no partition empty, either.
         Raises InvalidRequestError if ``partition_count`` < 1.
         """
 

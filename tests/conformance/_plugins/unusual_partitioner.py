@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -34,16 +35,18 @@ class _Anywhere:
 
 
 class _InTurn(_Anywhere):
-    """All topics share one counter, from the last partition to the first; keys by another checksum."""
+    """From the last partition of a topic to the first; keys by another checksum."""
 
     capabilities = PartitionerCapabilities(key_affinity=True)
-    _count = 0
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
 
     def _place(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
         if key is not None:
             return zlib.crc32(key) * 2654435761 % 2**64 % partition_count
-        self._count += 1
-        return partition_count - 1 - self._count % partition_count
+        self._counts[topic] += 1
+        return partition_count - 1 - self._counts[topic] % partition_count
 
 
 class _JavaOnly(_Anywhere):
@@ -61,6 +64,7 @@ class _Sticky(_InTurn):
     """Stays for a megabyte, whatever happens to its partition meanwhile."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._at: dict[str, tuple[int, int]] = {}
 
     def _place(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
