@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 import anyio
 import anyio.to_thread
 
+from penstock_conformance._patience import has_come
+
 T = TypeVar("T")
 
 
@@ -34,7 +36,11 @@ class Meeting:
         self._left -= 1
         if self._left == 0:
             self._thread.start()
-            self._thread.join(self._patience_s)
+            has_come(self._has_ended_in, self._patience_s)
+
+    def _has_ended_in(self, timeout_s: float) -> bool:
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     async def has_ended(self) -> bool:
         """Whether it came, once it is done."""
@@ -100,7 +106,7 @@ class Guest(Generic[T]):
     def come(self, number: int) -> None:
         """Return when it has done its work, or waits for a lock that goes with what is under way; on any thread."""
         self._begin(number)
-        self._is_away = self._heard(self._patience_s)
+        self._is_away = has_come(self._heard, self._patience_s)
 
     def _heard(self, timeout_s: float | None) -> bool:
         try:

@@ -27,6 +27,7 @@ from penstock_conformance._disk import BROKEN, FULL
 from penstock_conformance._env import Env, raises
 from penstock_conformance._faults import error_of
 from penstock_conformance._leaks import looks_leave_nothing
+from penstock_conformance._patience import Patience
 from penstock_conformance._wal_medium import History, WalMedium, faulty_medium
 from penstock_conformance._wal_steps import (
     append_all,
@@ -465,7 +466,7 @@ async def test_trim_of_a_log_that_has_failed_says_so_or_nothing(env: Env) -> Non
             medium.fail_writes(BROKEN, times=60)
             with suppress(ClosedError, FencedError, FullError):
                 appends += [wal.append([body]) for body in bodies[40:]]
-            with anyio.move_on_after(env.target.deadline_s / 60):
+            with Patience(env.target.deadline_s / 60):
                 await _ended(appends)
             for append in (appends[9], appends[19]):
                 error = await error_of(wal.trim(append.next_position))
@@ -490,7 +491,7 @@ async def test_failed_seal_is_told(env: Env) -> None:
                 await recovered(wal)
                 await append_all(wal, make_bodies(3))
                 medium.fail_writes(times=60)
-                with anyio.move_on_after(env.target.deadline_s / 60):
+                with Patience(env.target.deadline_s / 60):
                     if ended:  # an append fails, and the log perhaps with it; the medium works again
                         await error_of(wal.append([b"failed"]).wait_durable())
                         medium.heal()
@@ -534,7 +535,7 @@ async def test_failed_opening_leaves_nothing(env: Env) -> None:
         async def attempt(fail: Callable[[], None], *, opened: bool) -> None:
             nonlocal epoch
             epoch += 1
-            with suppress(PenstockError), anyio.move_on_after(env.target.deadline_s / 200):
+            with suppress(PenstockError), Patience(env.target.deadline_s / 200):
                 if not opened:
                     fail()
                 async with medium.open(epoch) as wal:
@@ -583,7 +584,7 @@ async def test_looks_in_an_outage_find_no_other_log(env: Env) -> None:
 
 async def _looked(env: Env, look: Awaitable[Any]) -> Any:
     """What a look from outside told, or that the medium failed, or that nothing came in time."""
-    with anyio.move_on_after(env.target.deadline_s / 60):
+    with Patience(env.target.deadline_s / 60):
         try:
             return await look
         except (CorruptError, FencedError, NotFoundError) as error:
@@ -709,11 +710,13 @@ async def _append_beside_each_other(wal: Any, medium: WalMedium, bodies: list[by
     """Append, with all writes held up; several of them, if the log writes several at a time."""
     medium.store.hold("put_if_absent", "put")
     appends = []
-    patience_s = 0.2
+    all_are_held = True
     for body in bodies:
         appends.append(wal.append([body]))
-        with anyio.move_on_after(patience_s) as scope:
-            await medium.store.wait_held(len(appends))
-        if scope.cancelled_caught:
-            patience_s = 0
+        if all_are_held:
+            with Patience(0.2) as scope:
+                await medium.store.wait_held(len(appends))
+            all_are_held = not scope.cancelled_caught
+        else:
+            await checkpoint()
     return appends

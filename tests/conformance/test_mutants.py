@@ -24,7 +24,7 @@ _Outcomes = dict[tuple[str, str], dict[str, Any]]
 
 
 #: Mutants that share a process, because starting one costs most; few enough that a busy machine has time for them.
-_AT_ONCE = 150
+_AT_ONCE = 75
 
 
 def _try_all(names: Sequence[tuple[str, str]]) -> _Outcomes:
