@@ -150,14 +150,21 @@ class Child:
         # a SIGCONT before it sleeps would be lost; and the kernel tells only its parent, which is the server
         while not self._is_asleep():  # noqa: ASYNC110
             await anyio.sleep(0.001)
-        timer = threading.Timer(_PATIENCE_S + patience_s, self.wake)
+        is_awake = threading.Event()
+
+        def wake() -> None:
+            is_awake.set()
+            self.wake()
+
+        timer = threading.Timer(_PATIENCE_S + patience_s, wake)
         timer.start()
         try:
             yield
         finally:
             timer.cancel()
             timer.join()
-            self.wake()
+            if not is_awake.is_set():  # else it may halt again by now, and another would wake it
+                self.wake()
 
     def wake(self) -> None:
         """SIGCONT."""
