@@ -411,9 +411,9 @@ async def test_epochs_are_numbers(env: Env) -> None:
 async def test_a_topic_is_who_has_its_id(env: Env) -> None:
     """A topic made again never goes on in a table of the old one: nor in an empty one, nor if most of the
     id is the same; topics whose names differ little share none. ConflictError, or a table of its own."""
-    ids = ("5a1c9d20-0000-4000-8000-000000000301", "5a1c9d20-0000-4000-8000-000000000302")
     async with env.open() as compactor:
-        for name, positions in (("orders", {}), ("without-records", {0: 7})):
+        for number, (name, positions) in enumerate((("orders", {}), ("without-records", {0: 7}))):
+            ids = [f"5a1c9d20-0000-4000-8000-0000000003{number}{each}" for each in (1, 2)]
             first, again = (topic_of(env, name=name, topic_id=each) for each in ids)
             async with compactor.open_table(first, 1) as table:
                 if positions:
