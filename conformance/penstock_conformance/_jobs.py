@@ -16,7 +16,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -100,7 +100,7 @@ class Death:
     def __init__(self, after: int) -> None:
         self._left = abs(after)
         self._in_a_call = after < 0
-        self._largest, self._took_s, self._timed = 0, 1e9, 0
+        self._took_s, self._timed = 1e9, 0
 
     def told(self) -> None:
         """One more was told."""
@@ -108,22 +108,23 @@ class Death:
         if self._left == 0 and not self._in_a_call:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    @property
+    def in_next_call(self) -> bool:
+        """Whether as much was told as should be, so that this process dies in one of the next calls to die in."""
+        return self._in_a_call and self._left <= 0
+
     @contextmanager
-    def call(self, size: int) -> Iterator[None]:
-        """Around a call that writes ``size`` bytes. The quickest of the largest size tells how long one takes."""
-        started = time.perf_counter()
-        is_large = size >= self._largest
-        if self._in_a_call and self._left <= 0 and is_large and self._timed >= _TIMED_CALLS:
+    def call(self) -> Iterator[None]:
+        """Around a call to die in: each writes as much, so the quickest tells how long one takes."""
+        if self.in_next_call and self._timed >= _TIMED_CALLS:
             # nobody handles the signal, so it ends the process as SIGKILL does
             signal.setitimer(signal.ITIMER_REAL, max(1e-6, random.uniform(0.1, 0.9) * self._took_s))
+        started = time.perf_counter()
         yield
         if self._in_a_call:
             signal.setitimer(signal.ITIMER_REAL, 0)  # it came too late: the next call is tried
-        if size > self._largest:
-            self._largest, self._took_s, self._timed = size, 1e9, 0
-        if size == self._largest:
-            self._took_s = min(self._took_s, time.perf_counter() - started)
-            self._timed += 1
+        self._took_s = min(self._took_s, time.perf_counter() - started)
+        self._timed += 1
 
 
 class Halt:
@@ -294,15 +295,17 @@ async def put_until_killed(env: Env, *, owner: int, keys: list[str], seed: int, 
         tell("ready")
         for sequence in range(1, 1_000_000):
             key = rng.choice(keys)
-            body = make_body(owner, sequence, rng.choice((100, 5000, 300_000)))
-            with death.call(len(body)):
+            size = 300_000 if death.in_next_call else rng.choice((100, 5000, 300_000))
+            body = make_body(owner, sequence, size)
+            parts = (body[:50], body[50:])
+            with death.call() if size == 300_000 else nullcontext():
                 if store.capabilities.multipart and rng.random() < 0.3:
                     upload = await store.create_multipart(key)
                     for start in range(0, len(body), 64 * 1024):
                         await upload.write_part([body[start : start + 64 * 1024]])
                     await upload.complete()
                 else:
-                    await store.put(key, [body[:50], body[50:]])
+                    await store.put(key, parts)
             tell([key, sequence])
             death.told()
 
@@ -314,8 +317,9 @@ async def write_when_told(env: Env, *, size: int) -> None:
         tell("ready")
         while (order := ask()) is not None:
             body = make_body(1, order["sequence"], size)
+            parts = (body[:1000], body[1000:])  # copied before: a large part of the time is else no writing
             with halt.call(order["halt"]):
-                await write(store, order["way"], order["key"], [body[:1000], body[1000:]])
+                await write(store, order["way"], order["key"], parts)
             tell(order["sequence"])
 
 
@@ -331,11 +335,15 @@ async def write_until_killed(env: Env, *, owner: int, seed: int, die_after: int)
         tell("ready")
         for sequence in range(1, 1_000_000):
             key, way = f"made/{owner}-{sequence}", rng.choice(ways)
-            body = make_body(owner, sequence, rng.choice((100, 5000, 2_000_000)))
+            size = rng.choice((100, 5000, 2_000_000))
+            if death.in_next_call:
+                way, size = deadly, 2_000_000
+            body = make_body(owner, sequence, size)
             if way == "compare_and_swap":
                 await store.put(key, [make_body(owner, sequence, rng.choice((100, len(body))))])
-            with death.call(len(body) if way == deadly else 0):
-                await write(store, way, key, [body[:50], body[50:]])
+            parts = (body[:50], body[50:])  # copied before: a large part of the time is else no writing
+            with death.call() if way == deadly and size == 2_000_000 else nullcontext():
+                await write(store, way, key, parts)
             tell([key, way, sequence])
             death.told()
 
