@@ -94,7 +94,7 @@ class BlockCache(Protocol):
 
     def evict(self, bytes_wanted: int) -> int:
         """Drop blocks that nobody waits for until ``bytes_wanted`` are free or none is left; bytes freed. If none are
-        wanted, none goes.
+        wanted (0, or less), none goes.
         """
 
     def forget_object(self, object_id: int) -> None:

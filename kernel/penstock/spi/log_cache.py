@@ -132,7 +132,7 @@ class LogCache(Protocol):
         """Drop uploaded entries, oldest first, until ``bytes_wanted`` are free or none is left; bytes freed.
 
         A block needn't go as a whole: of one with a great many entries, only as many may go as are wanted. If none
-        are, none goes.
+        are (0, or less), none goes.
         """
 
     def drop_stream(self, stream_id: int) -> None:

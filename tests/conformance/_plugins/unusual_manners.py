@@ -74,7 +74,7 @@ class EvictsByTheDozen(PlainBlockCache):
     """More than was wanted, so that it is asked seldom."""
 
     def evict(self, bytes_wanted: int) -> int:
-        return super().evict(bytes_wanted and max(bytes_wanted, 50_000))
+        return super().evict(max(bytes_wanted, 50_000) if bytes_wanted > 0 else 0)
 
 
 class ChargesAFixedPart(PlainBlockCache):
