@@ -256,11 +256,20 @@ def _ways_of_writing(store: Any) -> list[tuple[str, Callable[[str, list[bytes]],
             await upload.write_part(body[at : at + 8])
         await upload.complete()
 
+    async def in_two_appends(key: str, body: list[bytes]) -> None:
+        half, size = (len(body) + 1) // 2, 0
+        for some in (body[:half], body[half:]):
+            if any(some):  # nothing is no append
+                await store.append(key, some, size)
+                size += sum(map(len, some))
+
     ways = [("put", store.put)]
     if store.capabilities.put_if_absent:
         ways.append(("put_if_absent", store.put_if_absent))
     if store.capabilities.multipart:
         ways.append(("parts", in_parts))
+    if store.capabilities.append:
+        ways.append(("append", in_two_appends))
     return ways
 
 

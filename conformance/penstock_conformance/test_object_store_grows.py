@@ -75,7 +75,7 @@ async def test_appends_are_told_as_any_other_write(env: Env) -> None:
             key = f"told/{number}"
             expected = b"before"[: 6 * number]  # first to an object without bytes
             old = await store.put(key, [expected])
-            was = await store.head(key)
+            was, held = await store.head(key), await store.get(key)
             has_ticked = await ticked(store, was.modified_ms)
             buffer = bytearray(b"".join(body))
             view, cuts = memoryview(buffer), [0]
@@ -85,6 +85,7 @@ async def test_appends_are_told_as_any_other_write(env: Env) -> None:
             token = await store.append(
                 key, [view[start:end] for start, end in itertools.pairwise(cuts)], len(expected)
             )
+            assert bytes(held) == expected, "what was read before has changed with an append"
             expected += bytes(buffer)
             buffer[:] = bytes(len(buffer))
             await anyio.sleep(_LATER_S)

@@ -214,3 +214,33 @@ class TellsWhatItCouldNotAppend(DirectoryStore):
             return await super().append(key, body, offset)
         except UnavailableError as error:
             raise UnavailableError(f"{error} body={b''.join(body)!r}") from None
+
+
+@mutant(KIND, "grows_under_its_readers", _TOLD)
+class GrowsUnderItsReaders(DirectoryStore):
+    """Has what it read last at hand, and lets that grow with its object."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        self._at_hand: dict[str, bytearray] = {}
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        found = await super().get(key, start, end)
+        if start or end is not None:
+            return found
+        self._at_hand = {key: bytearray(found)}
+        return memoryview(self._at_hand[key])
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        token = await super().append(key, body, offset)
+        if key in self._at_hand:
+            self._at_hand[key] += b"".join(body)
+        return token
+
+
+@mutant(KIND, "appends_four_mebibytes_at_most", "bodies_of_round_sizes_come_back_whole")
+class AppendsFourMebibytesAtMost(DirectoryStore):
+    """As much as a request holds."""
+
+    async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
+        return await super().append(key, [b"".join(body)[: 4 * 2**20]], offset)
