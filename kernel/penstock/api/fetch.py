@@ -501,12 +501,19 @@ async def handle_fetch(request: FetchRequest, context: RequestContext) -> FetchR
         if _may_answer(fetch, found, context):
             return await fetch.respond_fairly(found)
         del found
-    await _wait(fetch, context)
+    woken = await _wait(fetch, context)
+    # of several, those that told of something come last
+    if woken is not None and len(woken.entries) == 1 and _may_answer(fetch, woken, context):
+        return await fetch.respond_fairly(woken)
+    del woken  # what waits for memory holds nothing
     return await _deliver(fetch, context)
 
 
-async def _wait(fetch: _Fetch, context: RequestContext) -> None:
-    """Wait until there are enough bytes, or an error to answer, or the time is up, or it gives way to another."""
+async def _wait(fetch: _Fetch, context: RequestContext) -> _Collected | None:
+    """Wait until there are enough bytes, or an error to answer, or the time is up, or it gives way to another.
+
+    Returns what is in the partitions, if all of them were looked at since they last told of something.
+    """
     api = context.api
     watch = _Watch()
     parked: ParkedFetch | None = None
@@ -518,7 +525,7 @@ async def _wait(fetch: _Fetch, context: RequestContext) -> None:
         if left_s > 0.0 and not found.cold and not fetch.is_due(found):
             if is_crowded:
                 context.rest_s = min(REST_S_MAX, left_s)
-                return
+                return None
             parked = _park(fetch, context, watch)
         watch.end_after(left_s)
         while not found.cold and not fetch.is_due(found) and not (parked and parked.gave_way):
@@ -532,6 +539,7 @@ async def _wait(fetch: _Fetch, context: RequestContext) -> None:
             fetch.collect_again([watched.cached for watched in changed], found)
         if parked is not None and parked.gave_way:
             context.rest_s = min(REST_S_MAX, max(0.0, fetch.left_s()))
+        return None if watch.has_news else found
     finally:
         if parked is not None:
             api.parked.leave(parked)
@@ -607,6 +615,11 @@ class _Watch:
         if self._timer is not None:
             self._timer.cancel()
         del self.wake
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a partition has changed since ``wait`` returned last."""
+        return bool(self._notified)
 
     def _wake(self) -> None:
         self._event.set()

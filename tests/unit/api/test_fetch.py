@@ -317,6 +317,34 @@ async def test_a_fetch_whose_time_is_up_is_woken_and_not_cancelled(logs: FakeLog
     assert thrown == []
 
 
+async def test_a_fetch_that_is_woken_reads_what_came_once_if_there_is_memory_for_it(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each read of a thousand small batches takes a crowd that is woken as long as all the rest."""
+    partition = logs.at("t")
+    asked, context = request(0, max_wait_ms=60_000), make_context(logs, 11)
+    assert fetch_nowait(asked, context) is None
+    responses: list[FetchResponse] = []
+    reads: list[int] = []
+    read = partition.read_nowait
+
+    def counted(offset: int, *others: Any, **named: Any) -> Any:
+        reads.append(offset)
+        return read(offset, *others, **named)
+
+    async def wait() -> None:
+        responses.append(await handle_fetch(asked, context))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        monkeypatch.setattr(partition, "read_nowait", counted)
+        partition.write(3)
+    assert reads == [0]
+    assert sizes(responses[0]) == [len(partition.batches[0][2])]
+    assert [charge.size for charge in context.charges] == sizes(responses[0]), "it is paid for"
+
+
 async def test_a_wait_that_ended_leaves_no_listeners_for_the_collector(logs: FakeLogs) -> None:
     """They are hundreds of kilobytes where many partitions are watched, and the collector comes late."""
     gc.collect()
