@@ -316,7 +316,8 @@ async def test_append_needs_the_end_of_the_object(env: Env) -> None:
                 with raises(ConflictError):
                     await store.append("key", [b"x"], elsewhere)
             assert bytes(await store.get("key")) == expected, "a refused append changed the object"
-        assert len(set(tokens)) == len(tokens), "an append left the token as it was"
+        has_none = not store.capabilities.compare_and_swap and set(tokens) == {""}
+        assert has_none or len(set(tokens)) == len(tokens), "an append left the token as it was"
         assert bytes(await store.get("key", 3, 6)) == b"two"
         for body, offset in ((b"x", -1), (b"", len(expected))):
             with raises(InvalidRequestError):

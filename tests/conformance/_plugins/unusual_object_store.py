@@ -61,6 +61,8 @@ class Way:
     gives: Callable[[bytes], Buffer] = bytes
     #: Tokens are of contents: what is put again as it was has the same one.
     hashes: bool = False
+    #: Without swaps nobody needs one.
+    tokens: bool = True
     compressed: bool = False
     #: No reply to a creation ever comes: whose bytes are there is looked for.
     loses_replies: bool = False
@@ -81,7 +83,7 @@ class Way:
 WAYS = {
     "plain": Way(),
     "no_parts": Way(multipart=False),
-    "no_conditions": Way(put_if_absent=False, compare_and_swap=False),
+    "no_conditions": Way(put_if_absent=False, compare_and_swap=False, tokens=False),
     "no_swap": Way(compare_and_swap=False),
     "tiny_pages": Way(page=2),
     "no_clock": Way(clock_ms=0),
@@ -185,7 +187,7 @@ class UnusualStore:
 
     def _info(self, key: str, body: bytes, modified: int, token: str) -> ObjectInfo:
         size = len(zlib.decompress(body)) if self._way.compressed else len(body)
-        return ObjectInfo(key=key, size=size, modified_ms=modified, token=token)
+        return ObjectInfo(key=key, size=size, modified_ms=modified, token=token if self._way.tokens else "")
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
         def work() -> bytes:
@@ -211,7 +213,8 @@ class UnusualStore:
         now = int(time.time() * 1000)
         now = now // self._way.clock_ms * self._way.clock_ms if self._way.clock_ms else 0
         stored = zlib.compress(data, 1) if self._way.compressed else data
-        return await self._ask("puts", partial(write, key, stored, now, token))
+        written = await self._ask("puts", partial(write, key, stored, now, token))
+        return written if self._way.tokens else ""
 
     def _put(self, key: str, body: bytes, now: int, token: str) -> str:
         self._database.execute(
