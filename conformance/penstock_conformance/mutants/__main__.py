@@ -25,10 +25,13 @@ from penstock_conformance.mutants import MUTANTS, Mutant
 
 #: For mutants that don't hang: a busy machine must not catch one by slowness.
 _DEADLINE_S = 60.0
+#: Of a mutant that keeps something with each use, each use takes longer than the one before, and there are most.
+_COST_DEADLINE_S = 180.0
 #: For those that are caught because they hang.
 _HANG_S = 2.0
 #: A race or a kill hits the moment that a mutant gets wrong, or doesn't; each try has another seed.
 _TRIES = {1: 1, 2: 4, 3: 4, 4: 1, 5: 1}
+_COST = 5
 #: So does a random life of a cluster.
 _LIVES = 4
 #: A file system in memory: nothing is synced, so the same clauses take a tenth of the time.
@@ -41,6 +44,7 @@ def try_mutant(mutant: Mutant, all_clauses: bool = False, alone: bool = False) -
     caught: dict[str, str] = {}
     seconds = 0.0
     outcome = "deadline" if mutant.hangs else "fail"
+    patient_s = _COST_DEADLINE_S if mutant.level == _COST else _DEADLINE_S
     for seed in range(_LIVES if mutant.kind == STRATEGY else _TRIES[mutant.level]):
         target = Target(
             kind=mutant.kind,
@@ -48,7 +52,7 @@ def try_mutant(mutant: Mutant, all_clauses: bool = False, alone: bool = False) -
             settings=mutant.all_settings(),
             modules=("penstock_conformance.mutants",),
             levels=(mutant.level,),
-            deadline_s=_HANG_S if mutant.hangs else _DEADLINE_S,
+            deadline_s=_HANG_S if mutant.hangs else patient_s,
             seed=seed,
             work_dir=str(_MEMORY) if _MEMORY.is_dir() and not mutant.on_disk else tempfile.gettempdir(),
         )
