@@ -173,6 +173,8 @@ class Turns:
         #: Who has threads at work, or is about to, and how many: answers are encoded while the next request is read.
         self._at_work = Counter[TimeMember]()
         self._is_scheduled = False
+        #: Slices run just now.
+        self._in_slices = False
         #: When the first of those that may have to wait went on in this iteration of the loop.
         self._iteration_began: float | None = None
         #: When ``_wake`` is called next.
@@ -388,7 +390,9 @@ class Turns:
                     self._answered = self.clock()
                     break
         is_deferred = self._deferred or self._held or self._single_deferred_since is not None
-        if is_deferred and not self._is_scheduled:
+        if is_deferred and self._in_slices:
+            self._run_soon()  # behind what came in during the slice, as any next one
+        elif is_deferred and not self._is_scheduled:
             self._is_scheduled = True
             self._call_soon(self._run)
 
@@ -479,6 +483,7 @@ class Turns:
                 shares.ready_at(single.time, now)
         looks, single_first = len(waiting), self._single_first
         self._single_first = not single_first
+        self._in_slices = True
         while True:
             single_at, place = math.inf, _NOWHERE
             if single_first or not looks:
@@ -507,6 +512,7 @@ class Turns:
             self._last_slice = now
             if used >= end or self._slice_ended:
                 break
+        self._in_slices = False
         if waits_for_others and self._deferred:
             self._lets_others(now)
         self._contended_until = now + _OTHERS_S

@@ -131,6 +131,26 @@ def test_what_was_asked_for_during_a_slice_is_done_before_the_next_one() -> None
     assert loop.history == ["a", "received", "a"]
 
 
+def test_an_answer_within_a_slice_has_no_slice_begin_before_what_came_in_meanwhile() -> None:
+    """What is asked for one after the other is answered in the slice that reads it, while somebody lets others go."""
+    loop = Loop()
+    limited(loop, 4)
+    loop.iterate(4)
+
+    class Asks(Work):
+        def turn(self) -> None:
+            loop.turns.answered([self])
+            super().turn()
+
+    loop.turns.add(Asks(loop, "a", 3))
+    loop.iterate(2)
+    loop.call_soon(lambda: loop.history.append("received"))
+    loop.iterate()
+    assert loop.history == ["a", "received"]
+    loop.iterate()
+    assert loop.history == ["a", "received", "a"]
+
+
 def test_who_used_its_part_waits_until_it_may_go_on_and_others_go_first() -> None:
     loop = Loop()
     greedy = Work(loop, "a", 2)
