@@ -34,6 +34,8 @@ _APPENDS = 30
 #: Entries of so many bytes, and how many at a time, until they are more than a log may keep.
 _LARGE, _LARGE_COUNT = 2**16, 160
 _KEPT_BYTES_MAX = 64 * 2**20
+#: Then come so many snapshots at a time, each of so many bytes.
+_SNAPSHOTS, _SNAPSHOT_BYTES = 4, 2**21
 _REQUESTS = 6
 _WAIT_S = 0.5
 #: A look each twentieth of a second, of two requests.
@@ -613,7 +615,7 @@ async def test_long_use_grows_nothing(env: Env) -> None:
 
 @clause(level=5)
 async def test_entries_take_no_memory(env: Env) -> None:
-    """What was appended or read stays in memory up to a bound of 64 MiB, and no longer."""
+    """What was appended, read, or in a snapshot stays in memory up to a bound of 64 MiB, and no longer."""
     async with env.open() as log:
         if log.capabilities.entry_bytes_max < _LARGE:
             not_applicable("entries are small: what a plugin may keep of them can't be told from all")
@@ -630,10 +632,19 @@ async def test_entries_take_no_memory(env: Env) -> None:
                         assert len(entry.data) == _LARGE
                         del entry
                 kept = max(kept, _check_bound(grown(), appended, "read"))
+            written, kept, before = 0, 0, grown()
+            while 2 * kept >= written:
+                for _ in range(_SNAPSHOTS):
+                    await log.append(index, b"small")
+                    await log.write_snapshot(MetadataSnapshot(index, bytes(_SNAPSHOT_BYTES)))
+                    assert await log.read_snapshot() is not None, "a snapshot was written, and there is none"
+                    index += 1
+                written += _SNAPSHOTS * _SNAPSHOT_BYTES
+                kept = _check_bound(grown(), written, "in snapshots") - before
 
 
 def _check_bound(kept: int, entries_bytes: int, what: str) -> int:
     assert kept <= _KEPT_BYTES_MAX + _LARGE_COUNT * _LARGE, (
-        f"{entries_bytes} bytes of entries were {what}, and {kept} are in memory"
+        f"{entries_bytes} bytes were {what}, and {kept} are in memory"
     )
     return kept

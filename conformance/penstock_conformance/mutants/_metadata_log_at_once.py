@@ -407,3 +407,16 @@ class KeepsWhatItRead(PlainMetadataLog):
 
     def _decode(self, index: int, raw: bytes) -> MetadataEntry:
         return self._known.setdefault(index, super()._decode(index, raw))
+
+
+@mutant(KIND, "keeps_each_snapshot", "entries_take_no_memory", level=5)
+class KeepsEachSnapshot(PlainMetadataLog):
+    """For who is behind."""
+
+    def __init__(self, store: ObjectStore | None) -> None:
+        super().__init__(store)
+        self._written: dict[int, MetadataSnapshot] = {}
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await super().write_snapshot(snapshot)
+        self._written[snapshot.index] = snapshot

@@ -63,7 +63,7 @@ class MetadataLog(Protocol):
     """The contract of a metadata log. Every durable byte is checksummed (I11).
 
     After its context was left every method that asks the log raises ClosedError: nothing looks empty then. What was
-    appended or read may stay in memory up to a bound of 64 MiB at the most, and no longer than that.
+    appended, read or in a snapshot may stay in memory up to a bound of 64 MiB at the most, and no longer than that.
     """
 
     @property
