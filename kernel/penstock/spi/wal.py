@@ -4,6 +4,9 @@ One WAL per broker, shared by all its partitions. Life: ``open`` (fences older o
 its end (from then on ``statistics().end_position`` says where the log ends, also of an empty one) -> any number of
 ``append``/``trim`` -> leave the context (flushes what was appended).
 
+While nothing is asked of it, a log comes to rest and leaves its medium alone; it may write now and then, once a
+second at the most, that its owner lives.
+
 A *position* is an int64 that strictly grows with append order; an entry covers [position, next_position).
 Positions are opaque to the kernel except for their order.
 """
