@@ -344,6 +344,27 @@ async def test_an_answer_that_can_not_be_written_ends_its_connection_and_nothing
         assert made.server.core.handler_errors == 1
 
 
+async def test_an_answer_that_breaks_off_the_read_it_leaves_from_is_the_last_and_holds_nothing() -> None:
+    async with counts.rig() as made:
+        made.exchange(frame(Sent(), 0, b""))
+        made.answers()
+        writes: list[int] = []
+        core, channel = made.server.core, made.connection.channel
+
+        def broken(data: object) -> None:
+            writes.append(len(data))  # type: ignore[arg-type]
+            raise RuntimeError("a bug of the transport")
+
+        made.wire.write = broken
+        made.wire.abort = lambda: None
+        received(made, counts.fetch_frame(0) * 3, frame(Sent(), 1, b""))
+        core.flush_dirty()
+        assert len(writes) == 1
+        assert not channel.pipeline.slots
+        assert core.outgoing.used > 0, "on account until the transport is gone"
+    assert (core.outgoing.used, core.incoming.used) == (0, 0)
+
+
 async def test_a_closed_gate_leaves_every_request_to_the_long_way() -> None:
     async with counts.rig() as made:
         for number in range(2):
