@@ -62,6 +62,8 @@ _WATCHED_BYTES: Final = 1024
 #: is looked at several times, which takes longer than to copy it once.
 _SMALL_BATCH_BYTES: Final = 512
 _JOINED_BYTES_MAX: Final = 256 * 1024
+#: Copies up to this size aren't on the account of memory, as short responses aren't.
+_COPIED_BYTES_MIN: Final = 16 * 1024
 #: So many fetches that an append wakes go on at once; of a crowd whoever uses much of the loop waits for its turn.
 _WOKEN_AT_ONCE: Final = 16
 
@@ -71,6 +73,7 @@ class _Fetch:
 
     __slots__ = (
         "_context",
+        "_copied_bytes",
         "_denied",
         "_enough",
         "_has_told_leader",
@@ -91,6 +94,8 @@ class _Fetch:
         self._is_follower = request.replica_id >= 0 or request.replica_state.replica_id >= 0
         self._tells_leader = context.version >= _LEADER_VERSION
         self._has_told_leader = False
+        #: Of the response, what isn't in a cache or an object's piece, which are accounted for.
+        self._copied_bytes = 0
         settings = context.api.settings
         self.started_s = context.api.clock()
         # a client that hasn't shown yet that it takes what it asks for gets less at a time
@@ -262,6 +267,8 @@ class _Fetch:
         return self._response(topics)
 
     def _response(self, topics: list[FetchableTopicResponse]) -> FetchResponse:
+        if self._copied_bytes > _COPIED_BYTES_MIN:
+            self._context.charges.append(self._context.api.logs.charge_copy(self._copied_bytes))
         response = FetchResponse(session_id=self.plan.session_id, responses=topics)
         if self._has_told_leader and not self._is_follower:
             node = self._context.client.advertised
@@ -295,13 +302,23 @@ class _Fetch:
                 leader_id=self._context.client.advertised.node_id, leader_epoch=entry.partition.leader_epoch
             )
             self._has_told_leader = True
+        self._copied_bytes += entry.copied_bytes
         topic.partitions.append(data)
 
 
 class _Entry:
     """The outcome of a fetch for one partition."""
 
-    __slots__ = ("cached", "cold", "diverging", "error", "partition", "passed_over_bytes", "result")
+    __slots__ = (
+        "cached",
+        "cold",
+        "copied_bytes",
+        "diverging",
+        "error",
+        "partition",
+        "passed_over_bytes",
+        "result",
+    )
 
     def __init__(self, cached: CachedPartition, partition: Partition | None, error: int) -> None:
         self.cached = cached
@@ -310,6 +327,8 @@ class _Entry:
         self.cold = False
         self.result: ReadResult | None = None
         self.diverging: EpochEndOffset | None = None
+        #: Of the records, once they are in a response.
+        self.copied_bytes = 0
         #: What is left of the limit, which the next batch is too large for: no wait would fill it.
         self.passed_over_bytes = 0
 
@@ -348,6 +367,7 @@ class _Entry:
             records, size = self.result.records, self.result.size_bytes
             if len(records) > 1 and size < min(_JOINED_BYTES_MAX, len(records) * _SMALL_BATCH_BYTES):
                 data.records = [b"".join(records)]
+                self.copied_bytes = size
             else:
                 data.records = list(records)
         return data

@@ -43,6 +43,7 @@ from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import AddPartitions, CreateTopic, DeleteTopic, SetTopicConfigs
 from penstock.metadata.deltas import TopicAdded, TopicGrown
 from penstock.metadata.topics import TopicState, config_places
+from penstock.spi.allocator import Charge
 from penstock.spi.statistics import gauge
 from penstock.stream.engine import STREAMS_PER_COMMAND, StreamEngine
 from penstock.stream.events import BlockUploaded
@@ -297,6 +298,10 @@ class LogManager:
         """The partition, if there is one that this broker leads."""
         topic = self._topics.get(name)
         return None if topic is None else topic.partitions.get(index)
+
+    def charge_copy(self, size: int) -> Charge:
+        """Put ``size`` bytes of records that a response has a copy of on the account of memory, until it has left."""
+        return self._engine.allocator.charge_anyway(size, "responses")
 
     async def prepare_reads(self, wanted: Sequence[tuple[Partition, int, int]], bytes_max: int) -> None:
         """Several reads (partition, offset, bytes) are about to come, about ``bytes_max`` in all.

@@ -19,6 +19,7 @@ from penstock.spi.allocator import Charge
 #: fifth of the time.
 _JOIN_BYTES_MAX: Final = 16 * 1024
 _SMALL_BUFFER_BYTES: Final = 512
+_SMALL_JOIN_BYTES_MAX: Final = 256 * 1024
 #: The other end is closed, or closed for sending; where the system can't tell the latter, only the former.
 HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
@@ -82,7 +83,9 @@ class Outbox:
                 self._sending.add(buffers)
             elif size >= LARGE_BYTES and not self.is_full and self._send(buffers):
                 pass
-            elif size <= _JOIN_BYTES_MAX or size < len(buffers) * _SMALL_BUFFER_BYTES:
+            elif size <= _JOIN_BYTES_MAX or size < min(
+                _SMALL_JOIN_BYTES_MAX, len(buffers) * _SMALL_BUFFER_BYTES
+            ):
                 transport.write(b"".join(buffers))
             elif self._gathers:
                 transport.writelines(buffers)

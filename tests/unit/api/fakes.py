@@ -30,7 +30,7 @@ from penstock.log.preparation import Preparation, Preparer
 from penstock.log.producer_book import ProducerInfo
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import TopicConfigTable
-from penstock.spi.allocator import Allocation, AllocatorStatistics
+from penstock.spi.allocator import Allocation, AllocatorStatistics, Charge
 from penstock.spi.authorizer import Authorizer
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages._index import INDEX
@@ -353,6 +353,8 @@ class FakeLogs(LogManager):
     def __init__(self) -> None:
         self.node_id = 7
         self.fetch_memory = BytesLimiter(1 << 30, credit=1 << 30, credit_max=1 << 30, clock=lambda: 100.0)
+        #: Bytes of the copies that responses have.
+        self.copies = BytesLimiter(1 << 30, clock=lambda: 100.0)
         self.durable_at_once = True
         #: Appends that are let in before FullError.
         self.room = 1 << 60
@@ -404,6 +406,9 @@ class FakeLogs(LogManager):
 
     def partition(self, name: str, index: int) -> FakePartition | None:
         return self._partitions.get((name, index))
+
+    def charge_copy(self, size: int) -> Charge:
+        return self.copies.charge_anyway(size, self.copies.join("127.0.0.1", None))
 
     async def prepare_reads(self, wanted: Sequence[tuple[Partition, int, int]], bytes_max: int) -> None:
         await anyio.lowlevel.checkpoint()

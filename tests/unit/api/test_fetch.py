@@ -106,6 +106,24 @@ async def test_small_batches_are_joined_and_large_ones_leave_from_where_they_are
     assert all(isinstance(one, memoryview) for one in large.records), "not even one by one"
 
 
+async def test_copies_in_a_response_are_on_the_account_of_memory_until_it_has_left(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peers that never read held as many bytes beside the memory limit as fetches may have in flight."""
+    for number in (0, 1):
+        for _ in range(100):
+            logs.at("t", number).write(1, value=b"x" * 100)
+    context = make_context(logs, 11)
+    joined = [pieces(one) for one in partitions(await call(request(0, 0), context))]
+    assert [len(of_one) for of_one in joined] == [1, 1]
+    assert logs.copies.used == sum(len(batch) for (batch,) in joined)
+    context.release_charges()
+    assert logs.copies.used == logs.fetch_memory.used == 0
+    monkeypatch.setattr(fetch_module, "_SMALL_BATCH_BYTES", 1)
+    await call(request(0, 0), make_context(logs, 11))
+    assert not logs.copies.used
+
+
 async def test_offset_within_a_batch_gets_the_whole_batch(logs: FakeLogs) -> None:
     logs.at("t").write(5)
     response = await call(request(3), make_context(logs, 11))
