@@ -242,7 +242,7 @@ MEANT: Final = (
         name="bytes behind the last batch",
         reason="Kafka ignores what is too short to be a batch; here records that aren't whole batches are refused",
         where=("produce",),
-        request=r"topic_data.partition_data.records is b'.*\(77\)",
+        request=r"topic_data.partition_data.records is b['\"].*\(77\)",
     ),
     Meant(
         name="negative times are compressed, too",
