@@ -355,6 +355,43 @@ def doubled_topics(pair: Pair) -> None:
             )
 
 
+def too_many_partitions(pair: Pair) -> None:
+    """Topics that together have more partitions than one request creates, beside such as aren't created anyway."""
+    fine, wrong = _new("many"), _new("many-wrong", replication_factor=-5)
+    half, much = _new("many-half", num_partitions=5_000), _new("many-more", num_partitions=10_001)
+    assigned = _new(
+        "many-assigned",
+        num_partitions=-1,
+        replication_factor=-1,
+        assignments=[{"partition_index": index, "broker_ids": [1]} for index in range(5_000)],
+    )
+    for topics in (
+        [fine, wrong, much],
+        [half, assigned, fine],
+        [half, half, assigned, fine],
+        [fine, fine, much],
+        [much, much, fine],
+        [_new("__cluster_metadata", num_partitions=10_001), fine],
+        [_new(TOPIC, num_partitions=10_001), fine],
+        [_new("no name", num_partitions=10_001), fine],
+    ):
+        label = f"created: {[(one['name'], one['num_partitions']) for one in topics]}"
+        for timeout_ms in (0, 5000):
+            ask(
+                pair,
+                f"{label} in {timeout_ms} ms",
+                ApiKey.CREATE_TOPICS,
+                4,
+                topics=topics,
+                timeout_ms=timeout_ms,
+                validate_only=True,
+            )
+
+
+def _new(name: str, **others: Any) -> dict[str, Any]:
+    return {"name": name, "num_partitions": 1, "replication_factor": 1, "assignments": [], **others}
+
+
 #: By name.
 FIRST_FAULTS: Final[dict[str, Callable[[Pair], None]]] = {
     "frames": frames,
@@ -366,4 +403,5 @@ FIRST_FAULTS: Final[dict[str, Callable[[Pair], None]]] = {
     "sessions out of step": sessions_out_of_step,
     "strangers": strangers,
     "doubled topics": doubled_topics,
+    "too many partitions": too_many_partitions,
 }

@@ -64,6 +64,8 @@ _GROWTHS: Final = 20
 #: Configs, or assigned partitions, of a topic that count as another topic.
 _PARTS_OF_CHECK: Final = 10
 _DESCRIPTIONS: Final = 10
+#: Kafka's bound for one request; ours are larger where one topic may be.
+_PARTITIONS_AT_ONCE_MAX: Final = 10_000
 
 
 async def handle_create_topics(request: CreateTopicsRequest, context: RequestContext) -> CreateTopicsResponse:
@@ -84,6 +86,14 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     try:
         if left:  # one that is being deleted won't be there
             _check_time(request.timeout_ms)
+            counted = frozenset(left)
+            asked_for = in_portions(request.topics, _NAMES)
+            _check_total(
+                sum(
+                    [_partitions_asked(asked, context) async for asked in asked_for if asked.name in counted]
+                ),
+                context,
+            )
             changing = [name async for name in in_portions(left, _NAMES) if logs.is_changing(name)]
             await deadline.of(logs.wait_changed(changing))
     except KafkaError as error:
@@ -158,13 +168,34 @@ def _check_time(timeout_ms: int) -> None:
         raise KafkaError(ErrorCode.REQUEST_TIMED_OUT, TIMED_OUT)
 
 
+def _check_total(partitions: int, context: RequestContext) -> None:
+    """Kafka refuses a request as a whole where it is of more partitions than its controller takes at once."""
+    partitions_max = max(context.api.settings.partitions_per_topic_max, _PARTITIONS_AT_ONCE_MAX)
+    if partitions > partitions_max:
+        raise KafkaError(
+            ErrorCode.POLICY_VIOLATION,
+            f"one request creates at most {partitions_max} partitions: partitions={partitions}",
+        )
+
+
+def _partitions_asked(asked: CreatableTopic, context: RequestContext) -> int:
+    if asked.assignments:
+        return len(asked.assignments)
+    count = asked.num_partitions
+    return context.api.settings.partitions_default if count == _DEFAULT else count
+
+
 def _new_topic(
     asked: CreatableTopic, taken: Mapping[str, str], context: RequestContext, table: TopicConfigTable
 ) -> NewTopic:
     """``taken`` has the topics that are there by the names that their metrics have.
 
-    Of several faults the one is told that Kafka finds first: the size of the topic, its name, its configs.
+    Of several faults the one is told that Kafka finds first: a kept name, the topic's size, its name, its configs.
     """
+    if asked.name in RESERVED_TOPICS:
+        raise KafkaError(
+            ErrorCode.INVALID_REQUEST, f"the name is kept for the cluster itself: name={asked.name}"
+        )
     partitions_max = context.api.settings.partitions_per_topic_max
     if max(asked.num_partitions, len(asked.assignments)) > partitions_max:
         raise KafkaError(
@@ -174,10 +205,6 @@ def _new_topic(
     fault = topic_name_fault(asked.name)
     if fault is not None:
         raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, fault)
-    if asked.name in RESERVED_TOPICS:
-        raise KafkaError(
-            ErrorCode.INVALID_REQUEST, f"the name is kept for the cluster itself: name={asked.name}"
-        )
     if asked.name in context.api.logs.topics():
         raise KafkaError(ErrorCode.TOPIC_ALREADY_EXISTS, f"topic exists already: name={asked.name}")
     other = taken.get(metric_name(asked.name))

@@ -161,6 +161,17 @@ async def test_validate_only_says_what_topics_partitions_max_leaves_no_room_for(
     assert codes == [0, full]
 
 
+async def test_a_request_for_too_many_partitions_creates_none_of_its_topics(logs: FakeLogs) -> None:
+    """As in Kafka. What isn't created anyway doesn't count."""
+    reserved = new("__cluster_metadata", 10_001)
+    asked = [*(new(f"new-{number}", 100) for number in range(100)), reserved]
+    fine = await create(logs, *asked, validate_only=True)
+    assert [result.error_code for result in fine] == [0] * 100 + [ErrorCode.INVALID_REQUEST]
+    results = await create(logs, *asked, new("one-more", 1))
+    assert [result.error_code for result in results] == [ErrorCode.POLICY_VIOLATION] * 102
+    assert {result.name for result in results}.isdisjoint(logs.topics())
+
+
 async def test_validate_only_creates_nothing(logs: FakeLogs) -> None:
     (result,) = await create(logs, new(), validate_only=True)
     assert result.error_code == 0
