@@ -86,11 +86,15 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     try:
         if left:  # one that is being deleted won't be there
             _check_time(request.timeout_ms)
-            counted = frozenset(left)
+            effective = frozenset(left)
             asked_for = in_portions(request.topics, _NAMES)
             _check_total(
                 sum(
-                    [_partitions_asked(asked, context) async for asked in asked_for if asked.name in counted]
+                    [
+                        _partitions_asked(asked, context)
+                        async for asked in asked_for
+                        if asked.name in effective
+                    ]
                 ),
                 context,
             )
