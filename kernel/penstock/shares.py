@@ -37,6 +37,7 @@ from __future__ import annotations
 
 __all__ = ("GRACE_S", "GRACE_SHORT_S", "PACE_MIN", "Member", "Shares", "address_of")
 
+import sys
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from ipaddress import IPv6Address
@@ -408,10 +409,10 @@ class Shares:
         if self._elder is member and not member.held:
             self._elder = None
 
-    def serve(self, now: float) -> list[Member]:
-        """Let waiters take what is there; those that have it now, in order."""
+    def serve(self, now: float, count_max: int = sys.maxsize) -> list[Member]:
+        """Let waiters take what is there, ``count_max`` of them at most; those that have it now, in order."""
         served: list[Member] = []
-        while self.waiting:
+        while self.waiting and len(served) < count_max:
             member = self._next(now)
             if member is None:
                 break

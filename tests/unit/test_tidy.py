@@ -31,6 +31,7 @@ ASYNCIO_RIM = (
     "tools/penstock_tools/client/",
     "kernel/penstock/server/",
     "tools/penstock_tools/testing/",
+    "kernel/penstock/log/limiter.py",  # a crowd is served in several iterations of the loop
     "kernel/penstock/log/listeners.py",  # a crowd is told in several iterations of the loop
     "kernel/penstock/work/timer.py",  # waits that end by being woken
     "kernel/penstock/wal/group_writer.py",  # writes that outlive the cancellation of their scope

@@ -153,8 +153,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         core, reader = self._core, self._reader
-        if reader.large is not None:
-            return reader.buffer(core.scratch)
+        large = reader.large
+        if large is not None:
+            return large.room[: core.fresh_room] if large.takes_fresh_memory else large.room
         if core.carried.is_high or core.incoming.is_short:
             return reader.buffer(core.scratch)[:SHORT_BYTES]
         if reader.partial or reader.expects_large:

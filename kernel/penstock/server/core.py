@@ -23,7 +23,7 @@ from penstock.server.carried import Carried
 from penstock.server.produce_heads import ProduceHeads
 from penstock.server.room_turns import RoomTurns
 from penstock.server.sender import Sender
-from penstock.server.settings import SCRATCH_BYTES, ServerSettings
+from penstock.server.settings import SCRATCH_BYTES, SHORT_BYTES, ServerSettings
 from penstock.server.turns import Turns, metered
 from penstock.server.visitors import Visitors
 from penstock.spi.allocator import Allocator
@@ -132,7 +132,9 @@ class ServerCore:
         self.processor_time: Callable[[], float] = time.thread_time
         self.turns = Turns(self.call_soon, self._call_at, self.time, self.processor_time, self.loop_time)
         self._dirty: list[Flushable] = []
-        self._fresh_bytes = 0
+        #: So many bytes more may come into fresh memory in this turn of the loop; a few more of each that waits for
+        #: its turn then, as whoever is read from has to have a buffer.
+        self.fresh_room = _FRESH_BYTES_MAX
         self._fault_window = _Window(_FAULT_LINES_MAX, _FAULT_WINDOW_S)
         self._tasks: TaskGroup | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -209,13 +211,13 @@ class ServerCore:
 
     def received_fresh(self, size: int) -> bool:
         """Whether so many bytes came into fresh memory in this turn of the loop that others are to go first."""
-        if not self._fresh_bytes:
+        if self.fresh_room == _FRESH_BYTES_MAX:
             self.call_soon(self._forget_fresh)
-        self._fresh_bytes += size
-        return self._fresh_bytes >= _FRESH_BYTES_MAX
+        self.fresh_room = max(SHORT_BYTES, self.fresh_room - size)
+        return self.fresh_room <= SHORT_BYTES
 
     def _forget_fresh(self) -> None:
-        self._fresh_bytes = 0
+        self.fresh_room = _FRESH_BYTES_MAX
 
     # -- answers ----------------------------------------------------------------------------------------
 

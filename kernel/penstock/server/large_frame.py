@@ -28,7 +28,16 @@ class LargeFrame:
     With ``at_once`` it gets its memory in one piece that was used before, which spares a page fault for each page.
     """
 
-    __slots__ = ("_at_once", "_memory", "_reservation", "granted", "pos", "size", "start")
+    __slots__ = (
+        "_at_once",
+        "_memory",
+        "_reservation",
+        "granted",
+        "pos",
+        "size",
+        "start",
+        "takes_fresh_memory",
+    )
 
     def __init__(self, size: int, start: bytes | memoryview, *, at_once: bool) -> None:
         self.size = size
@@ -37,6 +46,8 @@ class LargeFrame:
         #: What came before there was memory.
         self.start: bytes | memoryview = start
         self._at_once = at_once
+        #: Whether its bytes come into pages that nobody used before, which takes the system several times as long.
+        self.takes_fresh_memory = not at_once
         self._memory: Allocation | None = None
         self._reservation: Reservation | None = None
 
@@ -45,11 +56,6 @@ class LargeFrame:
         """The memory of the frame; whoever takes the frame releases it."""
         assert self._memory is not None
         return self._memory
-
-    @property
-    def takes_fresh_memory(self) -> bool:
-        """Whether its bytes come into pages that nobody used before, which takes the system several times as long."""
-        return not self._at_once
 
     @property
     def room(self) -> memoryview:

@@ -25,10 +25,11 @@ from penstock.work.pieces import pieces
 #: How long a closed connection may take to send its last bytes.
 _LINGER_S: Final = 10.0
 #: How often it's looked for clients that don't move while others wait, and how soon again if there were more of them
-#: than are closed at a time: each takes as long as a small request, and whoever waited for its bytes goes on at once.
+#: than are closed at a time: each takes as long as two small requests, most of it for the system, which gets its
+#: pages back; and those who waited for its bytes go on at once.
 _RELIEF_S: Final = 0.05
 _RELIEF_SOON_S: Final = 0.002
-_CLOSED_AT_ONCE: Final = 4
+_CLOSED_AT_ONCE: Final = 2
 #: Who finds no room looks for such clients too, unless somebody did so in vain a moment ago: there may be thousands.
 _LOOK_AGAIN_S: Final = 0.05
 #: With too many connections, one gives its place to a new one if it has sent no request for so long after it was
@@ -39,9 +40,10 @@ _LOOK_MAX: Final = 64
 #: Clients that are closed at a time because they hold many times what others wait for.
 _HOARDERS_MAX: Final = 4
 #: Who carried too much, or didn't send what it had room for, is closed at this pace, of all who did: an accept and a
-#: close cost as much as a few requests, and with its place it would get memory again.
-_LEAVING_S: Final = 0.05
-_LEAVING_AT_ONCE: Final = 5
+#: close cost as much as a few requests, and with its place it would get memory again. One at a time: several in a row
+#: are a millisecond in which nobody is served.
+_LEAVING_S: Final = 0.01
+_LEAVING_AT_ONCE: Final = 1
 #: Connections that a sweep looks at, or asks the system about, before others get their turn: some tenths of a
 #: millisecond.
 _SWEPT_AT_ONCE: Final = 100

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from penstock.errors import FullError
-from penstock.log.limiter import BytesLimiter
+from penstock.log.limiter import SERVED_AT_ONCE, BytesLimiter
 from penstock.shares import Member
 
 pytestmark = pytest.mark.anyio
@@ -51,6 +51,34 @@ async def test_who_waits_is_served_when_others_give_back() -> None:
         held.release()
     assert order == [0, 1]
     assert limiter.used == 50
+
+
+async def test_of_a_crowd_that_waits_some_are_served_in_each_iteration_of_the_loop() -> None:
+    """Each has a task that goes on then. Who comes meanwhile and needs less goes first."""
+    crowd_size = 3 * SERVED_AT_ONCE
+    limiter = BytesLimiter(1000, credit=1000, credit_max=1000)
+    first, late, *crowd = members(limiter, 2 + crowd_size)
+    held = [limiter.charge_nowait(1000, first)]
+    order: list[Member] = []
+
+    async def wait(member: Member, size: int) -> None:
+        await limiter.charge(size, member)
+        order.append(member)
+
+    async with anyio.create_task_group() as tasks:
+        for member in crowd:
+            tasks.start_soon(wait, member, 20)
+        await anyio.wait_all_tasks_blocked()
+        while held:
+            held.pop().release()
+        assert limiter.waiting == crowd_size - SERVED_AT_ONCE
+        limiter.serve()
+        assert limiter.waiting == crowd_size - SERVED_AT_ONCE, "not more in the same iteration"
+        tasks.start_soon(wait, late, 1)
+        await anyio.lowlevel.checkpoint()
+        assert limiter.waiting == crowd_size - 2 * SERVED_AT_ONCE
+    assert set(order) == {late, *crowd}
+    assert order.index(late) < crowd_size
 
 
 async def test_a_cancelled_wait_gives_up_its_place() -> None:

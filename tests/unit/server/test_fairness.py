@@ -420,6 +420,31 @@ async def test_newcomers_receive_little_into_fresh_memory_in_one_turn_of_the_loo
         assert harness.allocator.used == 0
 
 
+async def test_newcomers_that_have_room_already_receive_little_of_it_in_one_turn_of_the_loop(
+    logs: FakeLogs,
+) -> None:
+    """Each may have room for a quarter of a megabyte, and what fills it may come for all of them at a time."""
+    async with serving(logs) as harness:
+        core = harness.server.core
+        frame = b"".join(encode_request(ApiKey.PRODUCE, 9, 1, "t", produce(make_batch(1, bytes(2 * MIB)))))
+        crowd = [_Newcomer(harness.server, frame[:MIB]) for _ in range(20)]
+        while any(one.data or not one.transport.is_reading for one in crowd):
+            for one in crowd:
+                one.receive()
+            await anyio.lowlevel.checkpoint()
+        for one in crowd:
+            one.data = memoryview(frame)[MIB:-1]
+        while any(one.data for one in crowd):
+            before = core.received_bytes
+            for one in crowd:
+                one.receive()
+            assert core.received_bytes - before <= MIB // 2
+            await anyio.lowlevel.checkpoint()
+        for one in crowd:
+            one.connection.connection_lost(None)
+        assert harness.allocator.used == 0
+
+
 def large_produce(records_bytes: int = 100 * KIB) -> bytes:
     """A whole Produce that is received into memory of its own."""
     request = produce(make_batch(1, bytes(records_bytes)))
