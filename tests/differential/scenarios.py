@@ -5,10 +5,12 @@ from __future__ import annotations
 __all__ = ("SCENARIOS", "Scenario")
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeAlias
 
-from tests.differential.compare import Pair, create_topic, join_alone
+from tests.differential.compare import Pair, ask_to_create, create_topic, join_alone, wait_until
 from tests.differential.odd_requests import TIME_MS, OddRequest, topic_id_of
+from tests.differential.side import Side
 
 from penstock.wire import ApiKey
 from penstock.wire.messages import (
@@ -106,6 +108,30 @@ def offsets_by_time(pair: Pair) -> None:
         offsets(pair, f"from {start} on", "times", *everything)
     write(pair, "times", TIME_MS + 5)
     offsets(pair, "written again", "times", *everything)
+
+
+def records_without_time(pair: Pair) -> None:
+    """Lookups by time among records that have none, or times below none, until one comes that has a time."""
+    everything = (_EARLIEST, _LATEST, _MAX_TIMESTAMP, 0, TIME_MS)
+    for name, times in (("untimed", (-1, -1)), ("below", (-2,)), ("mixed", (-1, -2))):
+        for side in pair.sides:
+            made = ask_to_create(side, name, 1)
+            assert made.error_code == 0, (side.name, made)
+            side.learn(topic_id_of(name), bytes(made.topic_id))
+            wait_until(partial(_list_error, side, name))
+        write(pair, name, *times)
+        offsets(pair, f"{name}: {times}", name, *everything)
+        write(pair, name, -1)
+        offsets(pair, f"{name}: {times}, then one without", name, *everything)
+        write(pair, name, -1, TIME_MS)
+        offsets(pair, f"{name}: {times}, then one with a time", name, *everything)
+
+
+def _list_error(side: Side, topic: str) -> int:
+    partition = list_offsets.ListOffsetsPartition(partition_index=0, timestamp=-1)
+    wanted = list_offsets.ListOffsetsTopic(name=topic, partitions=[partition])
+    answer = side.ask_message(ApiKey.LIST_OFFSETS, 8, list_offsets.ListOffsetsRequest(topics=[wanted]))
+    return int(answer.topics[0].partitions[0].error_code)
 
 
 def leader_epochs(pair: Pair) -> None:
@@ -269,6 +295,7 @@ def topic_synonyms(pair: Pair) -> None:
 #: By name.
 SCENARIOS: Final[dict[str, Scenario]] = {
     "offsets by time": offsets_by_time,
+    "records without time": records_without_time,
     "leader epochs": leader_epochs,
     "fetch sessions by name": lambda pair: sessions(pair, by_id=False),
     "fetch sessions by id": lambda pair: sessions(pair, by_id=True),

@@ -93,6 +93,9 @@ class ReadResult:
         self.is_cut = is_cut
 
 
+#: Of a record that has none, and one that is before all times.
+_NO_TIMESTAMP = -1
+_ANY_TIME = -(2**63)
 _NOTHING = ReadResult((), 0)
 _NOTHING_FITS = ReadResult((), 0, is_cut=True)
 _data_of = attrgetter("data")
@@ -633,16 +636,17 @@ class Partition:
             offset = entry.next_offset  # its newest record was deleted: a batch that straddles the log start
 
     async def max_timestamp_offset(self) -> tuple[int, int, int] | None:
-        """(offset, timestamp, leader epoch) of the first record with the greatest timestamp (KIP-734)."""
+        """(offset, timestamp, leader epoch) of the first record with the greatest timestamp, or -1 (KIP-734)."""
         self._check_available()
-        greatest = await self._reads.max_time(self.stream, self.stream.start_offset)
-        if greatest < 0:
-            return None
-        entry = await self._reads.find_time(self.stream, self.stream.start_offset, greatest)
+        start = self.stream.start_offset
+        greatest = await self._reads.max_time(self.stream, start)
+        entry = await self._reads.find_time(self.stream, start, greatest if greatest >= 0 else _ANY_TIME)
         if entry is None:
             return None
         found = await self._search(entry.data, partial(max_timestamp_record, entry.data))
-        return None if found is None else (*found, read_header(entry.data).leader_epoch)
+        if found is None or found[1] < _NO_TIMESTAMP:
+            return None
+        return (*found, read_header(entry.data).leader_epoch)
 
     async def _search(self, batch: memoryview, look: _Search) -> tuple[int, int] | None:
         try:
