@@ -15,6 +15,7 @@ __all__ = (
     "flipped",
     "local_folder",
     "medium_of",
+    "own_medium",
     "no_descriptors_left",
     "remove_files_with",
     "swap_files_with",
@@ -71,13 +72,22 @@ class _Whole:
         not_applicable("the medium isn't a file that could be removed")
 
 
+def own_medium(opened: Any) -> OwnMedium | None:
+    """The plugin's ``medium``, if it has one that can be disturbed; any other thing may have this name, too."""
+    own: OwnMedium | None = getattr(opened, "medium", None)
+    return own if hasattr(own, "step") else None
+
+
+def _whole(own: OwnMedium) -> _Whole:
+    if not hasattr(own, "load"):
+        not_applicable("the plugin's medium can't be damaged, it has no load and store")
+    return _Whole(own)
+
+
 def medium_of(opened: Any) -> Path | _Whole:
     """The file that holds the whole log, or the plugin's ``medium``; without one the clause can't be tried."""
-    own: OwnMedium | None = getattr(opened, "medium", None)
-    if own is not None:
-        if not hasattr(own, "load"):
-            not_applicable("the plugin's medium can't be damaged, it has no load and store")
-        return _Whole(own)
+    if (own := own_medium(opened)) is not None:
+        return _whole(own)
     path = Path(str(opened.location))
     if not path.is_file():
         not_applicable("the log isn't a regular file that could be damaged")
@@ -95,7 +105,8 @@ class Bits(Protocol):
 
 def bits_of(opened: Any, directory: Path) -> Bits:
     """What is called when the log is closed to damage it: files below ``directory``, or the plugin's ``medium``."""
-    return _OwnBits(_Whole(opened.medium)) if hasattr(opened, "medium") else _FileBits(directory)
+    own = own_medium(opened)
+    return _FileBits(directory) if own is None else _OwnBits(_whole(own))
 
 
 class _OwnBits:

@@ -15,6 +15,7 @@ from penstock_conformance._clause import not_applicable
 from penstock_conformance._disk import BROKEN, FaultyDisk
 from penstock_conformance._env import Env
 from penstock_conformance._faults import FaultyStore
+from penstock_conformance._medium import own_medium
 from penstock_conformance._wal_steps import check_same
 
 _STORE_READS = ("get", "list", "head")
@@ -35,8 +36,7 @@ class WalMedium:
     async def open(self, epoch: int) -> AsyncIterator[Any]:
         """Open the log on this medium."""
         async with self._env.open(epoch=epoch, object_store=self.store) as wal:
-            own = getattr(wal, "medium", None)
-            if own is not None:
+            if (own := own_medium(wal)) is not None:
                 own.step = self._step
             yield wal
 

@@ -294,6 +294,8 @@ class UnusualWal:
         self._way, self._medium, self._epoch = way, medium, epoch
         self.capabilities = capabilities
         self.location = medium.location
+        #: For people, and nothing that the suite could disturb.
+        self.medium = medium.location
         self._ready = False
         self._state, self._error = "open", ""
         self._failure: Exception | None = None
