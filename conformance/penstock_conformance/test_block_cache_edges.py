@@ -17,6 +17,7 @@ from penstock.spi.plugin import Buffer
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, together
 from penstock_conformance._told_sizes import check_memory, told_sizes
+from penstock_conformance._wanted import WantedMemory
 
 KIND = "block_cache"
 
@@ -320,6 +321,46 @@ async def test_what_goes_is_let_go(env: Env) -> None:
         kept = sum(payload() is not None for payload in alive)
         told = cache.statistics()
         assert not kept, f"{kept} of {len(alive)} blocks are in memory, and not on the account: {told}"
+
+
+async def test_memory_that_goes_may_be_wanted_at_once(env: Env) -> None:
+    """``evict`` may be called while the cache gives memory back, for whoever waited for it: what goes, goes once, and
+    in the thread of the event loop."""
+    for way in ("evicted", "destroyed", "left", "pushed out by others"):
+        account = WantedMemory()
+        try:
+            async with env.open(allocator=account) as cache:
+                size = min(_limit_of(cache) // 24, 2**16)
+                for number in range(1, 3):
+                    for block in _blocks(number, 8, size):
+                        await cache.get([block], _Load())
+                before, kept = account.statistics().used_bytes, cache.statistics().used_bytes
+                account.evict = cache.evict
+                if way == "evicted":
+                    told = cache.evict(8 * size) + account.freed
+                    gone = kept - cache.statistics().used_bytes
+                    assert told == gone, f"{gone} bytes went, and {told} were told to who wanted them"
+                elif way == "destroyed":
+                    cache.forget_object(1)
+                elif way == "pushed out by others":
+                    await cache.get(_blocks(3, _limit_of(cache) // size, size), _Load())
+                    account.evict = None
+                    cache.evict(_EVERYTHING)
+                now = cache.statistics()
+                gone = kept - now.used_bytes
+                charged = before - account.statistics().used_bytes
+                assert charged == gone, (
+                    f"{way}: the cache has {gone} bytes less, and gave {charged} back: {now}"
+                )
+                account.evict = cache.evict
+                for block in _blocks(2, 8, size):  # as good as before
+                    (got,) = await cache.get([block], _Load())
+                    assert len(got) == size, f"{way}: a block of {len(got)} instead of {size} bytes"
+            used = account.statistics().used_bytes
+            assert not used, f"{way}: {used} bytes are on the account when the cache was left"
+            assert not account.other_threads, f"{way}: memory was given back in another thread"
+        finally:
+            account.close()
 
 
 async def test_loaders_of_all_readers_are_let_go(env: Env) -> None:

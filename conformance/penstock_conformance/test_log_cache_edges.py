@@ -7,6 +7,7 @@ from typing import Any
 from penstock.spi.log_cache import StreamEntry
 from penstock_conformance._entries import told
 from penstock_conformance._env import Env
+from penstock_conformance._wanted import WantedMemory
 
 KIND = "log_cache"
 
@@ -149,3 +150,48 @@ async def test_charges_of_empty_entries_go_with_them(env: Env) -> None:
             cache.evict(10**9)
             used = env.account.statistics().used_bytes - before
             assert used == 0, f"all entries were {way}, and {used} bytes are on the account"
+
+
+async def test_memory_that_goes_may_be_wanted_at_once(env: Env) -> None:
+    """``evict`` may be called while the cache gives memory back, for whoever waited for it: what goes, goes once, and
+    in the thread of the event loop."""
+    for way in ("evicted", "deleted", "uploaded", "left"):
+        account = WantedMemory()
+        try:
+            async with env.open() as cache:
+                blocks = []
+                for base in range(4):
+                    for stream_id in (1, 2, 3):
+                        for number in (0, 1):
+                            charge = account.charge_nowait(20, "append")
+                            data = memoryview(bytes(20))
+                            offset = 2 * base + number
+                            cache.put(StreamEntry(stream_id, offset, offset + 1, 5, data, charge, offset + 1))
+                    if base < 3:
+                        blocks.append(cache.freeze())
+                for block in blocks[:2]:
+                    cache.mark_uploaded(block)
+                account.evict = cache.evict
+                if way == "evicted":
+                    told = cache.evict(121) + account.freed
+                    assert told == 240, (
+                        f"two blocks of 120 bytes went, and {told} bytes were told to who wanted them"
+                    )
+                elif way == "deleted":
+                    cache.drop_stream(2)
+                elif way == "uploaded":
+                    cache.mark_uploaded(blocks[2])
+                told = cache.statistics()
+                held = told.active_bytes + told.frozen_bytes + told.uploaded_bytes
+                used = account.statistics().used_bytes
+                assert used == held, f"{way}: {used} bytes are on the account, and {held} in memory: {told}"
+                for stream_id in (1, 3):
+                    last = [entry.base_offset for entry in cache.get(stream_id, 4, _ALL, _ALL)]
+                    assert last == [4, 5, 6, 7] or way == "uploaded", (
+                        f"{way}: of stream {stream_id} these are left that nobody has uploaded: {last}"
+                    )
+            used = account.statistics().used_bytes
+            assert not used, f"{way}: {used} bytes are on the account when the cache was left"
+            assert not account.other_threads, f"{way}: memory was given back in another thread"
+        finally:
+            account.close()

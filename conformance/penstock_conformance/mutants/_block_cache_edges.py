@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ()
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ _WASTE = "what_was_read_is_not_wasted"
 _COOLS = "waste_is_counted_and_cools_readers_down"
 _LET_GO = "loaders_of_all_readers_are_let_go"
 _GOES_ON = "whoever_goes_on_is_sequential"
+_WANTED = "memory_that_goes_may_be_wanted_at_once"
 
 
 @mutant(KIND, "loads_beside_its_limit", "loads_under_way_keep_to_the_limit")
@@ -548,3 +550,51 @@ class WantsBlocksInAList(PlainBlockCache):
         if not isinstance(blocks, list):
             raise TypeError("a list, please")
         return await super().get(blocks, load, prefetch=prefetch)
+
+
+@mutant(KIND, "lets_go_before_it_forgets", _WANTED)
+class LetsGoBeforeItForgets(PlainBlockCache):
+    """Somebody may ask for what is just going, and gets it a second time."""
+
+    def _drop(self, block: BlockRef) -> int:
+        charge = self._slots[block].charge
+        if charge is not None:
+            charge.release()
+        self._slots.pop(block, None)
+        self._used -= block.size
+        return block.size
+
+
+@mutant(KIND, "looks_once_at_what_may_go", _WANTED)
+class LooksOnceAtWhatMayGo(PlainBlockCache):
+    """Nothing else goes while it lets go of that."""
+
+    def _is_idle(self, block: BlockRef, slot: _Slot) -> bool:
+        return slot.done.is_set() and not slot.waiting
+
+
+@mutant(KIND, "forgets_an_object_block_by_block", _WANTED)
+class ForgetsAnObjectBlockByBlock(PlainBlockCache):
+    """All of it is there until it has gone."""
+
+    def forget_object(self, object_id: int) -> None:
+        mine = [block for block in self._slots if block.object_id == object_id]
+        for block in mine:
+            slot = self._slots[block]
+            slot.forgotten = True
+            self._drop_forgotten(block, slot)
+
+
+@mutant(KIND, "gives_memory_back_in_a_thread", _WANTED)
+class GivesMemoryBackInAThread(PlainBlockCache):
+    """So that nobody waits for it."""
+
+    def _drop(self, block: BlockRef) -> int:
+        slot = self._slots[block]
+        charge, slot.charge = slot.charge, None
+        freed = super()._drop(block)
+        if charge is not None:
+            thread = threading.Thread(target=charge.release)
+            thread.start()
+            thread.join()
+        return freed

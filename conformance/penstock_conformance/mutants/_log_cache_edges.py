@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ()
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from penstock_conformance.reference._log_cache import Block, PlainLogCache
 KIND = "log_cache"
 
 _FIRST = "oldest_entries_go_first"
+_WANTED = "memory_that_goes_may_be_wanted_at_once"
 
 
 @mutant(KIND, "evicts_the_one_block_that_is_enough", _FIRST)
@@ -284,3 +286,47 @@ class AddsBytesUpIn32Bits(PlainLogCache):
             self._sums[entries[first].stream_id] >= 2**32 > self._sums[entries[first].stream_id] - bytes_max
         )
         return super()._run(entries, first, end_offset, 0 if over else bytes_max)
+
+
+@mutant(KIND, "lets_go_before_it_forgets", _WANTED)
+class LetsGoBeforeItForgets(PlainLogCache):
+    """Somebody may ask for what is just going, and is told of it once more."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        freed = 0
+        for block in [block for block in self._frozen if block.uploaded]:
+            if freed >= bytes_wanted:
+                break
+            freed += block.held_bytes
+            for entries in block.streams.values():
+                self._release(entries)
+            if block in self._frozen:
+                self._frozen.remove(block)
+        return freed
+
+
+@mutant(KIND, "looks_at_its_charges_one_by_one", _WANTED)
+class LooksAtItsChargesOneByOne(PlainLogCache):
+    """Each is there until it is released, and so are the others."""
+
+    def _release(self, entries: Sequence[StreamEntry]) -> None:
+        for entry in entries:
+            if entry.charge is not None:
+                entry.charge.release()
+                entry.charge = None
+
+    def close(self) -> None:
+        for block in (*self._frozen, self._active):
+            for entries in block.streams.values():
+                self._release(entries)
+        self._frozen, self._active = [], Block()
+
+
+@mutant(KIND, "gives_memory_back_in_a_thread", _WANTED)
+class GivesMemoryBackInAThread(PlainLogCache):
+    """So that nobody waits for it."""
+
+    def _release(self, entries: Sequence[StreamEntry]) -> None:
+        thread = threading.Thread(target=super()._release, args=(entries,))
+        thread.start()
+        thread.join()

@@ -135,9 +135,8 @@ class PlainBlockCache:
         for block, slot in list(self._slots.items()):
             if self._used + wanted <= self._limit:
                 break
-            if slot.done.is_set() and not slot.waiting and block not in kept:
-                self._count_evicted(slot)
-                self._drop(block)
+            if self._is_idle(block, slot) and block not in kept:
+                self._evict(block, slot)
         # One block over the limit is let in alone, so that a small limit can't stop reading.
         return self._used + wanted <= self._limit or self._used == 0
 
@@ -244,10 +243,17 @@ class PlainBlockCache:
         for block, slot in list(self._slots.items()):
             if freed >= bytes_wanted:
                 break
-            if slot.done.is_set() and not slot.waiting:
-                self._count_evicted(slot)
-                freed += self._drop(block)
+            if self._is_idle(block, slot):
+                freed += self._evict(block, slot)
         return freed
+
+    def _is_idle(self, block: BlockRef, slot: _Slot) -> bool:
+        """Nobody waits for the block; nor did it go for somebody who waited for the memory of another one."""
+        return slot.done.is_set() and not slot.waiting and self._slots.get(block) is slot
+
+    def _evict(self, block: BlockRef, slot: _Slot) -> int:
+        self._count_evicted(slot)
+        return self._drop(block)
 
     def _count_evicted(self, slot: _Slot) -> None:
         self._evicted += 1
@@ -277,7 +283,8 @@ class PlainBlockCache:
             if not slot.done.is_set():
                 slot.error = ClosedError("the block cache was closed")
                 slot.done.set()
-            self._drop(block)
+            if self._slots.get(block) is slot:
+                self._drop(block)
         self._tell_room()
 
     def _check_open(self) -> None:

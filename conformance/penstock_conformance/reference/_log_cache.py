@@ -58,10 +58,16 @@ class PlainLogCache:
         return self._active.size_bytes
 
     def put(self, entry: StreamEntry) -> None:
-        cached = self._entries(entry.stream_id)
-        if cached and cached[-1].next_offset != entry.base_offset:
-            raise InvariantError(f"an entry doesn't continue its stream: {entry!r} after {cached[-1]!r}")
+        newest = self._newest_of(entry.stream_id)
+        if newest is not None and newest.next_offset != entry.base_offset:
+            raise InvariantError(f"an entry doesn't continue its stream: {entry!r} after {newest!r}")
         self._active.add(entry)
+
+    def _newest_of(self, stream_id: int) -> StreamEntry | None:
+        for block in (self._active, *reversed(self._frozen)):
+            if entries := block.streams.get(stream_id):
+                return entries[-1]
+        return None
 
     def _entries(self, stream_id: int) -> list[StreamEntry]:
         return [
@@ -125,6 +131,8 @@ class PlainLogCache:
         for block in [block for block in self._frozen if block.uploaded]:
             if freed >= bytes_wanted:
                 break
+            if block not in self._frozen:
+                continue  # who waited for the memory of another wanted this, too
             self._frozen.remove(block)
             freed += block.held_bytes
             for entries in block.streams.values():
@@ -140,16 +148,17 @@ class PlainLogCache:
 
     def _release(self, entries: Sequence[StreamEntry]) -> None:
         for entry in entries:
-            if entry.charge is not None:
-                entry.charge.release()
-                entry.charge = None
+            charge, entry.charge = entry.charge, None
+            if charge is not None:  # its release may ask for more: nothing leads to it any more
+                charge.release()
 
     def close(self) -> None:
         """Release everything."""
-        for block in (*self._frozen, self._active):
+        blocks = [*self._frozen, self._active]
+        self._frozen, self._active = [], Block()
+        for block in blocks:
             for entries in block.streams.values():
                 self._release(entries)
-        self._frozen, self._active = [], Block()
 
     def statistics(self) -> LogCacheStatistics:
         return LogCacheStatistics(

@@ -94,7 +94,8 @@ class BlockCache(Protocol):
 
     def evict(self, bytes_wanted: int) -> int:
         """Drop blocks that nobody waits for until ``bytes_wanted`` are free or none is left; bytes freed. If none are
-        wanted (0, or less), none goes.
+        wanted (0, or less), none goes. Whenever this cache releases a charge, this may be called before that returns,
+        for somebody who waits for memory: in any method, and while the context is left.
         """
 
     def forget_object(self, object_id: int) -> None:

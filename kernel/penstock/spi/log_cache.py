@@ -132,7 +132,8 @@ class LogCache(Protocol):
         """Drop uploaded entries, oldest first, until ``bytes_wanted`` are free or none is left; bytes freed.
 
         A block needn't go as a whole: of one with a great many entries, only as many may go as are wanted. If none
-        are (0, or less), none goes.
+        are (0, or less), none goes. Whenever this cache releases a charge, this may be called before that returns,
+        for somebody who waits for memory: in ``evict`` itself, in ``drop_stream``, and while the context is left.
         """
 
     def drop_stream(self, stream_id: int) -> None:

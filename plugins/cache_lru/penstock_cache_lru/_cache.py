@@ -164,13 +164,15 @@ class LruBlockCache:
         return freed
 
     def forget_object(self, object_id: int) -> None:
+        gone = []
         for ref in self._by_object.pop(object_id, ()):
             block = self._blocks.pop(ref)
             if block.load is not None:
                 block.forgotten = True
             else:
                 self._unlist(block)
-                self._discharge(block)
+                gone.append(block)
+        self._discharge(gone)
         self._wake()
 
     def statistics(self) -> BlockCacheStatistics:
@@ -191,11 +193,12 @@ class LruBlockCache:
         self._closed = True
         for load in list(self._loads):
             self._settle_failed(load, ClosedError("block cache was closed during a load"))
-        for block in [*self._probation.values(), *self._protected.values()]:
+        gone = [*self._probation.values(), *self._protected.values()]
+        for block in gone:
             self._unlist(block)
-            self._discharge(block)
         self._blocks.clear()
         self._by_object.clear()
+        self._discharge(gone)
         self._wake()
 
     # Claiming: which blocks are there, which are on their way, which are to be loaded
@@ -373,7 +376,7 @@ class LruBlockCache:
             del self._blocks[block.ref]
             self._unindex(block.ref)
         if load.bytes:
-            self._discharge(block)
+            self._discharge([block])
         else:
             _release([block])
 
@@ -422,7 +425,7 @@ class LruBlockCache:
         del self._blocks[block.ref]
         self._unindex(block.ref)
         self._unlist(block)
-        self._discharge(block)
+        self._discharge([block])
 
     def _unlist(self, block: _Block) -> None:
         if block.protected:
@@ -437,11 +440,13 @@ class LruBlockCache:
         if not refs:
             del self._by_object[ref.object_id]
 
-    def _discharge(self, block: _Block) -> None:
-        self._used -= block.ref.size
-        if self._last is block:
-            self._last = None
-        _release([block])
+    def _discharge(self, blocks: Sequence[_Block]) -> None:
+        """Give back the memory of blocks that are in no table any more: a release may evict others meanwhile."""
+        for block in blocks:
+            self._used -= block.ref.size
+            if self._last is block:
+                self._last = None
+        _release(blocks)
 
 
 def _release(blocks: Iterable[_Block]) -> None:

@@ -206,9 +206,10 @@ class UnusualCache:
         for block in [block for block in self._blocks if block.uploaded]:
             while block.entries and freed < bytes_wanted:
                 for entry in list(block.entries) if self._way.by_blocks else block.entries[:1]:
-                    freed += len(entry.data)
-                    self._drop(block, entry)
-            if not block.entries:
+                    if entry in block.entries:  # or it went for somebody who waited for another's memory
+                        freed += len(entry.data)
+                        self._drop(block, entry)
+            if not block.entries and block in self._blocks:
                 self._blocks.remove(block)
         return freed
 
@@ -226,8 +227,10 @@ class UnusualCache:
         gone = self._streams.pop(stream_id, [])
         for block in self._blocks:
             if not self._way.drops_with_blocks or block is self._blocks[-1]:
-                for entry in [entry for entry in gone if entry in block.entries]:
+                mine = [entry for entry in gone if entry in block.entries]
+                for entry in mine:
                     block.entries.remove(entry)
+                for entry in mine:
                     if entry.charge is not None:
                         entry.charge.release()
 
@@ -243,7 +246,8 @@ class UnusualCache:
         )
 
     def close(self) -> None:
-        for block in self._blocks:
+        blocks, self._blocks = self._blocks, [Block(self._way.flat)]
+        for block in blocks:
             for entry in block.entries:
                 if entry.charge is not None:
                     entry.charge.release()
