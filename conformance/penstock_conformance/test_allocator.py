@@ -168,6 +168,29 @@ async def test_double_release_is_a_bug(env: Env) -> None:
                 item.release()
         del item
         await _expect_in_use(allocator, 5000)
+        full = allocator.charge_nowait(_LIMIT - 5000, "append")
+        growing = allocator.reserve(1000, "append")
+        waited: list[Any] = []
+
+        async def wait(take: Callable[[], Awaitable[Any]]) -> None:
+            waited.append(await take())
+
+        async with anyio.create_task_group() as tasks:
+            for ask in (allocator.allocate, allocator.charge):
+                tasks.start_soon(wait, partial(ask, 1000, "append"))
+            tasks.start_soon(wait, partial(growing.grant, 1000))
+            while allocator.statistics().waiting < 3:
+                await checkpoint()
+            full.release()
+        waited.append(growing)
+        del growing
+        for item in filter(None, waited):  # a grant returns nothing
+            item.release()
+            with raises(InvariantError):
+                item.release()
+        waited.clear()
+        del item
+        await _expect_in_use(allocator, 5000)
         other.release()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import FullError, InvalidRequestError, PenstockError
+from penstock.errors import FullError, InvalidRequestError, InvariantError, PenstockError
 from penstock_conformance._env import Env, raises
 
 KIND = "allocator"
@@ -215,7 +215,13 @@ async def test_the_peak_may_be_over_the_limit(env: Env) -> None:
         allocator.charge_anyway(2 * _MIB, "state").release()
         told = allocator.statistics()
         assert told.peak_bytes == _LIMIT + 2 * _MIB, f"{_LIMIT + 2 * _MIB} bytes were in use: {told}"
-        held.release()
+        anyway = [allocator.charge_anyway(_LIMIT + number, "state") for number in range(10)]
+        told = allocator.statistics()
+        there = sum(item.size for item in (held, *anyway))
+        assert (told.used_bytes, told.peak_bytes) == (there, there), f"{there} bytes are in use: {told}"
+        for item in (held, *anyway):
+            item.release()
+        assert not allocator.statistics().used_bytes, "all was given back that was over the limit"
 
 
 async def test_two_allocators_have_nothing_to_do_with_each_other(env: Env) -> None:
@@ -257,6 +263,9 @@ async def test_everything_is_given_back_after_the_end(env: Env) -> None:
     assert growing.granted == 1000, f"a grant that was refused changed something: {growing.granted}"
     for give_back in (*given, untouched.release, growing.release):
         give_back()
+    for give_back in (*given[:-1], untouched.release, growing.release):
+        with raises(InvariantError):
+            give_back()
 
 
 async def test_whoever_cannot_wait_asks_listeners_beside_who_waits(env: Env) -> None:

@@ -12,11 +12,14 @@ from crc32c import crc32c
 from penstock.spi.log_cache import StreamEntry
 from penstock_conformance._env import Env
 from penstock_conformance._leaks import leaves_nothing
+from penstock_conformance._pace import Pace
 from penstock_conformance.reference._allocator import PlainAllocator
 
 KIND = "log_cache"
 
 _ALL = 2**63 - 1
+#: Entries of one stream: more than any count of 16 bits.
+_TENS_OF_THOUSANDS = 70_000
 
 
 class _Payload(bytearray):
@@ -258,6 +261,17 @@ async def test_long_streams_are_read_to_their_end(env: Env) -> None:
         active = (cache.active_bytes, cache.statistics().active_bytes)
         assert active == (0, 0), (
             f"the only stream is deleted, and so many bytes are in the active block: {active}"
+        )
+        data = memoryview(b"more")
+        pace = Pace(env.target.deadline_s / 10, _TENS_OF_THOUSANDS // 1000)
+        count = 0
+        while count < _TENS_OF_THOUSANDS and not pace.is_over:
+            for at in range(count, count := count + 1000):
+                cache.put(StreamEntry(2, at, at + 1, at, data, None, 2**40 + at))
+            pace.step()
+        got = cache.get(2, 0, _ALL, _ALL)
+        assert [entry.base_offset for entry in got] == list(range(count)), (
+            f"a read of {count} entries: {len(got)}, or others"
         )
 
 

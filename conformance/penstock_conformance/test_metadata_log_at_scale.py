@@ -105,6 +105,12 @@ async def test_more_than_four_thousand_entries_are_read(env: Env) -> None:
         with raises(ConflictError):  # whoever has appended thousands is overtaken like everybody
             await log.append(_VERY_MANY + 1, b"late")
         assert await _read(log, _VERY_MANY + 1) == [(_VERY_MANY + 1, _entry(_VERY_MANY + 1))]
+        for index in (500, _VERY_MANY - 10):
+            await log.write_snapshot(MetadataSnapshot(index, b"at %d" % index))
+        behind = await _read(log, 501)
+        _check_entries(
+            behind, 501, _VERY_MANY + 2, "a read of a long span, of which there is the older snapshot,"
+        )
 
 
 async def test_indexes_of_all_sizes_are_in_order(env: Env) -> None:

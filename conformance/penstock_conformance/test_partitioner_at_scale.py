@@ -162,6 +162,8 @@ async def test_new_partitions_are_used(env: Env) -> None:
         assert min(grown.values()) >= 150, f"new partitions get too little: {dict(grown)}"
         shrunk = _spread(partitioner, "topic", 2000, 3)
         assert set(shrunk) == {0, 1, 2}, f"other partitions than 3: {sorted(shrunk)}"
+        again = _spread(partitioner, "topic", 4000, 6)
+        assert set(again) == set(range(6)), f"of 6 partitions that are there again: {sorted(again)}"
 
 
 @clause(claims="adaptive")

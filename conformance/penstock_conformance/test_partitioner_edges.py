@@ -96,10 +96,27 @@ async def test_a_seed_makes_choices_repeatable(env: Env) -> None:
     """Its settings may have ``seed`` for repeatable choices; randomness comes from nowhere else."""
     if "seed" not in env.spec().settings.model_fields:
         not_applicable("its settings have no seed")
+    news = {0: _AWAY, 1: PartitionLoad(queued_batches=3), 5: PartitionLoad(queued_batches=90)}
     for seed in ("0", "7"):
         told = []
         for turn in range(2):
             random.seed(turn)
             async with env.open(settings={"seed": seed}) as partitioner:
-                told.append([partitioner.choose("topic", None, _TURN_BYTES, 12) for _ in range(40)])
+                chosen = [partitioner.choose("topic", None, _TURN_BYTES, 12) for _ in range(40)]
+                partitioner.update_load("topic", news, 0.0)
+                for number in range(40):
+                    chosen.append(partitioner.choose("topic", None, _TURN_BYTES, 12))
+                    partitioner.choose("topic", b"%d" % number, 10, 12)
+                    random.random()  # others draw, too
+                told.append(chosen)
         assert told[0] == told[1], f"seed {seed} gave {told[0][:6]}..., and {told[1][:6]}... the second time"
+        async with (
+            env.open(settings={"seed": seed}) as first,
+            env.open(settings={"seed": seed}) as second,
+        ):
+            for number in range(40):
+                pair = [each.choose("topic", None, _TURN_BYTES, 12) for each in (first, second)]
+                assert pair == [told[0][number]] * 2, (
+                    f"of two partitioners of seed {seed} in turns choice {number} is {pair}, and {told[0][number]} "
+                    f"of one alone"
+                )

@@ -482,3 +482,52 @@ class HasAPoolOfPages(PlainAllocator):
     def _map(self, size: int) -> mmap.mmap:
         page, self._page = self._page, None
         return page if page is not None and size == mmap.PAGESIZE else super()._map(size)
+
+
+class _Forgiving(_Grant):
+    """Is released as often as anybody likes."""
+
+    def release(self) -> None:
+        if self._owner is not None:
+            super().release()
+
+
+@mutant(KIND, "forgives_a_second_release_of_what_was_waited_for", "double_release_is_a_bug")
+class ForgivesASecondReleaseOfWhatWasWaitedFor(PlainAllocator):
+    """Whoever had to wait may be confused."""
+
+    def _settle(self, waiter: _Waiter, answer: _Grant | ClosedError) -> None:
+        if isinstance(answer, _Grant) and not waiter.event.is_set():
+            answer.__class__ = _Forgiving
+        super()._settle(waiter, answer)
+
+
+@mutant(KIND, "forgives_a_second_release_after_its_end", _END)
+class ForgivesASecondReleaseAfterItsEnd(PlainAllocator):
+    """Nobody needs the account any more."""
+
+    def give_back(self, grant: _Grant) -> None:
+        super().give_back(grant)
+        if self._closed:
+            grant._owner = self
+
+
+@mutant(KIND, "charges_anyway_up_to_four_limits", _PEAK)
+class ChargesAnywayUpToFourLimits(PlainAllocator):
+    """More than that can't be there."""
+
+    def charge_anyway(self, size: int, purpose: str) -> _Grant:
+        beyond = self._used.total() + size - 4 * self._limit
+        charged = super().charge_anyway(max(0, size - max(0, beyond)), purpose)
+        return charged if beyond <= 0 else _Told(charged, size)
+
+
+class _Told(_Grant):
+    """Says that it is more than it is."""
+
+    def __init__(self, charged: _Grant, size: int) -> None:
+        super().__init__(charged._owner, size, charged.purpose, None)  # type: ignore[arg-type]
+        self._charged = charged
+
+    def release(self) -> None:
+        self._charged.release()

@@ -169,6 +169,16 @@ class ReadsAThousandEntries(PlainLogCache):
         return super()._run(entries, first, end_offset, bytes_max)[:1024]
 
 
+@mutant(KIND, "reads_65536_entries", _LONG)
+class Reads65536Entries(PlainLogCache):
+    """Counts them in 16 bits."""
+
+    def _run(
+        self, entries: list[StreamEntry], first: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        return super()._run(entries, first, end_offset, bytes_max)[:65536]
+
+
 @mutant(KIND, "searches_one_off", _LONG)
 class SearchesOneOff(PlainLogCache):
     """In long streams it begins with the entry before."""

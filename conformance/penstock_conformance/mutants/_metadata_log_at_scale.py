@@ -70,6 +70,18 @@ class Reads4096Entries(PlainMetadataLog):
                 yield entry
 
 
+@mutant(KIND, "keeps_a_thousand_entries_of_a_span", "more_than_four_thousand_entries_are_read")
+class KeepsAThousandEntriesOfASpan(PlainMetadataLog):
+    """Nobody is further behind."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await super().write_snapshot(snapshot)
+        if len(await _listed(self._store, "snapshot/")) > 1:
+            first_kept = self._key(snapshot.index - 1000)
+            entries = [info.key for info in await _listed(self._store, "log/") if info.key < first_kept]
+            await self._store.delete(entries)
+
+
 @mutant(KIND, "has_room_for_nine_digits", _EDGES)
 class HasRoomForNineDigits(PlainMetadataLog):
     """Orders entries as texts, whose numbers have nine digits."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ()
 
+import random
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -218,4 +219,51 @@ class HasAPartitionForLargeRecords(PlainPartitioner):
     def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
         if key is None and size_bytes > 2**20 and partition_count > 0:
             return 0
+        return super().choose(topic, key, size_bytes, partition_count)
+
+
+@mutant(KIND, "draws_by_the_clock_beside_news", _SEED)
+class DrawsByTheClockBesideNews(PlainPartitioner):
+    """News come at some time or other, so a seed is of no use then."""
+
+    def _draw(self, topic: str, partition_count: int) -> int:
+        if self._loads.get(topic):
+            self._random.seed(time.monotonic_ns())
+        return super()._draw(topic, partition_count)
+
+
+@mutant(KIND, "draws_with_the_randomness_of_all", _SEED)
+class DrawsWithTheRandomnessOfAll(PlainPartitioner):
+    """Which it seeds as it is opened."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        random.seed(seed)
+        vars(self)["_random"] = random
+
+
+@mutant(KIND, "never_uses_again_what_went_away", "new_partitions_are_used")
+class NeverUsesAgainWhatWentAway(PlainPartitioner):
+    """A topic that lost partitions keeps to those that were left."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self._counts: dict[str, int] = {}
+        self._left: dict[str, int] = {}
+
+    def _draw(self, topic: str, partition_count: int) -> int:
+        if partition_count < self._counts.get(topic, 0):
+            self._left[topic] = partition_count
+        self._counts[topic] = partition_count
+        return super()._draw(topic, min(partition_count, self._left.get(topic, partition_count)))
+
+
+@mutant(KIND, "moves_keys_when_all_are_away", "news_move_no_key")
+class MovesKeysWhenAllAreAway(PlainPartitioner):
+    """Nobody gets the record anyhow."""
+
+    def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
+        loads = self._loads.get(topic, {})
+        if key is not None and len(loads) >= partition_count > 0:
+            key = key if any(load.available for load in loads.values()) else b""
         return super().choose(topic, key, size_bytes, partition_count)
