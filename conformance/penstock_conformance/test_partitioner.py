@@ -101,8 +101,7 @@ async def test_news_move_no_key(env: Env) -> None:
         away, long = PartitionLoad(available=False), PartitionLoad(queued_batches=99)
         for news in ({0: long, 1: away}, dict.fromkeys(range(4), away), dict.fromkeys(range(4), long), {}):
             partitioner.update_load("topic", news, 5)
-            after = [partitioner.choose("topic", key, 10, 4) for key in keys]
-            assert after == before, f"keys are elsewhere since there are news: {news}"
+            assert [partitioner.choose("topic", key, 10, 4) for key in keys] == before
 
 
 async def test_keyless_records_spread(env: Env) -> None:

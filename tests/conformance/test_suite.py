@@ -376,6 +376,7 @@ def test_suite_runs_under_a_foreign_pytest(tmp_path: Path) -> None:
             *(sys.executable, "-m", "pytest", "-p", "penstock_conformance.plugin"),
             *("--pyargs", "penstock_conformance", "--penstock-kind=log_cache", "--penstock-plugin=reference"),
             *("--penstock-module=penstock_conformance.reference", "--penstock-report=out.json"),
+            f"--penstock-deadline={HANG_S / 3}",
         ],
         capture_output=True,
         text=True,
