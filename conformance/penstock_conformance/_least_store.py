@@ -19,7 +19,10 @@ _CHOSEN = ("put_if_absent", "compare_and_swap", "append", "multipart", "ordered_
 
 
 class LeastStore(ScopedStore):
-    """Refuses what isn't among ``required``, as a store does that can't do it; its listings begin with the last."""
+    """Refuses what isn't among ``required``, as a store does that can't do it; its listings begin with the last.
+
+    What it gives are views of a part of something, it knows no times, and tokens only for who swaps.
+    """
 
     def __init__(self, store: ObjectStore, required: frozenset[str]) -> None:
         super().__init__(store, "")
@@ -40,9 +43,25 @@ class LeastStore(ScopedStore):
         if not self._can[name]:
             raise InvalidRequestError(f"the store can't, and nobody said that it must: {name}")
 
+    def _token(self, token: str) -> str:
+        return token if self._can["compare_and_swap"] else ""
+
+    def _told(self, info: ObjectInfo) -> ObjectInfo:
+        return replace(info, modified_ms=0, token=self._token(info.token))
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        whole = memoryview(b"".join((b"more", await super().get(key, start, end), b"more")))
+        return whole[4:-4]
+
+    async def head(self, key: str) -> ObjectInfo:
+        return self._told(await super().head(key))
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        return self._token(await super().put(key, body))
+
     async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
         self._need("put_if_absent")
-        return await super().put_if_absent(key, body)
+        return self._token(await super().put_if_absent(key, body))
 
     async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
         self._need("compare_and_swap")
@@ -50,7 +69,7 @@ class LeastStore(ScopedStore):
 
     async def append(self, key: str, body: Sequence[Buffer], offset: int) -> str:
         self._need("append")
-        return await super().append(key, body, offset)
+        return self._token(await super().append(key, body, offset))
 
     async def create_multipart(self, key: str) -> MultipartUpload:
         self._need("multipart")
@@ -61,7 +80,7 @@ class LeastStore(ScopedStore):
             self._need("ordered_listing")
         found = [info async for info in super().list(prefix, start_after)]
         for info in found if self._can["ordered_listing"] else reversed(found):
-            yield info
+            yield self._told(info)
 
 
 def least_store(env: Env, store: ObjectStore) -> LeastStore:

@@ -21,6 +21,7 @@ __all__ = (
     "swap_files_with",
     "torn",
     "unsynced_bytes",
+    "unsynced_files",
     "zero_around",
 )
 
@@ -29,7 +30,7 @@ import os
 import random
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -249,6 +250,11 @@ def unsynced_bytes(folder: Path) -> int:
 
     Not every system tells; a file that is left unsynced on purpose shows whether this one does.
     """
+    return sum(unsynced_files(folder).values())
+
+
+def unsynced_files(folder: Path) -> Mapping[Path, int]:
+    """``unsynced_bytes`` of each file that has some."""
     probe = folder / f"penstock-conformance-{os.getpid()}.probe"
     try:
         probe.write_bytes(bytes(4096))
@@ -258,7 +264,8 @@ def unsynced_bytes(folder: Path) -> int:
             )
     finally:
         probe.unlink(missing_ok=True)
-    return sum(_unsynced(path) for path in sorted(folder.rglob("*")) if path.is_file())
+    found = {path: _unsynced(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {path: size for path, size in found.items() if size}
 
 
 class _Range(ctypes.Structure):
@@ -275,7 +282,11 @@ def _unsynced(path: Path) -> int:
     if sys.platform != "linux":
         return 0
     pages = _Pages()
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:  # somebody tidies up
+        return 0
+    with file:
         failed = ctypes.CDLL(None).syscall(
             _CACHESTAT, file.fileno(), ctypes.byref(_Range(0, 0)), ctypes.byref(pages), 0
         )

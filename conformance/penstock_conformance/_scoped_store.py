@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("ScopedStore",)
 
 import dataclasses
+from collections import UserList
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, cast
 
@@ -74,7 +75,13 @@ class ScopedStore:
     async def delete(self, keys: Sequence[str]) -> None:
         self._asked()
         named = [self._prefix + key for key in keys]
-        given = tuple(named) if isinstance(keys, tuple) else list(named)
+        given = (
+            tuple(named)
+            if isinstance(keys, tuple)
+            else UserList(named)
+            if isinstance(keys, UserList)
+            else list(named)
+        )
         await self._store.delete(given)
         assert list(given) == named, "delete changed the keys that it was given"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +21,7 @@ from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
 from penstock_conformance._lake import check_table, columns, made, spec_of, topic_of
 from penstock_conformance._leaks import looks_leave_nothing
+from penstock_conformance._medium import unsynced_files
 from penstock_conformance._private import each_access, without_umask
 
 KIND = "lake_compactor"
@@ -47,6 +49,7 @@ _VALUES = (
     *("\0", "a\nb", "\u202e\u00e4\U0001f600", "https://user:word@host/path?a=b", "9" * 5000, "x" * 32_767),
 )
 _FAULT_CHARS_MAX = 2000
+_SMALL_BYTES = 500
 
 
 async def _commit(table: Any, start: int, stop: int) -> Any:
@@ -284,3 +287,55 @@ async def test_cancelled_maintenance_changes_nothing(env: Env) -> None:
                         await checkpoint()
                     tasks.cancel_scope.cancel()
             await check_table(compactor, topic, {0: start + 4})
+
+
+# --- 3: what a power cut would take
+
+
+@clause(level=3)
+async def test_commits_are_on_the_disk(env: Env) -> None:
+    """Durable when it returns: nothing of a commit, or of maintenance, waits to be written."""
+    topic = topic_of(env)
+    async with env.open() as compactor, compactor.open_table(topic, 1) as table:
+        before = {path for path in env.data_dir.rglob("*") if path.is_file()}
+        for number in range(3):
+            stop = 100 * number + 100
+            await table.write(made(0, stop - 100, stop, 2000))
+            idle = _small_and_unsynced(env.data_dir)
+            await table.commit({0: stop})
+            _check_synced(env.data_dir, idle, "a commit of rows")
+            idle = _small_and_unsynced(env.data_dir)
+            await table.commit({0: stop, 1: stop})
+            _check_synced(env.data_dir, idle, "a commit of positions")
+        if not {path for path in env.data_dir.rglob("*") if path.is_file()} - before:
+            not_applicable("the tables aren't in files of the data directory")
+        if compactor.capabilities.maintains:
+            idle = _small_and_unsynced(env.data_dir)
+            await table.maintain()
+            _check_synced(env.data_dir, idle, "maintenance")
+
+
+def _written(path: Path) -> tuple[int, int]:
+    """Its size, and when it was written; nothing of one that is gone."""
+    with suppress(FileNotFoundError):
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
+    return 0, 0
+
+
+def _small_and_unsynced(folder: Path) -> set[tuple[Path, tuple[int, int]]]:
+    """Who owns a lock may be written somewhere, and needn't outlast anything; no rows are in so few bytes."""
+    found = {(path, _written(path)) for path in unsynced_files(folder)}
+    return {(path, (size, when)) for path, (size, when) in found if size < _SMALL_BYTES}
+
+
+def _check_synced(folder: Path, idle: set[tuple[Path, tuple[int, int]]], what: str) -> None:
+    waiting = {
+        path: size
+        for path, size in unsynced_files(folder).items()
+        # SQLite's index of its log is memory that processes share
+        if not path.name.endswith("-shm") and (path, _written(path)) not in idle
+    }
+    assert not waiting, (
+        f"{sum(waiting.values())} bytes aren't on the disk when {what} returns, of {min(waiting)}"
+    )

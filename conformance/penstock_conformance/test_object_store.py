@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import time
 import zlib
+from collections import UserList
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -161,6 +162,8 @@ async def test_deleted_objects_are_gone(env: Env) -> None:
         await store.delete([])
         await store.delete(tuple(keys[20:25]))  # any sequence
         assert await keys_listed(store, "many/") == keys[25:], "keys that were named in a tuple are there"
+        await store.delete(UserList(keys[25:28]))
+        assert await keys_listed(store, "many/") == keys[28:], "keys are there that were named in a sequence"
 
 
 @clause(claims="ordered_listing")

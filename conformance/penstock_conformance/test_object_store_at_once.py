@@ -107,9 +107,11 @@ async def test_what_is_told_of_an_object_is_of_one_version(env: Env) -> None:
 
 @clause(claims="multipart")
 async def test_upload_under_way_is_nothing_yet(env: Env) -> None:
-    """Invisible until ``complete`` returns: others create the object meanwhile; then it is replaced."""
+    """Invisible until ``complete`` returns: others create the object meanwhile, or delete it; then it is replaced."""
     async with env.open() as store:
-        for number, aborts in enumerate((False, True)):
+        for number, (aborts, deletes) in enumerate(
+            ((False, False), (True, False), (False, True), (True, True))
+        ):
             key = f"upload/{number}"
             upload = await store.create_multipart(key)
             await upload.write_part([b"part"])
@@ -124,8 +126,16 @@ async def test_upload_under_way_is_nothing_yet(env: Env) -> None:
                 await store.put(key, [b"created meanwhile"])
             await upload.write_part([b"-part"])
             assert bytes(await store.get(key)) == b"created meanwhile"
+            if deletes:
+                await store.delete([key])
+                assert await keys_listed(store, key) == [], "what is deleted is listed beside an upload"
+            await upload.write_part([b"-part"])
             await (upload.abort() if aborts else upload.complete())
-            wanted = b"created meanwhile" if aborts else b"part-part"
+            if aborts and deletes:
+                with raises(NotFoundError):
+                    await store.head(key)
+                continue
+            wanted = b"created meanwhile" if aborts else b"part-part-part"
             assert bytes(await store.get(key)) == wanted, (
                 "what was there when the upload ended is another object"
             )

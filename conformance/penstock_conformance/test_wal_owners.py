@@ -161,7 +161,7 @@ async def test_keys_begin_as_the_spec_tells(env: Env) -> None:
 
 async def test_needs_of_the_store_are_told(env: Env) -> None:
     """``requires`` names the capabilities of the object store that the plugin can't do without: on one that has no
-    others the log is as right, listings in another order included."""
+    others the log is as right, listings in another order, views, and objects without time or token included."""
     plain = env.plain_store()
     store = least_store(env, plain)
     every: list[bytes] = []

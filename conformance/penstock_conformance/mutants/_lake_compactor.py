@@ -54,7 +54,7 @@ class _Broken(JsonLinesCompactor):
 
 
 def _broken(
-    defect: str, *caught_by: str, level: int = 1
+    defect: str, *caught_by: str, level: int = 1, on_disk: bool = False
 ) -> Callable[[type[JsonLinesTable]], type[JsonLinesTable]]:
     """Register a class of tables as a mutant."""
 
@@ -63,7 +63,7 @@ def _broken(
             def __init__(self, services: Services) -> None:
                 super().__init__(services, table)
 
-        mutant(KIND, defect, *caught_by, level=level)(Compactor)
+        mutant(KIND, defect, *caught_by, level=level, on_disk=on_disk)(Compactor)
         return table
 
     return register

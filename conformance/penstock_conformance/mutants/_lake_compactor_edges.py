@@ -7,12 +7,13 @@ __all__ = ()
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import anyio
 
 from penstock.errors import ConflictError, FencedError, InvalidRequestError, UnavailableError
-from penstock.files import ACCESSES, make_directories
+from penstock.files import ACCESSES, create_file, make_directories
 from penstock.spi.allocator import Allocator
 from penstock.spi.lake import LakeCommit, LakeMaintenance, LakeRecord, LakeRecords, LakeTopic, LakeWritten
 from penstock.spi.plugin import Services
@@ -22,6 +23,7 @@ from penstock_conformance.reference._lake_compactor import JsonLinesCompactor, J
 
 _LOOKS = "who_looks_is_not_fenced"
 _REFUSED = "who_is_refused_disturbs_nobody"
+_DISK = "commits_are_on_the_disk"
 
 
 @_broken("fences_who_looks", _LOOKS)
@@ -283,3 +285,33 @@ class WritesWhatItReadAgain(JsonLinesTable):
         if not self._epoch:
             with self._locked():
                 self._replace(self._read())
+
+
+class _SyncsNot(JsonLinesTable):
+    """Leaves files to the system, which writes them some time."""
+
+    def _create(self, path: Path, data: bytes) -> None:
+        if not self._is_left(path):
+            super()._create(path, data)
+            return
+        with os.fdopen(create_file(path, os.O_WRONLY, self._access), "wb") as file:
+            file.write(data)
+
+    def _is_left(self, path: Path) -> bool:
+        raise NotImplementedError
+
+
+@_broken("syncs_no_rows", _DISK, level=3, on_disk=True)
+class SyncsNoRows(_SyncsNot):
+    """The manifest says that they are there."""
+
+    def _is_left(self, path: Path) -> bool:
+        return path.suffix == ".jsonl"
+
+
+@_broken("syncs_no_files_that_it_joins", _DISK, level=3, on_disk=True)
+class SyncsNoFilesThatItJoins(_SyncsNot):
+    """All of it was on the disk before."""
+
+    def _is_left(self, path: Path) -> bool:
+        return "-all-" in path.name

@@ -659,3 +659,42 @@ class BeginsToWaitAnewForWhoIsBehind(PlainMetadataLog):
         if self._last_index > after_index:
             self._news = anyio.Event()
         await super().wait_for_news(after_index)
+
+
+_NEEDS = "needs_of_the_store_are_told"
+
+
+@mutant(KIND, "knows_objects_by_their_tokens", _NEEDS)
+class KnowsObjectsByTheirTokens(PlainMetadataLog):
+    """What has the token of something that it has read isn't read again."""
+
+    def __init__(self, store: ObjectStore | None) -> None:
+        super().__init__(store)
+        self._known: dict[str, bytes] = {}
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        async for entry in super().read(start_index):
+            token = (await self._store.head(self._key(entry.index))).token
+            yield MetadataEntry(entry.index, self._known.setdefault(token, entry.data))
+
+
+@mutant(KIND, "reads_bytes_only", _NEEDS)
+class ReadsBytesOnly(PlainMetadataLog):
+    """The store that it was tried with gives nothing else."""
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        newest = (await _listed(self._store, "snapshot/"))[-1:]
+        if newest and not (await self._store.get(newest[0].key)).rstrip():  # type: ignore[union-attr]
+            raise CorruptError(f"a snapshot is empty: key={newest[0].key}")
+        return await super().read_snapshot()
+
+
+@mutant(KIND, "takes_what_has_no_time_for_damaged", _NEEDS)
+class TakesWhatHasNoTimeForDamaged(PlainMetadataLog):
+    """Everything was written at some time."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        async for entry in super().read(start_index):
+            if not (await self._store.head(self._key(entry.index))).modified_ms:
+                raise CorruptError(f"an entry was never written: index={entry.index}")
+            yield entry
