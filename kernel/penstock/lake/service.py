@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 
 from penstock.bus import EventBus
 from penstock.lake.configs import TableConfigs
+from penstock.lake.memory import StepMemory
 from penstock.lake.source import LakeSource, Throttle
 from penstock.lake.statistics import LakeStatistics
 from penstock.lake.table_task import LakeSettings, Surroundings, TableTask, Wanted
@@ -103,6 +104,7 @@ class LakeService:
                 batch_bytes=batch_bytes,
                 source=LakeSource(image, store, tasks, throttle, engine.reads.read_uploaded),
                 allocator=engine.allocator,
+                memory=StepMemory(engine.allocator, settings.memory_bytes),
                 settings=settings,
                 node_id=node_id,
                 node_epoch=node_epoch,
@@ -122,6 +124,7 @@ class LakeService:
                     await service._stop()
             finally:
                 service._ending = True
+                around.memory.close()
                 tasks.cancel_scope.cancel()
 
     def statistics(self) -> LakeStatistics:

@@ -24,6 +24,7 @@ from penstock.errors import (
 )
 from penstock.lake.columns import decode_entries, no_records
 from penstock.lake.configs import TableConfigs
+from penstock.lake.memory import StepMemory
 from penstock.lake.source import LakeSource
 from penstock.lake.states import LakeState
 from penstock.lake.statistics import LakeTableStatistics
@@ -85,6 +86,8 @@ class Surroundings:
     batch_bytes: int
     source: LakeSource
     allocator: Allocator
+    #: ``LakeSettings.memory_bytes`` for each topic at work.
+    memory: StepMemory
     settings: LakeSettings
     node_id: int
     node_epoch: int
@@ -448,9 +451,9 @@ class TableTask:
     async def _step(self, table: LakeTable, stream: StreamState, position: int) -> bool:
         """Write one read's worth of records; whether the position moved."""
         around = self._around
-        window = max(1, around.settings.memory_bytes // _MEMORY_PARTS)
+        window = max(1, around.memory.size // _MEMORY_PARTS)
         batch_bytes = min(around.batch_bytes, window)
-        charge = await self._memory(around.settings.memory_bytes)
+        charge = await self._memory()
         try:
             entries = await around.source.read(stream, position, window)
             decoding = decode_entries(stream.partition, entries, position, batch_bytes)
@@ -458,7 +461,7 @@ class TableTask:
             while (records := await self._next(decoding, position)) is not None:
                 await self._write(table, records)
         finally:
-            charge.release()
+            around.memory.give_back(charge)
         return self._positions.get(stream.partition, position) > position
 
     async def _next(self, decoding: Iterator[LakeRecords], position: int) -> LakeRecords | None:
@@ -473,7 +476,7 @@ class TableTask:
     async def _write(self, table: LakeTable, records: LakeRecords) -> None:
         extra: Charge | None = None
         size = records.nbytes
-        if size > self._around.settings.memory_bytes // _MEMORY_PARTS:
+        if size > self._around.memory.size // _MEMORY_PARTS:
             # one record that is larger than a batch may be: it is here already
             extra = self._around.allocator.charge_anyway(size, "lake")
         try:
@@ -489,11 +492,11 @@ class TableTask:
         self._is_full |= written.is_full
         self._positions[records.partition] = records.next_offset
 
-    async def _memory(self, size: int) -> Charge:
+    async def _memory(self) -> Charge:
         backoff = Backoff(_MEMORY_PAUSES_S)
         while True:
             try:
-                return self._around.allocator.charge_nowait(size, "lake")
+                return self._around.memory.take_nowait()
             except FullError:
                 await self._around.sleep(backoff.failed())
 

@@ -23,8 +23,8 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,6 @@ import anyio
 
 from penstock.errors import CorruptError, PenstockError, UnavailableError, again, kept
 from penstock.spi import Services
-from penstock.spi.allocator import Charge
 from penstock.spi.lake import (
     LakeCommit,
     LakeCompactorCapabilities,
@@ -46,6 +45,7 @@ from penstock.spi.lake import (
 )
 from penstock.spi.plugin import Buffer
 from penstock.threads import run_in_thread
+from penstock_iceberg_compactor._account import Account
 from penstock_iceberg_compactor._frames import Failed, error_of, failed_of, receive, send, taken_apart
 from penstock_iceberg_compactor._settings import CAPABILITIES, Settings
 
@@ -53,8 +53,6 @@ logger = logging.getLogger("penstock.lake.iceberg")
 
 #: What the process runs; its socket, the level of its log and _BEAT_S follow.
 _SERVING = ("-P", "-m", "penstock_iceberg_compactor._serving")
-#: What the process keeps between calls is charged under.
-_PURPOSE = "lake"
 #: So long a call that is cancelled is waited for.
 _GIVE_UP_S = 15.0
 #: So long the leaving of a table may take: a broker that ends waits for it. Files that are left then are removed by
@@ -357,7 +355,10 @@ class ApartCompactor:
     def __init__(self, settings: Settings, services: Services) -> None:
         self._settings = settings
         self._services = services
-        self._charge: Charge | None = None
+        assert services.allocator is not None
+        self._account = Account(services.allocator, asyncio.get_running_loop().call_later)
+        #: What of it the process keeps between calls.
+        self._kept_bytes = 0
         self._process: _Process | None = None
         self._starting = anyio.Lock()
         #: Why it couldn't be started, and until when nobody tries again.
@@ -378,7 +379,8 @@ class ApartCompactor:
             with anyio.CancelScope(shield=True):
                 if apart._process is not None:
                     await apart._process.close()
-                apart._account(0)
+                apart._keeps(0)
+                apart._account.settle()
 
     async def process(self) -> _Process:
         """The process, which is started if there is none."""
@@ -399,7 +401,7 @@ class ApartCompactor:
 
     async def _start(self) -> _Process:
         try:
-            process = _Process(self._account)
+            process = _Process(self._keeps)
         except OSError as error:  # of processes, descriptors or memory
             raise UnavailableError(
                 f"the process of the lake compactor can't be started: cause={error}"
@@ -429,22 +431,21 @@ class ApartCompactor:
         """The limit of the broker's memory, and what of it others use."""
         assert self._services.allocator is not None
         used = self._services.allocator.statistics()
-        return used.limit_bytes, used.used_bytes - (self._charge.size if self._charge else 0)
+        return used.limit_bytes, used.used_bytes - self._account.charged
 
-    def charged(self, size: int) -> Charge:
-        """Account for what is there anyway."""
-        assert self._services.allocator is not None
-        return self._services.allocator.charge_anyway(size, _PURPOSE)
+    @contextmanager
+    def handing(self, size: int) -> Iterator[None]:
+        """Account for what is on its way to the process, and so is there and here."""
+        self._account.add(size)
+        try:
+            yield
+        finally:
+            self._account.add(-size)
 
-    def _account(self, size: int) -> None:
+    def _keeps(self, size: int) -> None:
         """The process keeps so much."""
-        if self._charge is not None:
-            if self._charge.size == size:
-                return
-            self._charge.release()
-            self._charge = None
-        if size:
-            self._charge = self.charged(size)
+        more, self._kept_bytes = size - self._kept_bytes, size
+        self._account.add(more)
 
     @property
     def capabilities(self) -> LakeCompactorCapabilities:
@@ -479,6 +480,7 @@ class ApartCompactor:
             if scope.cancelled_caught:
                 with anyio.CancelScope(shield=True):
                     await process.end()
+            self._account.settle()
 
     async def tables(self) -> Sequence[str]:
         """The names of all tables in the namespace."""
@@ -512,11 +514,8 @@ class ApartTable:
     async def write(self, records: LakeRecords) -> LakeWritten:
         """Hand records over, and wait until they are taken."""
         numbers, buffers = taken_apart(records)
-        charge = self._compactor.charged(max(1, records.nbytes))  # they are there and here
-        try:
+        with self._compactor.handing(records.nbytes):
             written: LakeWritten = await self._call("write", numbers, buffers=buffers)
-        finally:
-            charge.release()
         return written
 
     async def commit(self, positions: Mapping[int, int]) -> LakeCommit:

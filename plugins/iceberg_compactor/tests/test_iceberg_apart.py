@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import anyio
 import pytest
-from penstock_iceberg_compactor import _apart, _frames, _serving
+from penstock_iceberg_compactor import _account, _apart, _frames, _serving
 from penstock_iceberg_compactor._apart import ApartCompactor
 from penstock_iceberg_compactor._open import open_compactor, watch
 from penstock_iceberg_compactor._settings import Settings
@@ -43,6 +43,7 @@ async def kill(compactor: ApartCompactor, number: int = signal.SIGKILL) -> None:
     os.kill((await compactor.process()).pid, number)
 
 
+@patch.object(_account, "_KEPT_S", 0.0)
 async def test_a_table_that_is_made_elsewhere_has_what_was_written(tmp_path: Path) -> None:
     """Keys, values, headers, nulls and gaps; by a process that gives way, and hears no signals of our terminal."""
     allocator = PlainAllocator(512 * 2**20)
@@ -59,7 +60,9 @@ async def test_a_table_that_is_made_elsewhere_has_what_was_written(tmp_path: Pat
             assert (await table.write(records)).rows == 3
             assert allocator.statistics().used_by_purpose["lake"] > 0
             assert (await table.commit({3: 10})).rows == 3
-            assert not allocator.statistics().used_bytes
+            with anyio.fail_after(HANG_S):
+                while allocator.statistics().used_bytes:  # noqa: ASYNC110 - a timer does it
+                    await anyio.sleep(0.001)
             assert [row async for row in table.rows()] == list(records.rows())
             assert await table.positions() == {3: 10}
             assert (await table.maintain()).figures
@@ -166,6 +169,33 @@ async def is_ended_after(waited_s: Sequence[float], directory: Path) -> None:
         async with apart(directory, PlainAllocator(512 * 2**20)):
             pass
     assert not list(looks)
+
+
+async def test_what_goes_up_and_down_is_charged_at_its_highest_of_late() -> None:
+    """Nothing is released and charged again meanwhile, which others would pay for."""
+    allocator = PlainAllocator(2**20)
+    looks: list[Callable[[], None]] = []
+
+    def call_later(delay_s: float, look: Callable[[], None]) -> Mock:
+        looks.append(look)
+        return Mock()
+
+    account = _account.Account(allocator, call_later)
+    for _ in range(3):
+        account.add(100)
+        account.add(1000)
+        account.add(-1100)
+    assert allocator.statistics().used_bytes == account.charged == 1100
+    account.add(10)
+    looks.pop()()
+    assert account.charged == 1100, "it was there since the last look"
+    account.add(50)
+    looks.pop()()
+    assert allocator.statistics().used_bytes == account.charged == 60
+    assert not looks, "there is nothing to look for"
+    account.add(-60)
+    account.settle()
+    assert not allocator.statistics().used_bytes
 
 
 def test_how_long_a_process_waited_for_a_processor_is_known_while_it_is_there() -> None:

@@ -27,6 +27,7 @@ import anyio
 from penstock.bus import EventBus
 from penstock.errors import FencedError, FullError, PenstockError, UnavailableError, again
 from penstock.lake.configs import LAKE_PREFIX, topic_config_table
+from penstock.lake.memory import StepMemory
 from penstock.lake.service import LakeService
 from penstock.lake.source import LakeSource
 from penstock.lake.table_task import LakeSettings, Surroundings
@@ -76,6 +77,7 @@ class _FakeAllocator:
         self.used = 0
         self.free = 2**40
         self.refused = 0
+        self.charges = 0
 
     def charge_nowait(self, size: int, purpose: str) -> Any:
         if size > self.free:
@@ -85,6 +87,7 @@ class _FakeAllocator:
 
     def charge_anyway(self, size: int, purpose: str) -> Any:
         self.used += size
+        self.charges += 1
         return SimpleNamespace(release=lambda: self._release(size))
 
     def _release(self, size: int) -> None:
@@ -252,7 +255,8 @@ class World:
     async def serve(self) -> AsyncIterator[LakeService]:
         """As ``LakeService.open`` does, whose engine and store are left out here."""
         async with anyio.create_task_group() as tasks:
-            service = LakeService(self.around(), topic_config_table(_SPEC, {}, {}), tasks, self.bus)
+            around = self.around()
+            service = LakeService(around, topic_config_table(_SPEC, {}, {}), tasks, self.bus)
             tasks.start_soon(service._follow)
             try:
                 yield service
@@ -260,6 +264,7 @@ class World:
                     await service._stop()
             finally:
                 service._ending = True
+                around.memory.close()
                 tasks.cancel_scope.cancel()
 
     def around(self) -> Surroundings:
@@ -269,6 +274,7 @@ class World:
             batch_bytes=1000,
             source=cast(LakeSource, self),
             allocator=cast(Any, self.allocator),
+            memory=StepMemory(cast(Any, self.allocator), self.settings.memory_bytes),
             settings=self.settings,
             node_id=NODE,
             node_epoch=self.node_epoch,

@@ -23,6 +23,7 @@ from tests.unit.lake.harness import (
 
 from penstock.errors import ClosedError, FencedError, UnavailableError
 from penstock.lake.configs import LAKE_PREFIX, MAINTENANCE_REQUEST
+from penstock.lake.memory import KEPT_S
 from penstock.lake.source import Throttle
 from penstock.lake.states import LakeState
 from penstock.metadata.commands.lake import REASON_LENGTH_MAX
@@ -167,7 +168,7 @@ def test_cancellation_at_each_step_leaves_no_memory_task_or_table(step: str, how
                 if how == "ended":
                     raise EndedError
                 world.alter("orders", enable="false")
-                await anyio.sleep(1)
+                await anyio.sleep(2 * KEPT_S + 1)
                 assert world.allocator.used == 0
                 assert world.limiter.borrowed_tokens == 0
 
@@ -354,6 +355,29 @@ def test_memory_that_is_refused_is_asked_for_again_and_holds_up_one_table_only_s
             world.allocator.free = 2**40
             await anyio.sleep(2)
             assert world.tables["orders"].rows == [0, 1]
+
+    simulated(test)
+
+
+def test_memory_of_tables_that_come_back_for_it_is_kept_for_them_but_not_for_long() -> None:
+    """Caches let go of what they are granted, and what they give back is made anew."""
+
+    async def test(world: World) -> None:
+        world.create("orders")
+        world.alter("orders", commit_interval_ms="2000")
+        async with world.serve():
+            for number in range(10):
+                world.upload("orders", 2)
+                await anyio.sleep(2)
+                assert world.allocator.used == world.settings.memory_bytes or not number
+            assert len(world.times("commit")) > 5
+            assert world.allocator.charges == 1
+            await anyio.sleep(3 * KEPT_S)
+            assert not world.allocator.used
+            world.upload("orders", 2)
+            await anyio.sleep(3)
+            assert world.allocator.charges == 2
+        assert not world.allocator.used
 
     simulated(test)
 
