@@ -65,7 +65,7 @@ from penstock.wire.records import (
     set_log_append_time,
     whole_checksum,
 )
-from penstock.wire.validation import BROKER_BITS, amend_batch, check_batch, check_records_nowait
+from penstock.wire.validation import BROKER_BITS, amend_batch, check_batch, check_records_nowait, check_sum
 
 logger = logging.getLogger("penstock.log")
 
@@ -272,14 +272,14 @@ class Partition:
                 read_header(records) if is_prepared else check_batch(records, rules, produce_version, now_ms)
             )
             if config.codec is not None and header.codec != config.codec:
-                if self._is_known_duplicate(header, now_ms, on_done):
+                if self._is_known_duplicate(records, header, now_ms, on_done):
                     return False
                 return self._append_recompressed(records, header, now_ms, on_done)
             max_timestamp = header.max_timestamp
             if rules.full and not is_prepared:
                 found = check_records_nowait(records, header, rules, now_ms)
                 if found is None:
-                    if self._is_known_duplicate(header, now_ms, on_done):
+                    if self._is_known_duplicate(records, header, now_ms, on_done):
                         return False
                     raise Preparation(self._preparer, records, header, rules, now_ms).due()
                 max_timestamp = found
@@ -310,7 +310,7 @@ class Partition:
         return True
 
     def _is_known_duplicate(
-        self, header: BatchHeader, now_ms: int, on_done: Callable[[AppendOutcome], None]
+        self, records: memoryview, header: BatchHeader, now_ms: int, on_done: Callable[[AppendOutcome], None]
     ) -> bool:
         """Whether the batch is a duplicate, which is answered then: what takes long isn't done for it once more."""
         if header.producer_id < 0:
@@ -321,6 +321,7 @@ class Partition:
             return False  # told once it is known that the batch itself is right
         if not isinstance(admitted, Duplicate):
             return False
+        check_sum(records, header, self.config.rules)  # raises BatchError
         self._answer_duplicate(admitted, on_done)
         return True
 

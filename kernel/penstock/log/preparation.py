@@ -44,6 +44,7 @@ from penstock.wire.validation import (
     amend_batch,
     amended_header,
     check_records,
+    check_sum,
 )
 
 _T = TypeVar("_T")
@@ -133,7 +134,7 @@ class Preparer:
 class Preparation:
     """One batch whose header is checked already, what its topic asks of its records, and the codec it is to have."""
 
-    __slots__ = ("_batch", "_codec", "_header", "_level", "_now_ms", "_preparer", "_rules")
+    __slots__ = ("_batch", "_codec", "_header", "_is_summed", "_level", "_now_ms", "_preparer", "_rules")
 
     def __init__(
         self,
@@ -153,6 +154,7 @@ class Preparation:
         #: None: the producer's own.
         self._codec = codec
         self._level = level
+        self._is_summed = False
 
     def recompress_nowait(self) -> Allocation | None:
         """The checked and recompressed batch, in memory of its own.
@@ -192,8 +194,9 @@ class Preparation:
         Cancellable; the original's memory must stay until then.
 
         Raises:
-            BatchError: as ``check_records``; INVALID_RECORD if the records can't be inflated, MESSAGE_TOO_LARGE if
-                they inflate beyond all bounds or the result is over ``max.message.bytes``.
+            BatchError: as ``check_sum``, as ``check_records``; INVALID_RECORD if the records
+                can't be inflated, MESSAGE_TOO_LARGE if they inflate beyond all bounds or the result is over
+                ``max.message.bytes``.
         """
         async with self._preparer.turns:
             if self._codec is not None:
@@ -218,11 +221,19 @@ class Preparation:
         own.view[:] = packed
         return own.view, own
 
+    def _check_sum(self) -> None:
+        """First, and once: a batch may be looked into again with a higher bound."""
+        if not self._is_summed:
+            check_sum(self._batch, self._header, self._rules)
+            self._is_summed = True
+
     def _checked(self, inflated_bytes_max: int) -> int:
+        self._check_sum()
         plain = plain_records(self._batch, self._header, inflated_bytes_max, from_client=True)
         return check_records(plain, 0, self._header, self._rules, self._now_ms)
 
     def _repacked(self, inflated_bytes_max: int) -> bytearray:
+        self._check_sum()
         header, rules = self._header, self._rules
         assert self._codec is not None
         if self._codec == CODEC_NONE:  # what it inflates to is what it will be

@@ -22,7 +22,7 @@ from penstock.log.topic_config import effective_values
 from penstock.spi.allocator import Allocation
 from penstock.wire.compression import CODEC_GZIP, CODEC_LZ4, CODEC_NAMES, CODEC_NONE, CODEC_ZSTD, compress
 from penstock.wire.error_codes import ErrorCode
-from penstock.wire.record_batch import seal_batch
+from penstock.wire.record_batch import BatchError, seal_batch
 from penstock.wire.records import (
     ATTRIBUTES_POS,
     CRC_POS,
@@ -144,6 +144,33 @@ async def test_the_checksum_of_what_came_is_looked_at_first(world: World) -> Non
         partition = await logs.create(compression_type="gzip")
         damaged = batch(codec=CODEC_ZSTD)
         damaged[-1] ^= 1
+        assert codes(append(partition, damaged)) == [ErrorCode.CORRUPT_MESSAGE]
+
+
+@pytest.mark.parametrize("topic", ["producer", "gzip"])
+async def test_the_checksum_of_a_long_batch_is_looked_at_in_the_thread(world: World, topic: str) -> None:
+    """The event loop would be held up by it, and is refused what it was refused before."""
+    async with open_logs(world) as logs:
+        partition = await logs.create(compression_type=topic)
+        damaged = batch(noise(200_000), CODEC_LZ4)
+        damaged[-1] ^= 1
+        with pytest.raises(NotNowError) as due:
+            append(partition, damaged)
+        with pytest.raises(BatchError, match="checksum mismatch") as caught:
+            await due.value.wait()
+        assert caught.value.error_code == ErrorCode.CORRUPT_MESSAGE
+        assert partition.stream.next_offset == 0
+        assert used(partition, "append") == used(partition, "inflate") == 0
+
+
+async def test_a_damaged_copy_of_a_long_batch_is_no_duplicate(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        long = batch(noise(200_000), CODEC_LZ4, producer=(7, 0, 0))
+        damaged = bytearray(long)
+        damaged[-1] ^= 1
+        assert [o.base_offset for o in await append_any(partition, bytearray(long))] == [0]
+        assert [(o.error_code, o.base_offset) for o in append(partition, bytearray(long))] == [(0, 0)]
         assert codes(append(partition, damaged)) == [ErrorCode.CORRUPT_MESSAGE]
 
 

@@ -41,6 +41,7 @@ from penstock.wire.validation import (
     amend_batch,
     check_batch,
     check_records_nowait,
+    check_sum,
     validate_produce_batch,
 )
 
@@ -502,6 +503,33 @@ def test_what_takes_long_is_not_done_at_once(codec: int, fault: bool) -> None:
                 check_records_nowait(batch, header, rules, NOW)
         else:
             assert check_records_nowait(batch, header, rules, NOW) == NOW
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("full", FULL)
+@pytest.mark.parametrize("size", [100, 40_000, 140_000, 1_100_000])
+@pytest.mark.parametrize("count", [1, INLINE_RECORDS_MAX + 1])
+def test_the_checksum_of_what_is_not_looked_at_at_once_is_checked_late_and_no_other(
+    codec: int, full: bool, size: int, count: int
+) -> None:
+    noise = random.Random(1).randbytes(size)
+    batch = memoryview(
+        build_batch([(None, noise, (), NOW)] + [(None, None, (), NOW)] * (count - 1), codec=codec)
+    )
+    rules = BatchRules(max_message_bytes=1 << 21, full=full)
+    header = check_batch(batch, rules, 9, NOW)
+    check_sum(batch, header, rules)
+    at_once = not full or check_records_nowait(batch, header, rules, NOW) is not None
+    batch[-1] ^= 1
+    with pytest.raises(BatchError, match="checksum mismatch") as at_last:
+        validate_produce_batch(batch, rules, produce_version=9, now_ms=NOW)
+    assert at_last.value.error_code == ErrorCode.CORRUPT_MESSAGE
+    found: BatchError | None = None
+    try:
+        check_batch(batch, rules, 9, NOW)
+    except BatchError as error:
+        found = error
+    assert said(found) == said(at_last.value) if found is not None else not at_once
 
 
 @pytest.mark.skipif(native_code.walk is None, reason="without native code less is done at once")
