@@ -83,20 +83,23 @@ class Medium:
     failing: float = 0.0
     #: The part of the writes whose reply is lost after they took effect.
     lost_replies: float = 0.0
+    #: The number of the one request that fails, before it has any effect; 0 for none.
+    failing_at: int = 0
     #: How long each read of an object takes.
     slow_s: float = 0.0
     #: The process dies (SIGKILL) instead of writing records.
     fatal: bool = False
     random: random.Random = field(default_factory=random.Random)
-    #: How many requests were made.
+    #: How many requests were made, and how many writes were refused because the store is full.
     requests: int = 0
+    refused: int = 0
 
     def request(self) -> None:
         """Raises UnavailableError if the store is away."""
         self.requests += 1
         if self.down:
             raise UnavailableError("the conformance suite took the object store away")
-        if self.failing and self.random.random() < self.failing:
+        if self.requests == self.failing_at or (self.failing and self.random.random() < self.failing):
             raise UnavailableError("the conformance suite had a request fail")
 
     def write(self, key: str, begun: Callable[[], Awaitable[T]]) -> Awaitable[T]:
@@ -105,6 +108,7 @@ class Medium:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.full:
             self.requests += 1
+            self.refused += 1
             raise UnavailableError("the conformance suite has the object store full")
         return self.change(begun)
 
@@ -407,10 +411,19 @@ class BrokerProcess:
 
     async def change_medium(self, **medium: Any) -> int:
         """Set fields of its :class:`Medium`; they hold when this returns. How many requests it made until now."""
+        requests, _ = await self._set_medium(medium)
+        return requests
+
+    async def refused_writes(self) -> int:
+        """How many of its writes the store refused until now, because it is full."""
+        _, refused = await self._set_medium({})
+        return refused
+
+    async def _set_medium(self, medium: Mapping[str, Any]) -> tuple[int, int]:
         answer = await self._order({"medium": medium})
         assert answer[0] == "changed", f"the broker ended: {answer}"
-        requests: int = answer[1]
-        return requests
+        _, requests, refused = answer
+        return requests, refused
 
     async def stop(self) -> None:
         """Stop it in order: it uploads what it has, and its log is empty."""
@@ -495,7 +508,7 @@ async def serve(
                     os.kill(os.getpid(), signal.SIGKILL)
                 for name, value in order["medium"].items():
                     setattr(way, name, value)
-                tell(["changed", way.requests])
+                tell(["changed", way.requests, way.refused])
             stopped = True
     except PenstockError as error:
         tell(["ended", f"{type(error).__name__}: {error}"])

@@ -230,7 +230,13 @@ class DropsAnEntryBehindItsSnapshot(PlainMetadataLog):
         await self._store.delete([self._key(snapshot.index + 1)])
 
 
-@mutant(STRATEGY, "takes_an_outage_for_success", _STORE, level=4, part="metadata_log")
+@mutant(
+    STRATEGY,
+    "takes_an_outage_for_success",
+    "what_the_store_refuses_is_not_acknowledged",
+    level=4,
+    part="metadata_log",
+)
 class TakesAnOutageForSuccess(PlainMetadataLog):
     """Takes every error of a put for a lost reply."""
 
@@ -241,7 +247,13 @@ class TakesAnOutageForSuccess(PlainMetadataLog):
             return
 
 
-@mutant(STRATEGY, "takes_an_outage_for_emptiness", _STORE, level=4, part="metadata_log")
+@mutant(
+    STRATEGY,
+    "takes_an_outage_for_emptiness",
+    "a_start_one_request_of_which_fails_loses_nothing",
+    level=4,
+    part="metadata_log",
+)
 class TakesAnOutageForEmptiness(PlainMetadataLog):
     """Reads what it can, and calls that all."""
 

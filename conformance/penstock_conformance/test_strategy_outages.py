@@ -1,0 +1,98 @@
+"""Clauses about a strategy whose object store fails in a chosen moment: with a certain request of a broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+
+from penstock_conformance._clause import clause
+from penstock_conformance._pace import Pace
+from penstock_conformance._strategy import BrokerProcess, StrategyEnv
+from penstock_conformance._strategy_client import Client
+from penstock_conformance._strategy_session import Session
+
+KIND = "strategy"
+
+#: How often it is asked whether the store has refused something.
+_LOOK_S = 0.01
+#: The first requests of a start, with which a broker learns what there is: each of them fails once.
+_FIRST = 12
+#: So many of those behind them do.
+_LATER = 4
+
+
+@clause(level=4)
+async def test_what_the_store_refuses_is_not_acknowledged(env: StrategyEnv) -> None:
+    """Topics that are made, changed and deleted while the object store takes no writes: what the broker says that it
+    did is there after its death (SIGKILL), whether it said so while the store was full or when it no longer was."""
+    env.need_durable()
+    async with env.broker() as broker, env.session() as session:
+        await broker.start()
+        for number in range(env.rounds):
+            topic, other = f"topic-{number}", f"other-{number}"
+            await _ask_in_vain(broker, session, Session.create, topic, 1, {})
+            await _ask_in_vain(broker, session, Session.configure, topic, "delete.retention.ms", "7200000")
+            await _ask_in_vain(broker, session, Session.add_partitions, topic)
+            await _ask_in_vain(broker, session, Session.create, other, 2, {})
+            await _ask_in_vain(broker, session, Session.delete, other)
+        await broker.stop()
+    await env.verify()
+
+
+async def _ask_in_vain(
+    broker: BrokerProcess, session: Client[Session], method: Callable[..., None], *arguments: Any
+) -> None:
+    """Ask for something while the store is full, until it has refused a write; kill the broker as it answers."""
+    before = await broker.refused_writes()
+    await broker.change_medium(full=True)
+    answered = anyio.Event()
+
+    async def ask() -> None:
+        await session.ask(method, *arguments)
+        answered.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        # who keeps metadata elsewhere isn't refused anything
+        while not answered.is_set() and await broker.refused_writes() == before:  # noqa: ASYNC110 - it doesn't tell
+            await anyio.sleep(_LOOK_S)
+        await broker.change_medium(full=False)
+    await broker.kill()
+    await broker.start()
+    await session.ask(Session.look_at_topics)
+
+
+@clause(level=4)
+async def test_a_start_one_request_of_which_fails_loses_nothing(env: StrategyEnv) -> None:
+    """Start after start of a broker that was killed, in each of which another request to the object store fails: it
+    goes on over that, or says that the store was unavailable; nothing that it couldn't read is taken for lost."""
+    env.need_durable()
+    async with env.broker() as broker, env.session() as session:
+        with env.steps.told():
+            await broker.start()
+            await session.ask(Session.create, "topic", 2, {})
+            requests = _FIRST + _LATER
+            for _ in range(env.rounds):
+                later = env.random.sample(range(_FIRST + 1, max(requests, _FIRST + _LATER) + 1), _LATER)
+                pace = Pace(env.target.deadline_s / 2, _FIRST + _LATER)
+                for failing_at in (*range(1, _FIRST + 1), *sorted(later)):
+                    await session.ask(Session.write, "topic", 0, [300])
+                    await session.ask(Session.flush)
+                    env.steps.note(f"kill and start, request {failing_at} fails")
+                    await broker.kill()
+                    refusal = await broker.try_start(failing_at=failing_at)
+                    assert not refusal or "UnavailableError" in refusal, (
+                        f"the broker doesn't start: {refusal}"
+                    )
+                    if refusal:
+                        await broker.start()
+                    requests = await broker.change_medium()
+                    await session.ask(Session.look_at_topics)
+                    await session.ask(Session.read_all)
+                    pace.step()
+                    if pace.is_over:
+                        break
+            await broker.stop()
+    await env.verify()
