@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from penstock.broker import Broker
 from penstock.client import ClientSettings, Cluster
 from penstock.config import Config
 from penstock.errors import PenstockError, UnavailableError
 from penstock.plugins import PluginRegistry
-from penstock.spi.kinds import OBJECT_STORE, WAL
+from penstock.spi.kinds import METADATA_LOG, OBJECT_STORE, WAL
 from penstock.spi.object_store import RESERVED_PREFIXES, MultipartUpload, ObjectInfo, ObjectStore
 from penstock.spi.plugin import Buffer, PluginSpec, Services
 from penstock.wire import ApiKey
@@ -79,6 +80,8 @@ class Medium:
     down: bool = False
     #: It takes no more writes; what is there can be read and deleted.
     full: bool = False
+    #: Beginnings of the keys of which it takes no more.
+    full_below: Sequence[str] = ()
     #: The part of the requests that fail before they have any effect.
     failing: float = 0.0
     #: The part of the writes whose reply is lost after they took effect.
@@ -90,7 +93,7 @@ class Medium:
     #: The process dies (SIGKILL) instead of writing records.
     fatal: bool = False
     random: random.Random = field(default_factory=random.Random)
-    #: How many requests were made, and how many writes were refused because the store is full.
+    #: How many requests were made, and how many writes were refused, as it is full or away.
     requests: int = 0
     refused: int = 0
 
@@ -106,10 +109,11 @@ class Medium:
         """Make a request that writes the object ``key``, or a part of it."""
         if self.fatal and key.startswith(RESERVED_PREFIXES):
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.full:
+        if self.full or key.startswith(tuple(self.full_below)):
             self.requests += 1
             self.refused += 1
             raise UnavailableError("the conformance suite has the object store full")
+        self.refused += self.down
         return self.change(begun)
 
     async def change(self, begun: Callable[[], Awaitable[T]]) -> T:
@@ -261,6 +265,13 @@ class StrategyEnv:
         }
         return claims, f"objects in {location}"
 
+    def uploads(self) -> Sequence[str]:
+        """Beginnings of the keys that an upload writes: of objects, and of metadata if the store has them."""
+        config = self.config()
+        selection = self.registry().select_all(config)
+        kind = METADATA_LOG.name
+        return [*RESERVED_PREFIXES, *selection.specs[kind].key_prefixes(selection.settings[kind])]
+
     def need_durable(self) -> None:
         """Leave the clause where nothing outlives a process."""
         registry, config = self.registry(), self.config(host="look")
@@ -393,6 +404,13 @@ class BrokerProcess:
         await self.kill()
         return {sequence: Acked(*place) for sequence, place in enumerate(places, first)}
 
+    async def die_uploaded(self, **medium: Any) -> None:
+        """Set fields of its :class:`Medium`, and have it die (SIGKILL) when something is uploaded and let go of."""
+        assert self._child is not None
+        await self._child.tell({"medium": medium, "until": "uploaded"})
+        await self._child.rest()
+        await self.kill()
+
     async def _begin(self, medium: Mapping[str, Any]) -> Any:
         """Start a process; its first word, or None if it died."""
         assert self._child is None, "it runs already"
@@ -415,7 +433,7 @@ class BrokerProcess:
         return requests
 
     async def refused_writes(self) -> int:
-        """How many of its writes the store refused until now, because it is full."""
+        """How many of its writes the store refused until now, as it is full or away."""
         _, refused = await self._set_medium({})
         return refused
 
@@ -508,6 +526,10 @@ async def serve(
                     os.kill(os.getpid(), signal.SIGKILL)
                 for name, value in order["medium"].items():
                     setattr(way, name, value)
+                if "until" in order:
+                    while not broker.statistics().parts["engine"].uploader.committed_blocks:
+                        await checkpoint()
+                    os.kill(os.getpid(), signal.SIGKILL)
                 tell(["changed", way.requests, way.refused])
             stopped = True
     except PenstockError as error:

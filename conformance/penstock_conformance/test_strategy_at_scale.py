@@ -5,9 +5,10 @@ from __future__ import annotations
 import anyio
 
 from penstock.limits import ALLOCATOR_BYTES_MIN
-from penstock_conformance._clause import clause
+from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._strategy import StrategyEnv
 from penstock_conformance._strategy_kafka import Acked, Records, compare, in_order
+from penstock_conformance._strategy_session import Session
 
 KIND = "strategy"
 
@@ -17,6 +18,12 @@ _FEW = 6
 #: Records that are three times as much as the memory of a broker that has the least.
 _LARGE = 900_000
 _LARGE_COUNT = 3 * ALLOCATOR_BYTES_MIN // _LARGE
+#: Settings of brokers that upload when there is so much, and never as time passes.
+_UPLOADS_BY_SIZE: dict[str, str | int] = {"stream.upload_interval": "1h", "stream.upload_bytes": "256KiB"}
+_BLOCK_BYTES_MAX = 16 * 2**20
+_PIECE = 100_000
+#: How often a broker is asked how far it is.
+_LOOK_S = 0.01
 
 
 @clause(level=3)
@@ -39,6 +46,36 @@ async def test_what_is_acknowledged_at_once_survives_the_next_moment(env: Strate
         await broker.stop()
         await broker.start()  # and now from objects: what hundreds of partitions had got was uploaded at once
         compare(await client.ask(Records.fetch_all, "topic"), acked)
+        await broker.stop()
+    await env.verify()
+
+
+@clause(level=3)
+async def test_what_is_acknowledged_during_an_upload_survives_its_end(env: StrategyEnv) -> None:
+    """The log is trimmed up to what was uploaded and no further: a broker that dies (SIGKILL) as an upload is over
+    has kept what it acknowledged while that was under way."""
+    env.need_durable()
+    env.defaults.update(_UPLOADS_BY_SIZE)
+    block = env.config(with_defaults=True).tree.stream.upload_bytes
+    if block > _BLOCK_BYTES_MAX:
+        not_applicable(f"uploads begin at stream.upload_bytes={block}, try {_BLOCK_BYTES_MAX} or less")
+    async with env.broker() as broker, env.session() as session:
+        await broker.start()
+        await session.ask(Session.create, "topic", 1, {})
+        for count in (1, 3, 8) * env.rounds:
+            await session.ask(Session.write, "topic", 0, [300])  # who begins to write may need metadata
+            await session.ask(Session.flush)
+            await broker.change_medium(full_below=env.uploads())
+            await session.ask(Session.write, "topic", 0, [_PIECE] * (block // _PIECE + 1))
+            await session.ask(Session.flush)
+            while not await broker.refused_writes():  # noqa: ASYNC110 - it doesn't tell
+                await anyio.sleep(_LOOK_S)
+            for _ in range(count):
+                await session.ask(Session.write, "topic", 0, [300])
+                await session.ask(Session.flush)
+            await broker.die_uploaded(full_below=[])
+            await broker.start()
+            await session.ask(Session.read_all)
         await broker.stop()
     await env.verify()
 

@@ -87,7 +87,13 @@ class _MovingBlock(Block):
         return super().__getattribute__(name)
 
 
-@mutant(STRATEGY, "has_the_log_trimmed_ahead_of_uploads", _KILLS, level=3, part="log_cache")
+@mutant(
+    STRATEGY,
+    "has_the_log_trimmed_ahead_of_uploads",
+    "what_is_acknowledged_during_an_upload_survives_its_end",
+    level=3,
+    part="log_cache",
+)
 class HasTheLogTrimmedAheadOfUploads(PlainLogCache):
     """The end of the log that goes with a frozen block moves on."""
 

@@ -21,7 +21,7 @@ from penstock_conformance.mutants._mutant import SUMMARY, Defective, make, mutan
 from penstock_conformance.mutants._wal_in_store import _HEAD, StoreWal, open_store_wal
 from penstock_conformance.reference._wal import FileWal
 
-_KILLS = "random_lives_with_kills_agree_with_a_model"
+_AT_ONCE = "what_is_acknowledged_at_once_survives_the_next_moment"
 _STORE = "random_lives_with_a_failing_store_agree_with_a_model"
 _TAKEOVERS = "random_lives_with_takeovers_agree_with_a_model"
 _LARGE = {"wal.capacity": "64MiB"}
@@ -29,7 +29,14 @@ _SHARED = "mutant_in_store"
 _SEEN_BY_ALL = {"wal.plugin": _SHARED, "object_store.url": "file://{dir}/objects"}
 
 
-@mutant(STRATEGY, "trims_one_entry_too_many", _KILLS, level=3, part="wal", settings=_LARGE)
+@mutant(
+    STRATEGY,
+    "trims_one_entry_too_many",
+    "what_is_acknowledged_during_an_upload_survives_its_end",
+    level=3,
+    part="wal",
+    settings=_LARGE,
+)
 class TrimsOneEntryTooMany(FileWal):
     """Takes the entry at the position for one below it, if there are more behind it."""
 
@@ -38,7 +45,7 @@ class TrimsOneEntryTooMany(FileWal):
         super()._drop(above[0] if len(above) > 1 else position)
 
 
-@mutant(STRATEGY, "acknowledges_small_groups_early", _KILLS, level=3, part="wal", settings=_LARGE)
+@mutant(STRATEGY, "acknowledges_small_groups_early", _AT_ONCE, level=3, part="wal", settings=_LARGE)
 class AcknowledgesSmallGroupsEarly(FileWal):
     """The quicker of two places has it, the slower one gets it a moment later; only that one is read."""
 
@@ -62,7 +69,7 @@ class AcknowledgesSmallGroupsEarly(FileWal):
         super().close()
 
 
-@mutant(STRATEGY, "loses_the_end_of_a_large_group", _KILLS, level=3, part="wal", settings=_LARGE)
+@mutant(STRATEGY, "loses_the_end_of_a_large_group", _AT_ONCE, level=3, part="wal", settings=_LARGE)
 class LosesTheEndOfALargeGroup(FileWal):
     """Writes at most four entries at once, and acknowledges what is behind them as well."""
 
@@ -73,7 +80,7 @@ class LosesTheEndOfALargeGroup(FileWal):
 @mutant(
     STRATEGY,
     "acknowledges_the_third_of_many_early",
-    "what_is_acknowledged_at_once_survives_the_next_moment",
+    _AT_ONCE,
     level=3,
     part="wal",
     settings=_LARGE,
@@ -94,7 +101,7 @@ class AcknowledgesTheThirdOfManyEarly(FileWal):
 @mutant(
     STRATEGY,
     "recovers_all_but_the_last_of_a_page",
-    "what_is_acknowledged_at_once_survives_the_next_moment",
+    _AT_ONCE,
     level=3,
     part="wal",
     settings=_LARGE,
