@@ -11,6 +11,7 @@ __all__ = ("Asking", "BrokerProcess", "Medium", "StrategyEnv", "restart", "serve
 
 import asyncio
 import dataclasses
+import math
 import os
 import random
 import re
@@ -70,6 +71,10 @@ T = TypeVar("T")
 _TOPIC_RESOURCE = 2
 #: How much slower timers are in the moment of an acknowledgement.
 _SLOWER = 50
+#: How often a broker is asked whether its store has refused something, and how often it answers until it has taken
+#: for granted what it takes for granted.
+_LOOK_S = 0.01
+_TURNS = 30
 
 
 @dataclass(slots=True)
@@ -93,7 +98,7 @@ class Medium:
     #: The process dies (SIGKILL) instead of writing records.
     fatal: bool = False
     random: random.Random = field(default_factory=random.Random)
-    #: How many requests were made, and how many writes were refused, as it is full or away.
+    #: How many requests were made, and how many writes were refused since it was set, as it is full or away.
     requests: int = 0
     refused: int = 0
 
@@ -433,9 +438,20 @@ class BrokerProcess:
         return requests
 
     async def refused_writes(self) -> int:
-        """How many of its writes the store refused until now, as it is full or away."""
+        """How many of its writes the store refused since its :class:`Medium` was set, as it is full or away."""
         _, refused = await self._set_medium({})
         return refused
+
+    async def feel_refusals(
+        self, is_over: Callable[[], bool] = lambda: False, *, looks_max: float = math.inf
+    ) -> None:
+        """Return when the store has refused a write and the broker had time to go on from there, ``is_over`` says
+        so, or after so many looks. What counts is how often the broker answers: time may pass without it."""
+        looks = felt = 0
+        while felt < _TURNS and looks < looks_max and not is_over():
+            await anyio.sleep(_LOOK_S)
+            looks += 1
+            felt += bool(await self.refused_writes())
 
     async def _set_medium(self, medium: Mapping[str, Any]) -> tuple[int, int]:
         answer = await self._order({"medium": medium})
@@ -526,6 +542,7 @@ async def serve(
                     os.kill(os.getpid(), signal.SIGKILL)
                 for name, value in order["medium"].items():
                     setattr(way, name, value)
+                    way.refused = 0
                 if "until" in order:
                     while not broker.statistics().parts["engine"].uploader.committed_blocks:
                         await checkpoint()

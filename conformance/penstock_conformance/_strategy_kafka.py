@@ -162,6 +162,7 @@ class Writer:
         self._errors: dict[int, str] = {}
         #: Why the producer can't go on; empty as long as it can.
         self._fault = ""
+        self._next = 0
         self._topic = topic
         self._owner = owner
         self._producer = make_producer(servers, codec)
@@ -171,6 +172,14 @@ class Writer:
     def acked(self) -> dict[int, Acked]:
         """The acknowledgements until now, by sequence."""
         return dict(self._acked)
+
+    def handed_over(self) -> int:
+        """The sequence of the next record."""
+        return self._next
+
+    def was_acked(self, sequence: int) -> bool:
+        """Whether it was acknowledged, or a later one."""
+        return max(self.acked(), default=-1) >= sequence
 
     def write(self, sequence: int, size: int) -> None:
         """Hand over one record; it goes to the partition that its key says."""
@@ -188,6 +197,7 @@ class Writer:
                 return
             else:
                 break
+        self._next = sequence + 1
         self._producer.poll(0)
 
     def _told(self, sequence: int, error: KafkaError | None, message: Message) -> None:

@@ -42,6 +42,8 @@ class Life:
         self.steps = env.steps
         #: How many partitions each topic has.
         self._topics: dict[str, int] = {}
+        #: Those of which retention drops records.
+        self._dropping: set[str] = set()
         self._random = env.random
         self._do = {
             self._write: 8,
@@ -79,11 +81,20 @@ class Life:
 
     async def write_alike(self) -> None:
         """Records of one size, each answered before the next, and time to upload them: contents tell them apart."""
-        topic, number = self._somewhere()
+        topic, number = await self._where_all_is_kept()
         for _ in range(_ALIKE):
             await self.session.ask(Session.write, topic, number, [_ALIKE_BYTES])
             await self.flush()
         await self._rest()
+
+    async def _where_all_is_kept(self) -> tuple[str, int]:
+        """A partition of which retention drops nothing, so that all of it can be compared; made if need be."""
+        kept = [topic for topic in self._topics if topic not in self._dropping]
+        if not kept and (names := self._free_names()):
+            await self._create_named(names[0], {})
+            kept = names[:1]
+        topic = self._random.choice(sorted(kept or self._topics))
+        return topic, self._random.randrange(self._topics[topic])
 
     async def flush(self) -> None:
         """Wait for the answers."""
@@ -120,15 +131,18 @@ class Life:
         await self.session.ask(Session.trim, *self._somewhere(), self._random.random())
 
     async def _create(self) -> None:
-        names = [name for name in _TOPICS if name not in self._topics]
-        if names:
+        if names := self._free_names():
             configs = {"retention.bytes": _RETENTION_BYTES} if self._random.random() < 0.3 else {}
             await self._create_named(self._random.choice(names), configs)
+
+    def _free_names(self) -> list[str]:
+        return [name for name in _TOPICS if name not in self._topics]
 
     async def _create_named(self, topic: str, configs: dict[str, str]) -> None:
         count = self._random.randint(1, 3)
         await self.session.ask(Session.create, topic, count, configs)
         self._topics[topic] = count
+        (self._dropping.add if configs else self._dropping.discard)(topic)
 
     async def _delete(self) -> None:
         if len(self._topics) > 1:

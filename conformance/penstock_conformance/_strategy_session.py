@@ -90,6 +90,11 @@ class Session:
             )
         producer.poll(0)
 
+    def write_and_flush(self, topic: str, partition: int, sizes: Sequence[int]) -> None:
+        """Hand over a record of each size, and wait until every record is answered."""
+        self.write(topic, partition, sizes)
+        self.flush()
+
     def _told(self, place: PartitionModel, sequence: int, error: KafkaError | None, message: Message) -> None:
         if error is None:
             offset = message.offset()

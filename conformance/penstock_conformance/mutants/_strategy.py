@@ -26,7 +26,8 @@ from penstock_conformance.reference._object_store import DirectoryStore
 
 _RESTARTS = "random_lives_with_restarts_agree_with_a_model"
 _KILLS = "random_lives_with_kills_agree_with_a_model"
-_STORE = "random_lives_with_a_failing_store_agree_with_a_model"
+_UPLOAD = "what_is_acknowledged_during_an_upload_survives_its_end"
+_REFUSED = "what_the_store_refuses_is_not_acknowledged"
 
 
 @mutant(STRATEGY, "loses_its_newest_objects", _RESTARTS, part="object_store")
@@ -51,7 +52,7 @@ class DeletesTheNeighbour(DirectoryStore):
         await super().delete(keys)
 
 
-@mutant(STRATEGY, "writes_what_it_acknowledged_later", _KILLS, level=3, part="object_store")
+@mutant(STRATEGY, "writes_what_it_acknowledged_later", _UPLOAD, level=3, part="object_store")
 class WritesWhatItAcknowledgedLater(DirectoryStore):
     """Has large objects in memory for a moment, from where it reads them."""
 
@@ -87,13 +88,7 @@ class _MovingBlock(Block):
         return super().__getattribute__(name)
 
 
-@mutant(
-    STRATEGY,
-    "has_the_log_trimmed_ahead_of_uploads",
-    "what_is_acknowledged_during_an_upload_survives_its_end",
-    level=3,
-    part="log_cache",
-)
+@mutant(STRATEGY, "has_the_log_trimmed_ahead_of_uploads", _UPLOAD, level=3, part="log_cache")
 class HasTheLogTrimmedAheadOfUploads(PlainLogCache):
     """The end of the log that goes with a frozen block moves on."""
 
@@ -206,7 +201,7 @@ class LosesItsLastEntry(PlainMetadataLog):
             yield entry
 
 
-@mutant(STRATEGY, "writes_entries_behind", _KILLS, level=3, part="metadata_log")
+@mutant(STRATEGY, "writes_entries_behind", _REFUSED, level=4, part="metadata_log")
 class WritesEntriesBehind(PlainMetadataLog):
     """Acknowledges an entry, and puts it a moment later."""
 
@@ -236,13 +231,7 @@ class DropsAnEntryBehindItsSnapshot(PlainMetadataLog):
         await self._store.delete([self._key(snapshot.index + 1)])
 
 
-@mutant(
-    STRATEGY,
-    "takes_an_outage_for_success",
-    "what_the_store_refuses_is_not_acknowledged",
-    level=4,
-    part="metadata_log",
-)
+@mutant(STRATEGY, "takes_an_outage_for_success", _REFUSED, level=4, part="metadata_log")
 class TakesAnOutageForSuccess(PlainMetadataLog):
     """Takes every error of a put for a lost reply."""
 
