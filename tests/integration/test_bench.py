@@ -259,7 +259,9 @@ def test_the_lake_is_measured(tmp_path: Path) -> None:
     found = measure_lake(
         tmp_path, seconds=0.6, rounds=1, rate=400, interval_s=0.2, sets=["wal.capacity=64MiB"]
     )
-    assert min(found.without_p99_ms + found.with_p99_ms + found.late_s) > 0
+    assert min(found.without_p99_ms + found.with_p99_ms + found.neutral_p99_ms + found.late_s) > 0
+    assert found.table_cpu_per_s > 0
+    assert found.table_bytes_per_s > 0
     assert found.rows > 200
     assert "late by" in report_of_lake(found)
 

@@ -65,14 +65,21 @@ def test_a_table_is_held_against_the_noise_of_windows_without_one(with_p99_ms: f
         without_p99_ms=[2.0, 5.0, 3.0],
         with_p50_ms=[1.0] * 3,
         with_p99_ms=[with_p99_ms] * 3,
+        neutral_p50_ms=[1.0] * 3,
+        neutral_p99_ms=[3.6] * 3,
+        table_cpu_per_s=0.125,
+        table_bytes_per_s=2_500_000,
         late_s=[1.0],
         interval_s=2.0,
         rows=1,
         without_cpu_s=1.0,
         with_cpu_s=2.0,
+        neutral_cpu_s=1.0,
     )
     lines = report_lake(found).splitlines()
-    assert lines[-2] == f"noise: windows without a table differ by 1.50 ms; the difference is {word} that"
+    assert lines[-2].startswith("p99 beside a neutral process / without: 1.20; ")
+    assert lines[-2].endswith(" 0.12 s of a processor and 2.5 MB a second")
+    assert lines[-3] == f"noise: windows without a table differ by 1.50 ms; the difference is {word} that"
     assert lines[-1].endswith("MISSED"), "the aim is the aim, whatever the noise"
 
 

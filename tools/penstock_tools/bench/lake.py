@@ -5,8 +5,13 @@
 
 One broker has two topics, of which one is also an Iceberg table in an SQLite catalog. A producer sends to each in
 turn, so that in one run both kinds of window meet the same disk and the same noise; before the turn changes, the
-table gets everything. What counts is the median over the windows of each window's p50 and p99. Noise is the spread of
-those without a table (``penstock_tools.bench.noise``).
+table gets everything. What else isn't uploaded by then is uploaded in the next window, so the order changes, too.
+What counts is the median over the windows of each window's p50 and p99. Noise is the spread of those without a table
+(``penstock_tools.bench.noise``).
+
+In a third kind of window, also without a table, a process that has nothing to do with the broker takes as much of the
+processors and writes as many bytes beside it as the one that makes tables: what that does to producers is the part of
+whoever puts a second program on the broker's machine.
 
 How late a row is: at each commit, the time since the oldest record in it was acknowledged. The catalog is looked at
 ten times a second, as another reader would, in windows of both kinds.
@@ -21,18 +26,20 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
+from itertools import cycle, permutations
 from pathlib import Path
 from statistics import median_high
 from urllib.parse import unquote, urlsplit
 
 from penstock.errors import UnavailableError
 from penstock_tools.bench.histogram import Histogram
+from penstock_tools.bench.neutral import NeutralProcess
 from penstock_tools.bench.noise import spread
 from penstock_tools.bench.probe import MESSAGE_BYTES, PARTITIONS, probe, probe_load
 from penstock_tools.bench.run import create_topics
-from penstock_tools.bench.server import BrokerProcess
+from penstock_tools.bench.server import BrokerProcess, Spent
 from penstock_tools.bench.workers import Crew
 from penstock_tools.bench.workload import Driver
 
@@ -41,6 +48,8 @@ _RATIO_MAX = 1.3
 _LATE_MAX_S = 5.0
 _LOOK_S = 0.1
 _TABLE_STALLED_S = 60.0
+#: Of windows; what the neutral process takes is known after the first with a table.
+_KINDS = ("without", "with", "neutral")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +60,29 @@ class Lake:
     without_p99_ms: list[float]
     with_p50_ms: list[float]
     with_p99_ms: list[float]
+    #: Without a table, beside a process that takes as much of the machine.
+    neutral_p50_ms: list[float]
+    neutral_p99_ms: list[float]
+    #: Of a second, what the process that makes tables takes: processor seconds, and bytes that it writes.
+    table_cpu_per_s: float
+    table_bytes_per_s: float
     late_s: list[float]
     interval_s: float
     rows: int
     #: Processor seconds of the broker in both kinds of window, with what the table took after them.
     without_cpu_s: float
     with_cpu_s: float
+    neutral_cpu_s: float
 
     @property
     def ratio(self) -> float:
         """Median p99 with the lake over that without."""
         return median_high(self.with_p99_ms) / median_high(self.without_p99_ms)
+
+    @property
+    def neutral_ratio(self) -> float:
+        """Median p99 beside the neutral process over that without."""
+        return median_high(self.neutral_p99_ms) / median_high(self.without_p99_ms)
 
     @property
     def is_within_noise(self) -> bool:
@@ -85,27 +106,45 @@ def measure_lake(
     sets: Sequence[str] = (),
 ) -> Lake:
     """Run it against a broker of its own. Raises UnavailableError when the broker, a client or the table fails."""
-    table = {"penstock.lake.enable": "true", "penstock.lake.commit.interval.ms": str(int(interval_s * 1000))}
+    configs = {
+        "penstock.lake.enable": "true",
+        "penstock.lake.commit.interval.ms": str(int(interval_s * 1000)),
+    }
     if json_values:
-        table["penstock.lake.value.format"] = "json"
-    found: dict[str, list[Histogram]] = {"without": [], "with": []}
-    cpu_s = dict.fromkeys(found, 0.0)
+        configs["penstock.lake.value.format"] = "json"
+    found: dict[str, list[Histogram]] = {kind: [] for kind in _KINDS}
+    cpu_s = dict.fromkeys(_KINDS, 0.0)
+    table, table_s = Spent(), 0.0
     with ExitStack() as stack:
         broker = stack.enter_context(
             BrokerProcess(directory / "broker", ["lake_compactor.plugin=iceberg_compactor", *sets])
         )
         place = broker.bootstrap_servers
         windows = {}
-        for kind, configs in (("without", {}), ("with", table)):
-            create_topics(place, Driver(topicConfig=configs), [kind], PARTITIONS)
+        for kind, topic_configs in (("without", {}), ("with", configs)):
+            create_topics(place, Driver(topicConfig=topic_configs), [kind], PARTITIONS)
             crew = stack.enter_context(Crew())
             crew.hire("producer", [probe(place, kind, linger_ms=1)], probe_load(json=json_values), 1)
-            windows[kind] = _Windows(crew, directory / "broker", has_table=bool(configs))
+            windows[kind] = _Windows(crew, directory / "broker", has_table=bool(topic_configs))
+        orders = cycle(permutations(_KINDS))
         for number in range(rounds + 1):  # the first round warms up
-            for kind, window in windows.items():
-                before = broker.usage()
-                histogram = window.measure(seconds, rate)
+            for kind in next(orders):
+                neutral = NeutralProcess(
+                    directory,
+                    cpu_per_s=table.cpu_s / max(table_s, seconds),
+                    bytes_per_s=table.written_bytes / max(table_s, seconds),
+                    period_s=interval_s,
+                )
+                before, spent = broker.usage(), broker.children()
+                with neutral if kind == "neutral" else nullcontext():
+                    histogram = windows["with" if kind == "with" else "without"].measure(seconds, rate)
                 after = broker.usage()
+                if kind == "with":
+                    now, table_s = broker.children(), table_s + seconds
+                    table = Spent(
+                        table.cpu_s + now.cpu_s - spent.cpu_s,
+                        table.written_bytes + now.written_bytes - spent.written_bytes,
+                    )
                 if number:
                     found[kind].append(histogram)
                     if before is not None and after is not None:
@@ -120,11 +159,16 @@ def measure_lake(
         without_p99_ms=quantiles("without", 0.99),
         with_p50_ms=quantiles("with", 0.5),
         with_p99_ms=quantiles("with", 0.99),
+        neutral_p50_ms=quantiles("neutral", 0.5),
+        neutral_p99_ms=quantiles("neutral", 0.99),
+        table_cpu_per_s=round(table.cpu_s / table_s, 3),
+        table_bytes_per_s=round(table.written_bytes / table_s),
         late_s=[round(value, 3) for value in late_s],
         interval_s=interval_s,
         rows=windows["with"].rows,
         without_cpu_s=round(cpu_s["without"], 2),
         with_cpu_s=round(cpu_s["with"], 2),
+        neutral_cpu_s=round(cpu_s["neutral"], 2),
     )
 
 
@@ -199,6 +243,7 @@ def report(found: Lake) -> str:
     for label, p50, p99, cpu_s in (
         ("without a table", found.without_p50_ms, found.without_p99_ms, found.without_cpu_s),
         ("with a table", found.with_p50_ms, found.with_p99_ms, found.with_cpu_s),
+        ("beside a neutral", found.neutral_p50_ms, found.neutral_p99_ms, found.neutral_cpu_s),
     ):
         windows = " ".join(f"{value:.2f}" for value in p99)
         lines.append(
@@ -212,6 +257,10 @@ def report(found: Lake) -> str:
     noise = spread(found.without_p99_ms)
     within = "within" if found.is_within_noise else "more than"
     lines.append(f"noise: windows without a table differ by {noise:.2f} ms; the difference is {within} that")
+    lines.append(
+        f"p99 beside a neutral process / without: {found.neutral_ratio:.2f}; it takes what the process of tables "
+        f"does, {found.table_cpu_per_s:.2f} s of a processor and {found.table_bytes_per_s / 1e6:.1f} MB a second"
+    )
     verdict = "met" if found.is_met else "MISSED"
     lines.append(
         f"p99 with / without: {found.ratio:.2f}; aim (at most {_RATIO_MAX}, and late by no more than the interval "

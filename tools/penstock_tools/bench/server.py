@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("BrokerProcess", "Usage", "machine_facts")
+__all__ = ("BrokerProcess", "Spent", "Usage", "machine_facts")
 
 import contextlib
 import importlib.metadata
@@ -32,6 +32,14 @@ class Usage:
     cpu_s: float
     resident_bytes: int
     resident_bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What processes have spent so far: processor seconds, and bytes that they wrote."""
+
+    cpu_s: float = 0.0
+    written_bytes: int = 0
 
 
 class BrokerProcess:
@@ -121,16 +129,33 @@ class BrokerProcess:
         assert self._process is not None
         folder = Path("/proc", str(self._process.pid))
         with contextlib.suppress(OSError, KeyError):
-            ticks = folder.joinpath("stat").read_text().rpartition(")")[2].split()
             status = dict(
                 re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB", folder.joinpath("status").read_text(), re.MULTILINE)
             )
             return Usage(
-                cpu_s=(int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK"),
+                cpu_s=_cpu_s(folder),
                 resident_bytes=int(status["VmRSS"]) * 1024,
                 resident_bytes_max=int(status["VmHWM"]) * 1024,
             )
         return None
+
+    def children(self) -> Spent:
+        """What the processes that it runs have spent so far; nothing where there is no /proc."""
+        assert self._process is not None
+        cpu_s, written_bytes = 0.0, 0
+        for task in Path("/proc", str(self._process.pid), "task").glob("*/children"):
+            for pid in task.read_text().split():
+                folder = Path("/proc", pid)
+                with contextlib.suppress(OSError):
+                    cpu_s += _cpu_s(folder)
+                    said = dict(line.split(": ") for line in (folder / "io").read_text().splitlines())
+                    written_bytes += int(said["wchar"])
+        return Spent(cpu_s=cpu_s, written_bytes=written_bytes)
+
+
+def _cpu_s(folder: Path) -> float:
+    ticks = (folder / "stat").read_text().rpartition(")")[2].split()
+    return (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def machine_facts(directory: Path | None = None) -> dict[str, Any]:

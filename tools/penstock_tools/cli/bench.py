@@ -422,7 +422,10 @@ def lake(
     json_path: _JsonPath = None,
     sets: SetOption = None,
 ) -> None:
-    """Measure what a table costs its topic's producers, in turn with a topic without one, and how late rows are."""
+    """Measure what a table costs its topic's producers, in turn with a topic without one, and how late rows are.
+
+    Beside it stands what a process costs them that takes as much of the machine and knows nothing of the broker.
+    """
     _need_extra()
     from penstock_tools.bench.lake import measure_lake, report
 
