@@ -11,7 +11,7 @@ from typing import NamedTuple
 from penstock.spi.lake import BinaryColumn, HeaderColumn, LakeRecords
 from penstock.spi.log_cache import StreamEntry
 from penstock.wire.record_batch import TIMESTAMP_TYPE_BIT, BatchHeader, iter_batches
-from penstock.wire.record_columns import Columns, Filled, Measured, gather, measure, seek
+from penstock.wire.record_columns import ColumnMemory, Columns, Filled, Measured, gather, measure, seek
 from penstock.wire.record_walk import plain_records
 
 
@@ -34,16 +34,17 @@ def decode_entries(
     start_offset: int,
     bytes_max: int,
     is_left_out: Callable[[BatchHeader], bool] = _nothing,
+    memory: ColumnMemory | None = None,
 ) -> Iterator[LakeRecords]:
     """The records of ``entries`` from ``start_offset`` on, in batches of at most ``bytes_max`` (or one record).
 
     Control batches are left out, and those of which ``is_left_out`` says so (aborted transactions); the last batch
     ends where the entries do, even if that is all it says. At any time one batch is inflated beside what
-    was gathered.
+    was gathered. With ``memory`` the columns of a batch are there until the next one is asked for.
 
     Raises BatchError if records can't be read.
     """
-    builder = _Builder(partition, start_offset)
+    builder = _Builder(partition, start_offset, memory)
     for entry in entries:
         for _, header in iter_batches(entry.data):
             if header.next_offset <= builder.next_offset:
@@ -87,8 +88,9 @@ def _decode_batch(
 class _Builder:
     """Gathers pieces until they are made columns."""
 
-    def __init__(self, partition: int, start_offset: int) -> None:
+    def __init__(self, partition: int, start_offset: int, memory: ColumnMemory | None = None) -> None:
         self._partition = partition
+        self._memory = memory
         self.start_offset = self.next_offset = start_offset
         self.cost = 0
         self._pieces: list[_Piece] = []
@@ -110,7 +112,8 @@ class _Builder:
                 headers=sum(each.headers for each in all_measured),
                 name_bytes=sum(each.name_bytes for each in all_measured),
                 header_value_bytes=sum(each.header_value_bytes for each in all_measured),
-            )
+            ),
+            self._memory,
         )
         filled = Filled()
         for plain, position, measured, header in pieces:

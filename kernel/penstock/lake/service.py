@@ -104,7 +104,7 @@ class LakeService:
                 batch_bytes=batch_bytes,
                 source=LakeSource(image, store, tasks, throttle, engine.reads.read_uploaded),
                 allocator=engine.allocator,
-                memory=StepMemory(engine.allocator, settings.memory_bytes),
+                memory=StepMemory(engine.allocator, settings.memory_bytes, batch_bytes),
                 settings=settings,
                 node_id=node_id,
                 node_epoch=node_epoch,

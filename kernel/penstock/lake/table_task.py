@@ -24,7 +24,7 @@ from penstock.errors import (
 )
 from penstock.lake.columns import decode_entries, no_records
 from penstock.lake.configs import TableConfigs
-from penstock.lake.memory import StepMemory
+from penstock.lake.memory import StepMemory, StepRoom
 from penstock.lake.source import LakeSource
 from penstock.lake.states import LakeState
 from penstock.lake.statistics import LakeTableStatistics
@@ -46,9 +46,6 @@ UPLOAD_WAIT_S = 5.0
 #: Memory is asked for again after so long: a large request that waited in the allocator's queue would hold up those
 #: of producers behind it.
 _MEMORY_PAUSES_S = doubling(0.05, 1.0)
-#: Of the memory of a topic at work: what it reads, the columns made of it, and what inflates meanwhile.
-_MEMORY_PARTS = 3
-
 
 #: Said of a table that was taken away although nobody in this cluster claimed it.
 _STRANGER = (
@@ -451,17 +448,20 @@ class TableTask:
     async def _step(self, table: LakeTable, stream: StreamState, position: int) -> bool:
         """Write one read's worth of records; whether the position moved."""
         around = self._around
-        window = max(1, around.memory.size // _MEMORY_PARTS)
-        batch_bytes = min(around.batch_bytes, window)
-        charge = await self._memory()
+        room = await self._memory()
         try:
-            entries = await around.source.read(stream, position, window)
-            decoding = decode_entries(stream.partition, entries, position, batch_bytes)
+            entries = await around.source.read(stream, position, around.memory.window_bytes)
+            decoding = decode_entries(
+                stream.partition, entries, position, around.memory.columns_bytes, memory=room.columns
+            )
             del entries
             while (records := await self._next(decoding, position)) is not None:
                 await self._write(table, records)
+        except BaseException:
+            room.renew()
+            raise
         finally:
-            around.memory.give_back(charge)
+            around.memory.give_back(room)
         return self._positions.get(stream.partition, position) > position
 
     async def _next(self, decoding: Iterator[LakeRecords], position: int) -> LakeRecords | None:
@@ -476,7 +476,7 @@ class TableTask:
     async def _write(self, table: LakeTable, records: LakeRecords) -> None:
         extra: Charge | None = None
         size = records.nbytes
-        if size > self._around.memory.size // _MEMORY_PARTS:
+        if size > self._around.memory.window_bytes:
             # one record that is larger than a batch may be: it is here already
             extra = self._around.allocator.charge_anyway(size, "lake")
         try:
@@ -492,7 +492,7 @@ class TableTask:
         self._is_full |= written.is_full
         self._positions[records.partition] = records.next_offset
 
-    async def _memory(self) -> Charge:
+    async def _memory(self) -> StepRoom:
         backoff = Backoff(_MEMORY_PAUSES_S)
         while True:
             try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 __all__ = (
     "RECORD_COST",
+    "ColumnMemory",
     "Columns",
     "Filled",
     "Measured",
@@ -79,8 +80,33 @@ class Filled(NamedTuple):
     header_value_bytes: int = 0
 
 
+class ColumnMemory:
+    """Memory for the large columns of one batch after the other: the next one's are where the last one's were.
+
+    New memory costs a fault for each page, and giving it back as much again.
+    """
+
+    def __init__(self, size: int) -> None:
+        """``size``: of all columns of a batch. It takes no memory before it is used."""
+        self._memory = _mapped(size) if size >= _MAPPED_MIN else memoryview(b"")
+        self._used = 0
+
+    def begin(self) -> None:
+        """What was cut from it isn't looked at any more."""
+        self._used = 0
+
+    def cut(self, size: int) -> bytearray | memoryview:
+        """``size`` bytes, whatever they are; memory of their own for what is small, or doesn't fit."""
+        end = self._used + size
+        if size < _MAPPED_MIN or end > len(self._memory):
+            return _zeros(size)
+        found = self._memory[self._used : end]
+        self._used = end
+        return found
+
+
 class Columns(NamedTuple):
-    """Memory for columns, all zero at first; ends begin with one that stays 0."""
+    """Memory for columns; ends begin with one that stays 0, and all that isn't filled with bytes is zero at first."""
 
     offsets: bytearray
     timestamps: bytearray
@@ -98,23 +124,27 @@ class Columns(NamedTuple):
     header_value_valid: bytearray
 
     @classmethod
-    def of(cls, size: Filled) -> Columns:
-        """Room for so much."""
+    def of(cls, size: Filled, memory: ColumnMemory | None = None) -> Columns:
+        """Room for so much, in ``memory`` if that is there; what was there before is overwritten."""
         records, headers = size.records, size.headers
+        cut = _zeros
+        if memory is not None:
+            memory.begin()
+            cut = memory.cut
         return cls(
             offsets=bytearray(8 * records),
             timestamps=bytearray(8 * records),
             key_ends=bytearray(4 * (records + 1)),
-            keys=_zeros(size.key_bytes),
+            keys=cut(size.key_bytes),
             key_valid=bytearray((records + 7) // 8),
             value_ends=bytearray(4 * (records + 1)),
-            values=_zeros(size.value_bytes),
+            values=cut(size.value_bytes),
             value_valid=bytearray((records + 7) // 8),
             header_ends=bytearray(4 * (records + 1)),
             name_ends=bytearray(4 * (headers + 1)),
-            names=_zeros(size.name_bytes),
+            names=cut(size.name_bytes),
             header_value_ends=bytearray(4 * (headers + 1)),
-            header_values=_zeros(size.header_value_bytes),
+            header_values=cut(size.header_value_bytes),
             header_value_valid=bytearray((headers + 7) // 8),
         )
 
@@ -123,6 +153,10 @@ def _zeros(size: int) -> bytearray | memoryview:
     """Memory that is zero; much of it isn't touched for that, which would hold the interpreter for a ms per MiB."""
     if size < _MAPPED_MIN:
         return bytearray(size)
+    return _mapped(size)
+
+
+def _mapped(size: int) -> memoryview:
     return memoryview(mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS))
 
 

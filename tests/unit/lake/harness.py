@@ -274,7 +274,7 @@ class World:
             batch_bytes=1000,
             source=cast(LakeSource, self),
             allocator=cast(Any, self.allocator),
-            memory=StepMemory(cast(Any, self.allocator), self.settings.memory_bytes),
+            memory=StepMemory(cast(Any, self.allocator), self.settings.memory_bytes, 1000),
             settings=self.settings,
             node_id=NODE,
             node_epoch=self.node_epoch,

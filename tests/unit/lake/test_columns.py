@@ -16,7 +16,7 @@ from penstock.spi.log_cache import StreamEntry
 from penstock.wire import native_code
 from penstock.wire.compression import CODEC_NAMES
 from penstock.wire.record_batch import BatchError, assign_offsets, set_log_append_time
-from penstock.wire.record_columns import Columns, Filled
+from penstock.wire.record_columns import ColumnMemory, Columns, Filled
 from penstock.wire.records import build_batch, build_marker, iter_records, read_header
 
 NOW = 1_700_000_000_000
@@ -132,6 +132,19 @@ def test_values_of_any_size_are_rows() -> None:
     entries = [entry(bytearray(build_batch([(one, one, (("h", one),), NOW) for one in values])), 0)]
     found = rows(entries, 0, 2**20)
     assert [(one.key, one.value, one.headers) for one in found] == [(v, v, ((b"h", v),)) for v in values]
+
+
+def test_batches_are_made_one_after_the_other_in_the_same_memory() -> None:
+    """And not in it what is larger than all of it."""
+    values = [bytes([number]) * 100_000 for number in range(6)] + [b"x" * 2**20, b"y" * 100_000]
+    batch = bytearray(build_batch([(b"k" * 70_000, value, (), NOW) for value in values]))
+    places: list[object] = []
+    found: list[LakeRecord] = []
+    for records in decode_entries(3, [entry(batch, 0)], 0, 400_000, memory=ColumnMemory(400_000)):
+        places.append(memoryview(records.values.data).obj)
+        found += records.rows()
+    assert [(one.key, one.value) for one in found] == [(b"k" * 70_000, value) for value in values]
+    assert [place is places[0] for place in places] == [True, True, True, False, True]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory that is in use is looked up in /proc")
