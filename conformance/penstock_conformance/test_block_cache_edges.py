@@ -292,6 +292,15 @@ async def test_bytes_of_what_is_too_large_are_the_readers(env: Env) -> None:
         assert ends == [(1, 1, size), (2, 2, size), (3, 3, size)], (
             f"three large blocks, the first and last byte of each: {ends}"
         )
+        large = _Load(held=True)
+        async with anyio.create_task_group() as tasks:
+            for number in range(5):
+                tasks.start_soon(cache.get, [BlockRef(2, number * size, size)], large)
+            await _turns(50)
+            large.gate.set()
+        assert large.most <= 2 * size, (
+            f"{large.most} bytes were being loaded at once, in blocks that are larger than the limit: {size - 1}"
+        )
 
 
 class _Payload(bytearray):

@@ -12,7 +12,14 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import ConflictError, FencedError, InvalidRequestError, NotFoundError, PenstockError
+from penstock.errors import (
+    ConflictError,
+    FencedError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+    UnavailableError,
+)
 from penstock.lake.configs import LAKE_PREFIX, topic_config_table
 from penstock.log.errors import KafkaError
 from penstock.log.topic_config import TopicConfigTable
@@ -22,6 +29,7 @@ from penstock_conformance._env import Env, raises
 from penstock_conformance._lake import check_table, columns, made, spec_of, topic_of
 from penstock_conformance._leaks import looks_leave_nothing
 from penstock_conformance._medium import unsynced_files
+from penstock_conformance._pace import Pace
 from penstock_conformance._private import each_access, without_umask
 
 KIND = "lake_compactor"
@@ -50,6 +58,7 @@ _VALUES = (
 )
 _FAULT_CHARS_MAX = 2000
 _SMALL_BYTES = 500
+_STEPS_MAX = 12
 
 
 async def _commit(table: Any, start: int, stop: int) -> Any:
@@ -189,7 +198,10 @@ async def test_positions_pass_what_was_rejected(env: Env) -> None:
         async with env.open() as compactor, compactor.open_table(topic, 1) as table:
             for start, value in ((0, policies.bad), (3, policies.good), (6, policies.bad)):
                 rows = [LakeRecord(0, start + at, 5, b"k", value) for at in range(3)]
-                await table.write(columns(0, rows, start, start + 3))
+                written = await table.write(columns(0, rows, start, start + 3))
+                there = 0 if value == policies.bad else 3
+                found = (written.rows, sum(written.rejected.values()))
+                assert found == (there, 3 - there), f"{policy}: of 3 records {there} can be read: {written}"
                 await table.commit({0: start + 3})
                 told = dict(await table.positions())
                 assert told == {0: start + 3}, f"{policy}: committed up to {start + 3}, positions are {told}"
@@ -339,3 +351,39 @@ def _check_synced(folder: Path, idle: set[tuple[Path, tuple[int, int]]], what: s
     assert not waiting, (
         f"{sum(waiting.values())} bytes aren't on the disk when {what} returns, of {min(waiting)}"
     )
+
+
+# --- 4: faults
+
+
+@clause(level=4, claims="maintains")
+async def test_failed_maintenance_changes_nothing(env: Env) -> None:
+    """Cancelled or failed, the table is as good as before: whichever thing that it did was the last one."""
+    watch = spec_of(env).watch
+    if watch is None:
+        not_applicable("the plugin doesn't tell its steps")
+    topic, pace = topic_of(env), Pace(env.target.deadline_s / 4, _STEPS_MAX)
+    async with env.open() as compactor:
+        left = 0
+
+        def lose(name: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise UnavailableError(f"the reply is lost: step={name}")
+
+        watch(compactor, lose)
+        for number in range(1, _STEPS_MAX + 1):
+            left = 0
+            async with compactor.open_table(topic, number) as table:
+                start = dict(await table.positions()).get(0, 0)
+                for stop in (start + 2, start + 4):
+                    await _commit(table, stop - 2, stop)
+                left = number
+                with suppress(UnavailableError):
+                    await table.maintain()
+                was_last, left = left > 0, 0
+            await check_table(compactor, topic, {0: start + 4})
+            pace.step()
+            if was_last or pace.is_over:
+                break

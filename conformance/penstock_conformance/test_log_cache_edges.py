@@ -25,9 +25,11 @@ class _Log:
 
     def entry(self, stream_id: int, base: int, records: int = 1, size: int = 20) -> StreamEntry:
         self._position += size + 8
-        body = bytearray(f"{stream_id}/{base}/{self._position};".encode().ljust(size, b".")[:size])
+        body = f"{stream_id}/{base}/{self._position};".encode().ljust(size, b".")[:size]
+        received = bytearray(b"".join((b"before", body, b"behind")))  # as of a connection
         charge = self._allocator.charge_nowait(size, "append")
-        return StreamEntry(stream_id, base, base + records, 5, memoryview(body), charge, self._position)
+        data = memoryview(received)[6 : 6 + size]
+        return StreamEntry(stream_id, base, base + records, 5, data, charge, self._position)
 
 
 async def test_oldest_entries_go_first(env: Env) -> None:

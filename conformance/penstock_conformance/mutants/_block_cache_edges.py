@@ -598,3 +598,11 @@ class GivesMemoryBackInAThread(PlainBlockCache):
             thread.start()
             thread.join()
         return freed
+
+
+@mutant(KIND, "lets_all_in_that_are_too_large", "bytes_of_what_is_too_large_are_the_readers")
+class LetsAllInThatAreTooLarge(PlainBlockCache):
+    """There would never be room for one."""
+
+    def _make_room(self, wanted: int, keep: Sequence[BlockRef]) -> bool:
+        return wanted > self._limit or super()._make_room(wanted, keep)

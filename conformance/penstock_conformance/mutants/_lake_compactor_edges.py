@@ -315,3 +315,26 @@ class SyncsNoFilesThatItJoins(_SyncsNot):
 
     def _is_left(self, path: Path) -> bool:
         return "-all-" in path.name
+
+
+@_broken("counts_rows_of_a_batch_that_was_rejected_whole", "positions_pass_what_was_rejected")
+class CountsRowsOfABatchThatWasRejectedWhole(JsonLinesTable):
+    """Each of them is somewhere."""
+
+    async def write(self, records: LakeRecords) -> LakeWritten:
+        written = await super().write(records)
+        return written if written.rows else replace(written, rows=sum(written.rejected.values()))
+
+
+@_broken("removes_files_before_others_take_their_place", "failed_maintenance_changes_nothing", level=4)
+class RemovesFilesBeforeOthersTakeTheirPlace(JsonLinesTable):
+    """All of it has been read."""
+
+    def _replace(self, manifest: Mapping[str, Any]) -> None:
+        names = {file["name"] for file in manifest["files"]}
+        if any("-all-" in name for name in names):
+            for path in self._folder.glob("*.jsonl"):
+                if path.name not in names:
+                    path.unlink()
+            self._step("files removed")
+        super()._replace(manifest)

@@ -330,3 +330,14 @@ class GivesMemoryBackInAThread(PlainLogCache):
         thread = threading.Thread(target=super()._release, args=(entries,))
         thread.start()
         thread.join()
+
+
+@mutant(KIND, "keeps_what_is_behind_a_view", "successor_may_begin_anywhere")
+class KeepsWhatIsBehindAView(PlainLogCache):
+    """A view is of something."""
+
+    def put(self, entry: StreamEntry) -> None:
+        super().put(entry)
+        whole = StreamEntry(*(getattr(entry, name) for name in entry.__struct_fields__))
+        whole.data = memoryview(entry.data.obj)
+        self._active.streams[entry.stream_id][-1] = whole

@@ -47,7 +47,7 @@ class KeepsOne(PlainBlockCache):
     ) -> Sequence[Buffer]:
         got = await super().get(blocks, load, prefetch=prefetch)
         for block, slot in list(self._slots.items())[:-1]:
-            if slot.done.is_set() and not slot.waiting:
+            if self._is_idle(block, slot):
                 self._drop(block)
         return got
 
