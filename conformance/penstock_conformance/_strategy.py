@@ -75,6 +75,8 @@ _SLOWER = 50
 #: for granted what it takes for granted.
 _LOOK_S = 0.01
 _TURNS = 30
+#: How long such a turn takes for a write that waits for a later one.
+_TURN_S = 0.003
 
 
 @dataclass(slots=True)
@@ -95,12 +97,17 @@ class Medium:
     failing_at: int = 0
     #: How long each read of an object takes.
     slow_s: float = 0.0
+    #: Of writes that are under way at once the last to begin is the first to end. Each waits a moment for another.
+    overtaken: bool = False
     #: The process dies (SIGKILL) instead of writing records.
     fatal: bool = False
     random: random.Random = field(default_factory=random.Random)
     #: How many requests were made, and how many writes were refused since it was set, as it is full or away.
     requests: int = 0
     refused: int = 0
+    #: The number of the write that was begun last, and the greatest of those that have ended.
+    begun: int = 0
+    ended: int = 0
 
     def request(self) -> None:
         """Raises UnavailableError if the store is away."""
@@ -119,7 +126,21 @@ class Medium:
             self.refused += 1
             raise UnavailableError("the conformance suite has the object store full")
         self.refused += self.down
-        return self.change(begun)
+        return self.change(partial(self._behind_later, begun) if self.overtaken else begun)
+
+    async def _behind_later(self, begun: Callable[[], Awaitable[T]]) -> T:
+        """Make a request when one that began later has ended, or none does for a moment."""
+        self.begun = number = self.begun + 1
+        patience = _TURNS
+        for _ in range(10 * _TURNS):
+            if self.ended > number or not patience:
+                break
+            await anyio.sleep(_TURN_S)
+            patience -= self.begun == number
+        try:
+            return await begun()
+        finally:
+            self.ended = max(self.ended, number)
 
     async def change(self, begun: Callable[[], Awaitable[T]]) -> T:
         """Make a request that changes something."""
@@ -442,6 +463,12 @@ class BrokerProcess:
         _, refused = await self._set_medium({})
         return refused
 
+    async def has_snapshot(self) -> bool:
+        """Whether it has written a snapshot of metadata since it began."""
+        answer = await self._order({"snapshot": True})
+        assert answer[0] == "snapshot", f"the broker ended: {answer}"
+        return bool(answer[1])
+
     async def feel_refusals(
         self, is_over: Callable[[], bool] = lambda: False, *, looks_max: float = math.inf
     ) -> None:
@@ -540,6 +567,9 @@ async def serve(
                 if "produce" in order:
                     tell(await _produce(broker, **order["produce"]))
                     os.kill(os.getpid(), signal.SIGKILL)
+                if "snapshot" in order:
+                    tell(["snapshot", broker.statistics().parts["metadata"].snapshot_index])
+                    continue
                 for name, value in order["medium"].items():
                     setattr(way, name, value)
                     way.refused = 0

@@ -1,16 +1,19 @@
-"""Clauses about a strategy whose object store fails in a chosen moment: with a certain request of a broker."""
+"""Clauses about a strategy whose object store is wrong at a chosen request: that fails, or later ones overtake it."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 
-from penstock_conformance._clause import clause
+from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._pace import Pace
 from penstock_conformance._strategy import BrokerProcess, StrategyEnv
 from penstock_conformance._strategy_client import Client
+from penstock_conformance._strategy_kafka import Records
+from penstock_conformance._strategy_life import QUICK
 from penstock_conformance._strategy_session import Session
 
 KIND = "strategy"
@@ -19,6 +22,11 @@ KIND = "strategy"
 _FIRST = 12
 #: So many of those behind them do.
 _LATER = 4
+#: How often a broker is asked how far it is.
+_LOOK_S = 0.01
+#: So many ask for topics at once: while an entry is written, the commands of the next one come.
+_AT_ONCE = 4
+_ENTRIES_MAX = 100
 
 
 @clause(level=4)
@@ -105,3 +113,44 @@ async def _look_and_write(session: Client[Session]) -> None:
     await session.ask(Session.look_at_topics)
     await session.ask(Session.read_all)
     await session.ask(Session.write_and_flush, "topic", 0, [300])
+
+
+@clause(level=3)
+async def test_what_is_written_during_a_snapshot_of_metadata_survives_it(env: StrategyEnv) -> None:
+    """Topics that are made one after another, in a store in which whatever is under way is overtaken: entries of
+    metadata land while a snapshot does, and are there when the broker dies (SIGKILL) behind it."""
+    env.need_durable()
+    env.defaults.update(QUICK)
+    entries = env.config(with_defaults=True).tree.stream.metadata_snapshot_entries
+    if entries > _ENTRIES_MAX:
+        not_applicable(
+            f"snapshots are written after stream.metadata_snapshot_entries={entries}, try {_ENTRIES_MAX} or less"
+        )
+    made: list[str] = []
+    async with env.broker() as broker, env.client() as client:
+        for number in range(env.rounds):
+            await broker.start()
+            over = anyio.Event()
+            await broker.change_medium(overtaken=True)
+
+            async def make(name: str, over: anyio.Event = over) -> None:
+                async with env.asking() as asking:
+                    for count in itertools.count():
+                        await asking.begin("create", f"{name}-{count}")
+                        assert await asking.was_granted(), f"a topic isn't made: {name}-{count}"
+                        made.append(f"{name}-{count}")
+                        if over.is_set():
+                            break
+
+            async with anyio.create_task_group() as tasks:
+                for maker in range(_AT_ONCE):
+                    tasks.start_soon(make, f"topic-{number}-{maker}")
+                while not await broker.has_snapshot():  # noqa: ASYNC110 - it doesn't tell
+                    await anyio.sleep(_LOOK_S)
+                over.set()
+            await broker.kill()
+            await broker.start()
+            for topic in made:
+                assert await client.ask(Records.fetch_all, topic) == []
+            await broker.stop()
+    await env.verify()

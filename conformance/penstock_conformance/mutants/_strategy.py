@@ -222,7 +222,13 @@ class WritesEntriesBehind(PlainMetadataLog):
         task.add_done_callback(self._puts.discard)
 
 
-@mutant(STRATEGY, "drops_an_entry_behind_its_snapshot", _KILLS, level=3, part="metadata_log")
+@mutant(
+    STRATEGY,
+    "drops_an_entry_behind_its_snapshot",
+    "what_is_written_during_a_snapshot_of_metadata_survives_it",
+    level=3,
+    part="metadata_log",
+)
 class DropsAnEntryBehindItsSnapshot(PlainMetadataLog):
     """Counts from the index at which the snapshot ends, while others append."""
 
