@@ -234,9 +234,10 @@ def _give_way() -> None:
 
 
 def _give_way_of(task: int) -> None:
-    policy = os.sched_getscheduler(task)
-    if policy in (os.SCHED_FIFO, os.SCHED_RR):
-        os.sched_setscheduler(task, policy, os.sched_param(os.sched_get_priority_min(policy)))
+    if os.sched_getscheduler(task) in (os.SCHED_FIFO, os.SCHED_RR):
+        # Any real-time priority is above that of the kernel's threads that end a disk's flushes: with the lowest one
+        # this process would keep them, and so the broker's log, waiting for a processor.
+        os.sched_setscheduler(task, os.SCHED_OTHER, os.sched_param(0))
     else:
         nice = os.getpriority(os.PRIO_PROCESS, task)  # the broker's, which needn't be 0
         os.setpriority(os.PRIO_PROCESS, task, nice + _NICE)

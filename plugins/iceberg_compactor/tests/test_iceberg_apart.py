@@ -78,6 +78,19 @@ async def test_a_table_that_is_made_elsewhere_has_what_was_written(tmp_path: Pat
     assert not allocator.statistics().used_bytes
 
 
+def test_the_process_of_a_real_time_broker_keeps_no_thread_of_the_kernel_waiting() -> None:
+    """Those that end a disk's flushes have an ordinary priority."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        try:
+            os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(5))
+            _serving._give_way_of(process.pid)
+            assert os.sched_getscheduler(process.pid) == os.SCHED_OTHER
+        except PermissionError:
+            pytest.skip("the host gives nobody a real-time priority")
+        finally:
+            process.communicate(b"\n")
+
+
 async def test_errors_come_with_their_kind_and_their_words(tmp_path: Path) -> None:
     allocator = PlainAllocator(512 * 2**20)
     with pytest.raises(ConfigError, match="no_such_catalog"):

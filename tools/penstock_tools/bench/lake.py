@@ -247,7 +247,7 @@ def report(found: Lake) -> str:
     ):
         windows = " ".join(f"{value:.2f}" for value in p99)
         lines.append(
-            f"{label:<20}{median_high(p50):>9.2f} ms{median_high(p99):>9.2f} ms{cpu_s:>12.1f} s{windows:>36}"
+            f"{label:<20}{median_high(p50):>9.2f} ms{median_high(p99):>9.2f} ms{cpu_s:>12.1f} s {windows:>35}"
         )
     late = found.late_s
     lines.append(

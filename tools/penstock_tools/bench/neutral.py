@@ -41,9 +41,8 @@ class NeutralProcess:
 
 def _give_way() -> None:
     """Let others have the processors that they want."""
-    policy = os.sched_getscheduler(0)
-    if policy in (os.SCHED_FIFO, os.SCHED_RR):
-        os.sched_setscheduler(0, policy, os.sched_param(os.sched_get_priority_min(policy)))
+    if os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         return
     os.nice(_NICE)
     with suppress(
