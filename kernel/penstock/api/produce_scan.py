@@ -6,7 +6,7 @@ frame may be would take gigabytes. Counting walks over the request without makin
 
 from __future__ import annotations
 
-__all__ = ("has_too_many_partitions",)
+__all__ = ("count_parts", "has_too_many_partitions")
 
 import struct
 from typing import Final
@@ -17,6 +17,8 @@ from penstock.wire.registry import is_flexible
 _PRODUCE: Final = 0
 _TOPIC_IDS_VERSION: Final = 13
 _ACKS_AND_TIMEOUT_BYTES: Final = 6
+#: A partition takes so many bytes of a request at least.
+_PARTITION_BYTES_MIN: Final = 6
 
 _unpack_int16 = struct.Struct(">h").unpack_from
 _unpack_int32 = struct.Struct(">i").unpack_from
@@ -30,19 +32,28 @@ def has_too_many_partitions(frame: memoryview, body_pos: int, version: int, maxi
     """Whether the request has more than ``maximum`` topics, or partitions and tagged fields. False for what is
     malformed anyway.
     """
+    return count_parts(frame, body_pos, version, maximum) is None
+
+
+def count_parts(frame: memoryview, body_pos: int, version: int, maximum: int) -> int | None:
+    """How many topics, partitions and tagged fields there are to be decoded; None as ``has_too_many_partitions``.
+
+    Of what is malformed: as many as there may be before the decoder finds out.
+    """
     try:
         if is_flexible(_PRODUCE, version):
-            _walk_flexible(frame, body_pos, version, maximum)
+            topics, left = _walk_flexible(frame, body_pos, version, maximum)
         else:
-            _walk(frame, body_pos, maximum)
+            topics, left = _walk(frame, body_pos, maximum)
     except _TooManyError:
-        return True
-    except (struct.error, IndexError):
-        return False  # the decoder says what is wrong
-    return False
+        return None
+    except (struct.error, IndexError):  # the decoder says what is wrong
+        return min(len(frame) // _PARTITION_BYTES_MIN, maximum)
+    return topics + maximum - left
 
 
-def _walk(frame: memoryview, pos: int, left: int) -> None:
+def _walk(frame: memoryview, pos: int, left: int) -> tuple[int, int]:
+    """The topics, and what is left of the partitions."""
     (size,) = _unpack_int16(frame, pos)
     pos += 2 + max(size, 0) + _ACKS_AND_TIMEOUT_BYTES
     (topics,) = _unpack_int32(frame, pos)
@@ -60,9 +71,10 @@ def _walk(frame: memoryview, pos: int, left: int) -> None:
         for _ in range(partitions):
             (size,) = _unpack_int32(frame, pos + 4)
             pos += 8 + max(size, 0)
+    return max(topics, 0), left
 
 
-def _walk_flexible(frame: memoryview, pos: int, version: int, left: int) -> None:
+def _walk_flexible(frame: memoryview, pos: int, version: int, left: int) -> tuple[int, int]:
     size, pos = _uvarint(frame, pos)
     pos += max(size - 1, 0) + _ACKS_AND_TIMEOUT_BYTES
     topics, pos = _uvarint(frame, pos)
@@ -82,7 +94,8 @@ def _walk_flexible(frame: memoryview, pos: int, version: int, left: int) -> None
             size, pos = _uvarint(frame, pos + 4)
             pos, left = _skip_tags(frame, pos + max(size - 1, 0), left)
         pos, left = _skip_tags(frame, pos, left)
-    _skip_tags(frame, pos, left)
+    _, left = _skip_tags(frame, pos, left)
+    return max(topics - 1, 0), left
 
 
 def _skip_tags(frame: memoryview, pos: int, left: int) -> tuple[int, int]:

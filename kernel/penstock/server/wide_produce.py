@@ -14,7 +14,7 @@ from typing import Final
 import anyio
 
 from penstock.api.produce import CheckedRequest, ProduceCall, check_request
-from penstock.api.produce_scan import has_too_many_partitions
+from penstock.api.produce_scan import count_parts
 from penstock.errors import FullError, InvalidRequestError, PenstockError, kept
 from penstock.server.channel import Channel
 from penstock.server.scopes import Scopes
@@ -25,9 +25,8 @@ from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest
 from penstock.wire.registry import decode_request
 
-#: What a partition takes that is decoded, until it is answered; and how many bytes of the request it has at least.
-_PARTITION_BYTES: Final = 640
-_ENCODED_BYTES_MIN: Final = 6
+#: What a topic or partition takes that is decoded, until it is answered.
+_PART_BYTES: Final = 640
 
 
 class WideProduce:
@@ -58,6 +57,7 @@ class WideProduce:
         self._waiting: WaitingProduce | None = None
         self._is_running = False
         self._is_over = False
+        self._has_too_many = False
 
     @property
     def carried_bytes(self) -> int:
@@ -86,8 +86,9 @@ class WideProduce:
     async def _prepare(self, moved: Callable[[], None]) -> WaitingProduce | None:
         channel, core = self._channel, self._channel.core
         refusal = None if self._allocation is not None else await self._move(moved)
-        count_max = min(self._size // _ENCODED_BYTES_MIN, core.settings.produce_partitions_max)
-        weight = count_max * _PARTITION_BYTES
+        # as many as there are, not as its bytes allow: that is ten times as much, and others waited for it
+        count = await core.turns.run_in_thread(self._count, core.long_requests)
+        weight = count * _PART_BYTES
         # more than half would have to wait until nobody else has a request here
         held = await core.handling.charge(min(weight, core.handling.limit // 2), channel.handling)
         if self._slot.charges is None:  # dropped meanwhile, and what it held is given back already
@@ -136,11 +137,21 @@ class WideProduce:
         moved()
         return None
 
-    def _check(self) -> CheckedRequest:
-        view = memoryview(self._carried) if self._allocation is None else self._allocation.view
-        version = self._slot.version
+    @property
+    def _view(self) -> memoryview:
+        return memoryview(self._carried) if self._allocation is None else self._allocation.view
+
+    def _count(self) -> int:
+        """Topics and partitions; where there are more than may be, none of them is decoded."""
         maximum = self._channel.core.settings.produce_partitions_max
-        if has_too_many_partitions(view, self._body_pos, version, maximum):
+        count = count_parts(self._view, self._body_pos, self._slot.version, maximum)
+        self._has_too_many = count is None
+        return count or 1
+
+    def _check(self) -> CheckedRequest:
+        view, version = self._view, self._slot.version
+        if self._has_too_many:
+            maximum = self._channel.core.settings.produce_partitions_max
             raise InvalidRequestError(f"too many partitions in one request: partitions_max={maximum}")
         request = decode_request(ApiKey.PRODUCE, version, view, self._body_pos, lenient=True)
         assert isinstance(request, ProduceRequest)

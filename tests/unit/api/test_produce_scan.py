@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.api.produce_scan import has_too_many_partitions
+from penstock.api.produce_scan import count_parts, has_too_many_partitions
 from penstock.wire.messages.produce import PartitionProduceData, ProduceRequest, TopicProduceData
 from penstock.wire.registry import decode_request_header, encode_request
 
@@ -40,6 +40,7 @@ def test_limit_is_exact(
     pos = decode_request_header(frame).body_pos
     enough = max(sum(counts), len(counts))
     assert not has_too_many_partitions(frame, pos, version, enough)
+    assert count_parts(frame, pos, version, enough) == len(counts) + sum(counts)
     if sum(counts):
         assert has_too_many_partitions(frame, pos, version, sum(counts) - 1)
 
@@ -52,7 +53,9 @@ def test_any_bytes_are_survived(version: int, data: bytes) -> None:
 @pytest.mark.parametrize("version", [3, 9, 13])
 def test_cut_frame_is_left_to_the_decoder(version: int) -> None:
     frame = encoded(version, [3], 100, None)
-    assert not has_too_many_partitions(frame[:-50], decode_request_header(frame).body_pos, version, 3)
+    pos = decode_request_header(frame).body_pos
+    assert not has_too_many_partitions(frame[:-50], pos, version, 3)
+    assert (count_parts(frame[:-50], pos, version, 3) or 0) >= 3, "as many as it may decode before it knows"
 
 
 @pytest.mark.parametrize("end", [1, 2, 3], ids=["request", "topic", "partition"])
@@ -64,3 +67,4 @@ def test_tagged_fields_count_as_partitions_do(end: int) -> None:
     with_tags = memoryview(bytes(frame[:at]) + b"\x05" + b"\x63\0" * 5 + bytes(frame[at + 1 :]))
     assert not has_too_many_partitions(with_tags, pos, 9, 6)
     assert has_too_many_partitions(with_tags, pos, 9, 5)
+    assert count_parts(with_tags, pos, 9, 6) == 7, "and the topic"

@@ -160,7 +160,7 @@ async def test_a_wide_produce_that_waits_while_the_one_before_it_is_answered_has
         logs.add(name, 400)
     logs.durable_at_once = False
     async with (
-        serving(logs, receive_bytes_max=5_600_000) as harness,
+        serving(logs, receive_bytes_max=500_000) as harness,
         await harness.connect() as client,
         await harness.connect() as other,
     ):
@@ -178,6 +178,21 @@ async def test_a_wide_produce_that_waits_while_the_one_before_it_is_answered_has
         assert offsets(await client.receive()) == [(0, 1)] * 100 + [(0, 0)] * 300
         await until(lambda: handling.used == 0)
         assert harness.server.core.handler_errors == 0
+
+
+async def test_a_wide_produce_is_counted_by_its_partitions() -> None:
+    """By what its bytes allow it was ten times as much, which caches, and then other producers, made room for."""
+    logs = FakeLogs()
+    logs.add("t", 400)
+    logs.durable_at_once = False
+    async with serving(logs) as harness, await harness.connect() as client:
+        await client.send(PRODUCE, 9, produce(*[make_batch(10, bytes(100))] * 400))
+        await until(lambda: bool(logs.at("t", 399).batches))
+        assert harness.server.core.handling.used == 401 * 640
+        for at in range(400):
+            logs.at("t", at).commit()
+        assert offsets(await client.receive()) == [(0, 0)] * 400
+        await until(lambda: harness.server.core.handling.used == 0)
 
 
 async def test_answers_of_several_wide_produces_dont_wait_for_room_one_beside_the_other() -> None:
