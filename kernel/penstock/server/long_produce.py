@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("ProduceHeader", "start")
 
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from penstock.api.gate import UnidentifiedError
 from penstock.api.produce import PORTION_PARTITIONS, CheckedRequest, ProduceCall, response_of_one
@@ -90,7 +90,7 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
     async def _encode(self, response: ProduceResponse) -> None:
         channel = self.channel
         core = channel.core
-        work = partial(encode_response, ApiKey.PRODUCE, self.version, self.correlation_id, response)
+        work = partial(_encode_and_drop, self.version, self.correlation_id, response)
         try:
             self.buffers = await core.turns.run_in_thread(work, core.long_requests)
         except PenstockError:
@@ -119,6 +119,18 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
             channel.answer_failed(self, error)
         self.call = None
         channel.answered(self)
+
+
+def _encode_and_drop(version: int, correlation_id: int, response: ProduceResponse) -> list[Any]:
+    """The answer to a wide request, in a thread; it has no partitions then.
+
+    They are dropped some at a time: all in one go would keep the interpreter for milliseconds, whoever drops them.
+    """
+    buffers = encode_response(ApiKey.PRODUCE, version, correlation_id, response)
+    for topic in response.responses:
+        while topic.partition_responses:
+            del topic.partition_responses[-PORTION_PARTITIONS:]
+    return buffers
 
 
 def start(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from penstock.errors import PenstockError
 from penstock.limits import COMMIT_RANGES_MAX, UPLOADS_PARALLEL
@@ -22,11 +23,14 @@ from penstock.spi.plugin import Buffer
 from penstock.stream.object_format import object_key
 from penstock.stream.upload_plan import UploadBlock, live_offsets, object_pieces, plan_objects
 from penstock.threads import run_in_thread
+from penstock.work.pieces import pieces
 
 logger = logging.getLogger("penstock.stream.upload")
 
 #: An object of at most so many entries is built on the event loop: a thread would take longer to wake up.
 INLINE_ENTRIES_MAX = 64
+#: Streams that are looked at before others get their turn: half a microsecond each.
+_LOOKED_AT_ONCE = 500
 #: Where parts cost nothing but their bytes, one has so many: it is on the disk in a millisecond, so a sync of the WAL
 #: waits for no longer than that, and large enough to be worth a thread's while.
 PIECE_BYTES = 2**20
@@ -86,10 +90,15 @@ class ObjectPuts:
         Raises UnavailableError of store and metadata; the ids that were taken for it are given up then.
         """
         settings = self._settings
+        live: dict[int, int] = {}
+        for stream_ids in pieces(tuple(block.streams), _LOOKED_AT_ONCE):
+            if live:
+                await checkpoint()
+            live.update(live_offsets(stream_ids, self._metadata.image))
         plan_block = partial(
             plan_objects,
             block,
-            live_offsets(block, self._metadata.image),
+            live,
             settings.object_split_bytes,
             settings.commit_ranges_max,
         )
@@ -121,7 +130,7 @@ class ObjectPuts:
             whole_bytes = sys.maxsize
         elif not can.small_parts:
             whole_bytes, part_bytes = settings.multipart_bytes, settings.part_bytes
-        pieces = object_pieces(object_id, streams, settings.block_bytes, part_bytes, direct_io=can.direct_io)
+        made = object_pieces(object_id, streams, settings.block_bytes, part_bytes, direct_io=can.direct_io)
         # checksums of many entries take milliseconds: not on the event loop
         large = sum(len(entries) for _, entries in streams) > INLINE_ENTRIES_MAX
         key = object_key(object_id)
@@ -129,7 +138,7 @@ class ObjectPuts:
         size = 0
         uploaded: UploadedObject | None = None
         while uploaded is None and size <= whole_bytes:
-            piece, uploaded = await run_in_thread(next, pieces) if large else next(pieces)
+            piece, uploaded = await run_in_thread(next, made) if large else next(made)
             parts.append(piece)
             size += sum(map(len, piece))
         if uploaded is not None and size <= whole_bytes:
@@ -143,7 +152,7 @@ class ObjectPuts:
             parts.clear()
             while uploaded is None:
                 burst_bytes = min(self._burst_bytes(), BURST_BYTES_MAX) if can.small_parts else 0
-                join = partial(_join, pieces, burst_bytes)
+                join = partial(_join, made, burst_bytes)
                 piece, uploaded = await run_in_thread(join) if large else join()
                 await self._put_part(upload, piece)
             await upload.complete()

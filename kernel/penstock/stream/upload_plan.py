@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ("UploadBlock", "first_part", "live_offsets", "object_pieces", "plan_objects")
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from penstock.metadata.commands.objects import UploadedObject, UploadedRange
@@ -27,12 +27,12 @@ class UploadBlock(Protocol):
         """Payload bytes."""
 
 
-def live_offsets(block: UploadBlock, image: Image) -> dict[int, int]:
-    """Where each stream of the block goes on that still exists: offsets below are committed or deleted."""
+def live_offsets(stream_ids: Iterable[int], image: Image) -> dict[int, int]:
+    """Where each of the streams goes on that still exists: offsets below are committed or deleted."""
     streams = image.streams
     return {
         stream_id: max(state.start, state.end)
-        for stream_id in block.streams
+        for stream_id in stream_ids
         if (state := streams.get(stream_id)) is not None
     }
 
@@ -49,7 +49,7 @@ def plan_objects(
     shared: list[tuple[int, Sequence[StreamEntry]]] = []
     for stream_id in sorted(live):
         first = live[stream_id]
-        entries = [entry for entry in block.streams[stream_id] if entry.next_offset > first]
+        entries = [entry for entry in block.streams.get(stream_id, ()) if entry.next_offset > first]
         if not entries:
             continue
         if sum(len(entry.data) for entry in entries) >= object_split_bytes:

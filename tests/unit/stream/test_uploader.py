@@ -59,7 +59,7 @@ def image(**streams: tuple[int, int]) -> Image:
 def plan_of(
     frozen: Any, found: Image, object_split_bytes: int, streams_max: int
 ) -> list[list[tuple[int, Sequence[StreamEntry]]]]:
-    return plan_objects(frozen, live_offsets(frozen, found), object_split_bytes, streams_max)
+    return plan_objects(frozen, live_offsets(frozen.streams, found), object_split_bytes, streams_max)
 
 
 def planned(plan: Sequence[Sequence[tuple[int, Sequence[StreamEntry]]]]) -> list[list[tuple[int, list[int]]]]:
