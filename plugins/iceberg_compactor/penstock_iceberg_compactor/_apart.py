@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import signal
 import socket
 import struct
@@ -173,6 +174,7 @@ class _Process:
         self._is_closing = False
         ours, theirs = socket.socketpair()
         self._socket = ours
+        is_real_time = os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)
         with theirs:
             try:
                 self._process = subprocess.Popen(
@@ -182,8 +184,10 @@ class _Process:
                     pass_fds=[theirs.fileno()],
                     # A terminal's signals are for the broker, which stops this one. In the broker's session all
                     # the same: with a session of its own, Linux (autogroup) gives it as much of a processor as all
-                    # threads of the broker together, however nice it is.
-                    process_group=0,
+                    # threads of the broker together, however nice it is. Those of a real-time priority go first
+                    # anyway: beside them it has a session of its own, to be preferred to others.
+                    process_group=None if is_real_time else 0,
+                    start_new_session=is_real_time,
                 )
             except BaseException:
                 ours.close()

@@ -34,8 +34,10 @@ from penstock_iceberg_compactor._frames import Failed, error_of, failed_of, pack
 from penstock_iceberg_compactor._open import open_here, watch
 from penstock_iceberg_compactor._settings import Settings
 
-#: How far the broker is preferred where processors are scarce.
+#: How far the broker is preferred where processors are scarce; and how far this process is preferred to ordinary
+#: others beside a broker of a real-time priority, which goes before everything on the host.
 _NICE = 5
+_NICE_BESIDE_REAL_TIME = -10
 #: How much sooner than the broker the kernel ends this process where memory is scarce.
 _OOM_SCORE = 300
 _PR_SET_PDEATHSIG = 1
@@ -231,6 +233,9 @@ def _give_way() -> None:
     for task in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):  # a thread that has ended, or a host that forbids it
             _give_way_of(int(task))
+    if os.getsid(0) == os.getpid() and os.getpriority(os.PRIO_PROCESS, 0) < 0:
+        with contextlib.suppress(OSError):  # a host that doesn't divide processors between sessions
+            Path("/proc/self/autogroup").write_text(str(_NICE_BESIDE_REAL_TIME))
 
 
 def _give_way_of(task: int) -> None:
@@ -238,6 +243,7 @@ def _give_way_of(task: int) -> None:
         # Any real-time priority is above that of the kernel's threads that end a disk's flushes: with the lowest one
         # this process would keep them, and so the broker's log, waiting for a processor.
         os.sched_setscheduler(task, os.SCHED_OTHER, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, task, _NICE_BESIDE_REAL_TIME)
     else:
         nice = os.getpriority(os.PRIO_PROCESS, task)  # the broker's, which needn't be 0
         os.setpriority(os.PRIO_PROCESS, task, nice + _NICE)

@@ -18,8 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
-#: How far others are preferred, as the process that makes tables prefers its broker.
+#: How far others are preferred, as the process that makes tables prefers its broker, and itself to the rest of the
+#: host beside a broker of a real-time priority.
 _NICE: Final = 5
+_NICE_BESIDE_REAL_TIME: Final = -10
 _PIECE_BYTES: Final = 2**20
 
 
@@ -40,15 +42,14 @@ class NeutralProcess:
 
 
 def _give_way() -> None:
-    """Let others have the processors that they want."""
+    """Let the broker have the processors that it wants."""
+    nice = _NICE
     if os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        return
-    os.nice(_NICE)
-    with suppress(
-        OSError
-    ):  # sessions have priorities of their own where processors are divided between them first
-        Path("/proc/self/autogroup").write_text(str(_NICE))
+        nice = _NICE_BESIDE_REAL_TIME
+    with suppress(OSError):  # forbidden, or there are no sessions that have priorities of their own
+        os.nice(nice)
+        Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def _work(cpu_s: float, size: int, path: Path) -> None:
