@@ -29,8 +29,13 @@ _NOT_THEIRS = ("asyncio.events.TimerHandle", "_contextvars.Context", "weakref.Re
 _LOOKS = 8
 
 
+class _OwnersError(Exception):
+    """An error of who opened the plugin, which knows nothing of it."""
+
+
 async def leaves_nothing(env: Env, use: Callable[[Any], Awaitable[None]]) -> None:
-    """Open, use and leave the plugin many times: what is counted afterwards doesn't grow with the openings."""
+    """Open, use and leave the plugin many times, by errors and cancellations, too: what is counted afterwards doesn't
+    grow with the openings."""
     kept: list[weakref.ref[Any]] = []
     objects: list[Counter[str]] = []
     grown: list[int] = []
@@ -42,11 +47,13 @@ async def leaves_nothing(env: Env, use: Callable[[Any], Awaitable[None]]) -> Non
             if opening >= _WARM and (opening - _WARM) % _PART == 0:
                 objects.append(objects_by_type())
                 then = kept_now()
-            async with env.open(epoch=opening + 1) as opened:
-                await use(opened)
-                with suppress(TypeError):  # an object with slots can't be watched
-                    kept.append(weakref.ref(getattr(opened, "_store", opened)))
-            del opened
+            with suppress(_OwnersError), anyio.CancelScope() as scope:
+                async with env.open(epoch=opening + 1) as opened:
+                    await use(opened)
+                    with suppress(TypeError):  # an object with slots can't be watched
+                        kept.append(weakref.ref(getattr(opened, "_store", opened)))
+                    await _leave(opening, scope)
+            del opened, scope
             if env.plain_allocator is not None:
                 charged = env.plain_allocator.statistics().used_bytes
                 assert charged == 0, f"the context was left, and {charged} bytes are still accounted for"
@@ -67,6 +74,15 @@ async def leaves_nothing(env: Env, use: Callable[[Any], Awaitable[None]]) -> Non
     assert not stay, f"an object or more stays in memory with each opening: {', '.join(stay)}"
     each = min(grown) // _PART
     assert each < _OPENING_BYTES, f"memory grows with each opening, by {each} bytes at least"
+
+
+async def _leave(opening: int, scope: anyio.CancelScope) -> None:
+    """Of each three openings one is left by an error, one by a cancellation, and one at its end."""
+    if opening % _PART == 1:
+        raise _OwnersError("of the owner")
+    if opening % _PART == 2:
+        scope.cancel()
+        await checkpoint()
 
 
 @asynccontextmanager
@@ -91,14 +107,10 @@ async def looks_leave_nothing(look: Callable[[], Awaitable[None]]) -> None:
         assert now - then < _LOOKS // 2, f"{_LOOKS} times left {now - then} {what} behind"
 
 
-class _OwnersError(Exception):
-    """An error of who opened the plugin, which knows nothing of it."""
-
-
 def each_way_out(env: Env, **options: Any) -> Iterator[AbstractAsyncContextManager[Any]]:
-    """Contexts of the plugin, opened one after the other: the first is left at its end, the second by an error.
+    """Contexts of the plugin, opened one after the other: left at its end, by an error, and by a cancellation.
 
-    What leaving promises holds for both. ``options`` are those of ``Env.open``.
+    What leaving promises holds for all. ``options`` are those of ``Env.open``.
     """
 
     @asynccontextmanager
@@ -109,8 +121,17 @@ def each_way_out(env: Env, **options: Any) -> Iterator[AbstractAsyncContextManag
                 if error is not None:
                     raise error
 
+    @asynccontextmanager
+    async def cancelled(epoch: int) -> AsyncIterator[Any]:
+        with anyio.CancelScope() as scope:
+            async with env.open(epoch=epoch, **options) as opened:
+                yield opened
+                scope.cancel()
+                await checkpoint()
+
     yield left_by(None, 1)
     yield left_by(_OwnersError("of the owner"), 2)
+    yield cancelled(3)
 
 
 async def errors_come_out(env: Env, use: Callable[[Any, int], Awaitable[None]]) -> None:

@@ -292,7 +292,7 @@ async def _grant_and_cancel(allocator: Any, take: Any, grant_first: bool) -> Non
 
 
 async def test_waiters_are_answered_at_the_end(env: Env) -> None:
-    """Leaving the context, be it by an error, answers every waiter."""
+    """Leaving the context, be it by an error or a cancellation, answers every waiter."""
     for context in each_way_out(env, settings=_SETTINGS):
         await _leave_with_waiters(context, env.target.deadline_s)
 

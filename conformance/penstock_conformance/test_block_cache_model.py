@@ -326,7 +326,8 @@ async def test_two_caches_have_nothing_to_do_with_each_other(env: Env) -> None:
 
 
 async def test_end_leaves_no_load_and_no_reader(env: Env) -> None:
-    """Leaving the context, be it by an error, answers every waiter, those for room too; no load runs on."""
+    """Leaving the context, be it by an error or a cancellation, answers every waiter, those for room too; then no
+    load runs on."""
     allocator = PlainAllocator(2 * _LIMIT_MAX)
     for context in each_way_out(env, allocator=allocator):
         await _leave_with_readers(context, allocator)

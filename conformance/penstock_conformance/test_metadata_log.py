@@ -222,8 +222,9 @@ async def test_news_of_others_arrive(env: Env) -> None:
 
 
 async def test_waiters_are_answered_at_the_end(env: Env) -> None:
-    """Leaving the context, be it by an error, answers every waiter, and from then on the log is closed."""
-    for first, context in zip((1, 3), each_way_out(env), strict=True):
+    """Leaving the context, be it by an error or a cancellation, answers every waiter, and from then on the log is
+    closed."""
+    for first, context in zip((1, 3, 5), each_way_out(env), strict=True):
         await _leave_with_waiters(context, first, env.target.deadline_s)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ()
 
+import asyncio
 import mmap
 import os
 import sys
@@ -385,3 +386,12 @@ class LetsALargePartBeAll(PlainAllocator):
 
     def _fits(self, size: int, own: int) -> bool:
         return super()._fits(size, own) or own > self._limit // 2
+
+
+@mutant(KIND, "is_left_open_by_a_cancellation", "waiters_are_answered_at_the_end", hangs=True)
+class IsLeftOpenByACancellation(PlainAllocator):
+    """Waits for something before it closes, and is cancelled there."""
+
+    def close(self) -> None:
+        if not isinstance(sys.exc_info()[1], asyncio.CancelledError):
+            super().close()

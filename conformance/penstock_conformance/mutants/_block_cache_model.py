@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ()
 
+import asyncio
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -555,3 +556,12 @@ class WritesOverWhatMemoryWasWantedFor(PlainBlockCache):
         for block, slot in before.items():
             if block not in self._slots and isinstance(slot.data, memoryview) and slot.data:
                 slot.data[0] ^= 0xFF
+
+
+@mutant(KIND, "is_left_open_by_a_cancellation", _END, hangs=True)
+class IsLeftOpenByACancellation(PlainBlockCache):
+    """Waits for something before it closes, and is cancelled there."""
+
+    def close(self) -> None:
+        if not isinstance(sys.exc_info()[1], asyncio.CancelledError):
+            super().close()

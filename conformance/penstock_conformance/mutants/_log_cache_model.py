@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ()
 
+import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -315,3 +316,12 @@ class CountsWhatIsCharged(PlainLogCache):
             for entry in entries
         )
         return replace(super().statistics(), entries=charged)
+
+
+@mutant(KIND, "is_left_open_by_a_cancellation", "error_of_its_owner_comes_out")
+class IsLeftOpenByACancellation(PlainLogCache):
+    """Waits for something before it closes, and is cancelled there."""
+
+    def close(self) -> None:
+        if not isinstance(sys.exc_info()[1], asyncio.CancelledError):
+            super().close()

@@ -428,3 +428,12 @@ class IsLeftOpenByAnError(PlainMetadataLog):
     def close(self) -> None:
         if sys.exc_info()[1] is None:
             super().close()
+
+
+@mutant(KIND, "is_left_open_by_a_cancellation", "waiters_are_answered_at_the_end", hangs=True)
+class IsLeftOpenByACancellation(PlainMetadataLog):
+    """Waits for something before it closes, and is cancelled there."""
+
+    def close(self) -> None:
+        if not isinstance(sys.exc_info()[1], asyncio.CancelledError):
+            super().close()

@@ -6,6 +6,8 @@ __all__ = ()
 
 import asyncio
 import os
+import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +24,7 @@ from penstock_conformance.reference._block_cache import PlainBlockCache
 from penstock_conformance.reference._log_cache import PlainLogCache
 from penstock_conformance.reference._metadata_log import PlainMetadataLog
 from penstock_conformance.reference._object_store import DirectoryStore, _Upload
+from penstock_conformance.reference._partitioner import PlainPartitioner
 from penstock_conformance.reference._wal import FileWal
 
 WAL = "wal"
@@ -261,3 +264,46 @@ class LeavesTheTaskOfATrimThatWasGivenUp(FileWal):
         for task in self._tasks:
             task.cancel()
         super().close()
+
+
+# --- ends by an error or a cancellation
+
+
+@mutant(WAL, "keeps_its_file_when_it_ends_early", "opening_leaves_nothing_behind")
+class KeepsItsFileWhenItEndsEarly(FileWal):
+    """Closes it behind its ``yield``, and writes what waits in any case."""
+
+    def close(self) -> None:
+        if sys.exc_info()[1] is not None:
+            os.dup(self._file)
+        super().close()
+
+
+@mutant(METADATA, "keeps_a_thread_when_it_ends_early", "opening_leaves_nothing_behind")
+class KeepsAThreadWhenItEndsEarly(PlainMetadataLog):
+    """Ends it behind its ``yield``."""
+
+    def __init__(self, store: ObjectStore | None) -> None:
+        super().__init__(store)
+        self._end = threading.Event()
+        threading.Thread(target=self._end.wait, daemon=True).start()
+
+    def close(self) -> None:
+        super().close()
+        if sys.exc_info()[1] is None:
+            self._end.set()
+
+
+@mutant("partitioner", "is_remembered_when_it_ends_early", "opening_leaves_nothing_behind")
+class IsRememberedWhenItEndsEarly(PlainPartitioner):
+    """Is on a list as long as it is open."""
+
+    _open: ClassVar[list[PlainPartitioner]] = []
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self._open.append(self)
+
+    def close(self) -> None:
+        if sys.exc_info()[1] is None:
+            self._open.remove(self)
