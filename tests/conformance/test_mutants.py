@@ -25,6 +25,8 @@ _Outcomes = dict[tuple[str, str], dict[str, Any]]
 
 #: Mutants that share a process, because starting one costs most; few enough that a busy machine has time for them.
 _AT_ONCE = 75
+#: A mutant of a strategy takes as long as a dozen others.
+_STRATEGIES_AT_ONCE = 6
 
 
 def _try_all(names: Sequence[tuple[str, str]]) -> _Outcomes:
@@ -60,9 +62,10 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], F
     with ThreadPoolExecutor(max_workers=3) as pool:
         found: dict[tuple[str, str], Future[_Outcomes]] = {}
         strategies = [name for name in chosen if name[0] == STRATEGY]
-        for names in ([name for name in chosen if name[0] != STRATEGY], strategies):
-            for start in range(0, len(names), _AT_ONCE):
-                part = names[start : start + _AT_ONCE]
+        others = [name for name in chosen if name[0] != STRATEGY]
+        for names, at_once in ((others, _AT_ONCE), (strategies, _STRATEGIES_AT_ONCE)):
+            for start in range(0, len(names), at_once):
+                part = names[start : start + at_once]
                 found |= dict.fromkeys(part, pool.submit(_try_all, part))
         yield found
 
