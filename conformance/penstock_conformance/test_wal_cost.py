@@ -22,6 +22,7 @@ KIND = "wal"
 #: Looks in a second, and at most.
 _LOOKS, _LOOKS_MAX = 4, 30
 _BURST = 2000
+_ASKED = 200
 _PIECE_BYTES = 4000
 _BYTES = 500 * _PIECE_BYTES
 
@@ -82,6 +83,24 @@ async def test_entries_that_come_together_share_accesses(env: Env) -> None:
         await append_all(wal, make_bodies(count, size=_PIECE_BYTES))
         made = _accesses(medium) - before - made
         assert made <= max(count // 2, 10), f"{count} entries of {_PIECE_BYTES} bytes took {made} accesses"
+
+
+@clause(level=5, claims="bounded")
+async def test_who_asks_for_room_asks_no_medium(env: Env) -> None:
+    """Whether an entry would fit is known without I/O: who appends to several logs asks each of them each time."""
+    async with faulty_medium(env) as medium, medium.open(1) as wal:
+        await recovered(wal)
+        await append_all(wal, make_bodies(20))
+        for what in ("at rest", "with an entry on its way"):
+            pending = [wal.append([b"on its way"])] if what != "at rest" else []
+            before = _accesses(medium)
+            for size in range(1, _ASKED + 1):
+                wal.would_fit(size)
+            made = _accesses(medium) - before
+            # a thread may have been at it anyway
+            assert made < _ASKED // 4, f"{_ASKED} questions for room took {made} accesses of a log {what}"
+            for append in pending:
+                await append.wait_durable()
 
 
 @clause(level=5)

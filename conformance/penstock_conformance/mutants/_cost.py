@@ -181,3 +181,25 @@ class GoesOnForWhoGaveUp(DirectoryStore):
         token = await super().put(key, body)
         telling.cancel()
         return token
+
+
+_ROOM = "who_asks_for_room_asks_no_medium"
+
+
+@mutant(WAL, "looks_at_its_file_for_room", _ROOM, level=5)
+class LooksAtItsFileForRoom(FileWal):
+    """Where the log starts is in its header."""
+
+    def would_fit(self, entry_bytes: int) -> bool:
+        self._read_header()
+        return super().would_fit(entry_bytes)
+
+
+@mutant(WAL, "looks_for_room_where_something_is_on_its_way", _ROOM, level=5)
+class LooksForRoomWhereSomethingIsOnItsWay(FileWal):
+    """Otherwise it knows."""
+
+    def would_fit(self, entry_bytes: int) -> bool:
+        if self._queue:
+            self._read_header()
+        return super().would_fit(entry_bytes)
