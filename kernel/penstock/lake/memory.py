@@ -50,7 +50,9 @@ class StepMemory:
         self._is_closed = False
 
     def take_nowait(self) -> StepRoom:
-        """Room for a step. Raises FullError."""
+        """Room for a step. Raises FullError, also while others wait for memory: they came first."""
+        if self._is_wanted:
+            self._let_go(len(self._kept))
         if not self._kept:
             return StepRoom(self._allocator.charge_nowait(self._size, "lake"), self.columns_bytes)
         room = self._kept.pop()
@@ -59,17 +61,25 @@ class StepMemory:
 
     def give_back(self, room: StepRoom) -> None:
         """The step has ended."""
-        if self._is_closed:
+        if self._is_closed or self._is_wanted:
             room.charge.release()
             return
         self._kept.append(room)
         if self._timer is None:
             self._timer = call_after(KEPT_S, self._look)
 
-    def _look(self) -> None:
-        for _ in range(self._unwanted):
+    @property
+    def _is_wanted(self) -> bool:
+        """Somebody waits for memory, perhaps until nobody else has any."""
+        return self._allocator.statistics().waiting > 0
+
+    def _let_go(self, count: int) -> None:
+        for _ in range(count):
             self._kept.pop().charge.release()
         self._unwanted = len(self._kept)
+
+    def _look(self) -> None:
+        self._let_go(len(self._kept) if self._is_wanted else self._unwanted)
         self._timer = call_after(KEPT_S, self._look) if self._kept else None
 
     def close(self) -> None:
@@ -78,5 +88,4 @@ class StepMemory:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._kept:
-            self._kept.pop().charge.release()
+        self._let_go(len(self._kept))

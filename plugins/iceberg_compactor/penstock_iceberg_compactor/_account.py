@@ -47,6 +47,8 @@ class Account:
         self._size += size
         self._highest = max(self._highest, self._size)
         self._charge(self._size)
+        if self.charged > self._size and self._allocator.statistics().waiting:
+            self.settle()  # somebody waits for memory, perhaps until nobody else has any
         if self._timer is None and self.charged > self._size:
             self._timer = self._call_later(_KEPT_S, self._look)
 
@@ -59,7 +61,7 @@ class Account:
         self._timer = None
         self._lower(self._highest)
         self._highest = self._size
-        self.add(0)
+        self.add(0)  # which looks who waits, and for when to look again
 
     def _lower(self, size: int) -> None:
         if size < self.charged:

@@ -230,6 +230,20 @@ async def test_what_goes_up_and_down_is_charged_at_its_highest_of_late() -> None
     assert not allocator.statistics().used_bytes
 
 
+async def test_nothing_is_charged_that_is_not_there_while_somebody_waits_for_memory() -> None:
+    """Perhaps until nobody else has any."""
+    allocator = PlainAllocator(2**20)
+    account = _account.Account(allocator, Mock())
+    account.add(1000)
+    with anyio.fail_after(HANG_S):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(allocator.charge, 2**20 + 1, "network")
+            while not allocator.statistics().waiting:
+                await anyio.lowlevel.checkpoint()
+            account.add(-1000)
+    assert not account.charged
+
+
 def test_how_long_a_process_waited_for_a_processor_is_known_while_it_is_there() -> None:
     assert _apart._waited_s(os.getpid()) > 0 or not Path("/proc/self/schedstat").exists()
     assert _apart._waited_s(2**31 - 1) == 0

@@ -78,6 +78,7 @@ class _FakeAllocator:
         self.free = 2**40
         self.refused = 0
         self.charges = 0
+        self.waiting = 0
 
     def charge_nowait(self, size: int, purpose: str) -> Any:
         if size > self.free:
@@ -94,7 +95,7 @@ class _FakeAllocator:
         self.used -= size
 
     def statistics(self) -> Any:
-        return SimpleNamespace(used_by_purpose={"lake": self.used})
+        return SimpleNamespace(used_by_purpose={"lake": self.used}, waiting=self.waiting)
 
 
 @dataclass

@@ -373,11 +373,23 @@ def test_memory_of_tables_that_come_back_for_it_is_kept_for_them_but_not_for_lon
             assert len(world.times("commit")) > 5
             assert world.allocator.charges == 1
             await anyio.sleep(3 * KEPT_S)
-            assert not world.allocator.used
+            assert world.allocator.used == 0
             world.upload("orders", 2)
             await anyio.sleep(3)
             assert world.allocator.charges == 2
-        assert not world.allocator.used
+            assert world.allocator.used == world.settings.memory_bytes
+            world.allocator.waiting = 1
+            await anyio.sleep(KEPT_S)
+            assert world.allocator.used == 0, "somebody waits for memory"
+            world.upload("orders", 2)
+            await anyio.sleep(3)
+            assert world.allocator.charges == 3
+            assert world.allocator.used == 0
+            world.allocator.waiting = 0
+            world.upload("orders", 2)
+            await anyio.sleep(3)
+            assert world.allocator.used == world.settings.memory_bytes
+        assert world.allocator.used == 0
 
     simulated(test)
 
