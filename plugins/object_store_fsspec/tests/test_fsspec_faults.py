@@ -201,7 +201,8 @@ async def test_a_store_that_knows_no_checksums_is_put_to_without_them(
         assert bytes(await store.get("key")) == b"body"
     asked = client == "fsspec"
     assert proxy.faults["501 NotImplemented"] == asked, "asked once"
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * asked
+    told = [record.levelname for record in caplog.records if "takes no checksum" in record.getMessage()]
+    assert told == ["WARNING"] * asked  # a busy machine's store may be told of as slow besides
 
 
 async def test_an_answer_that_comes_too_late_is_asked_for_again(proxy: StoreProxy) -> None:
