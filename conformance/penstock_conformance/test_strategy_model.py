@@ -78,6 +78,8 @@ async def test_random_lives_with_a_failing_store_agree_with_a_model(env: Strateg
     async with living(env) as life:
         for number in range(4 * env.rounds):
             await life.go_on(_STEPS // 3)
+            await life.begin_to_write()  # a producer that begins to write needs metadata
+            await life.flush()
             trouble = ({"down": True}, {"full": True}, {"failing": 0.3}, {"lost_replies": 0.3})[number % 4]
             life.steps.note(f"store {trouble}")
             await life.broker.change_medium(**trouble)
