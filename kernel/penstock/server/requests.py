@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ("not_served", "start")
 
+from functools import partial
 from typing import Any, Final
 
 from penstock.api.context import RequestContext
@@ -17,11 +18,13 @@ from penstock.api.gate import UnidentifiedError
 from penstock.errors import PenstockError
 from penstock.server.admission import admit, rest, throttled
 from penstock.server.channel import Channel
+from penstock.server.core import ServerCore
 from penstock.server.large_frame import HeldFrame
 from penstock.server.long_request import COUNTED_BYTES, admit_and_decode, admit_nowait
 from penstock.server.responses import count_response, encode_in_turn
 from penstock.server.slots import Slot
 from penstock.spi.allocator import Allocation
+from penstock.wire.elements import drop_elements
 from penstock.wire.registry import Message, decode_request, decode_request_header, encode_response
 
 #: An answer leaves from the read that asked for it up to this size. A larger one takes as long as several requests,
@@ -111,6 +114,7 @@ async def _run_long(
         return
     if response is not None:
         await _answer_in_turn(channel, slot, api.key, response, in_thread=True)
+        await _drop(core, message, response)
     else:
         await _run(channel, slot, api, message, context, is_long=True)
 
@@ -147,6 +151,13 @@ async def _run(
     if context.rest_s > 0.0:
         rest(channel, slot, context.rest_s)
     await _answer_in_turn(channel, slot, api.key, response, in_thread=is_long or context.is_long)
+    if is_long or context.is_long:
+        await _drop(channel.core, message, response)
+
+
+async def _drop(core: ServerCore, request: Message, response: Message) -> None:
+    """Drop what was long: in one go it would keep everybody waiting for milliseconds."""
+    await core.turns.run_in_thread(partial(drop_elements, request, response), core.long_requests)
 
 
 async def _answer_in_turn(
