@@ -117,6 +117,9 @@ async def test_cached_blocks_are_not_loaded_again(env: Env) -> None:
         assert counters.misses >= 5
         assert counters.blocks == 5
         assert counters.loading == 0
+        await cache.get([_block(2, number) for number in range(4)], store.load, prefetch=True)
+        await _turns()
+        assert len(store.calls) <= 3, f"four blocks were read ahead, not in one call: {store.calls[2:]}"
 
 
 async def test_concurrent_readers_share_one_load(env: Env) -> None:

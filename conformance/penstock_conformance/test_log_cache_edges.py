@@ -117,6 +117,12 @@ async def test_read_from_within_an_entry_is_a_hit(env: Env) -> None:
             cache.get(1, start, start + 1, number % 2)
             told = cache.statistics()
             assert (told.hits, told.misses) == (number, 0), f"a read at {start} finds its entry: {told}"
+        for number, start in enumerate((120, 121, 500), 1):  # where a reader waits for more
+            got = cache.get(1, start, start + 1, _ALL)
+            told = cache.statistics()
+            assert (list(got), told.hits, told.misses) == ([], 5, number), (
+                f"a read at {start}, behind the last entry, finds nothing: {told}"
+            )
 
 
 async def test_charges_of_empty_entries_go_with_them(env: Env) -> None:

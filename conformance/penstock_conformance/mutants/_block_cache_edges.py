@@ -606,3 +606,18 @@ class LetsAllInThatAreTooLarge(PlainBlockCache):
 
     def _make_room(self, wanted: int, keep: Sequence[BlockRef]) -> bool:
         return wanted > self._limit or super()._make_room(wanted, keep)
+
+
+@mutant(KIND, "reads_ahead_block_by_block", "cached_blocks_are_not_loaded_again")
+class ReadsAheadBlockByBlock(PlainBlockCache):
+    """Nobody waits for it."""
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        if not prefetch:
+            return await super().get(blocks, load)
+        found = [
+            await super(ReadsAheadBlockByBlock, self).get([block], load, prefetch=True) for block in blocks
+        ]
+        return [data for each in found for data in each] if all(found) else []

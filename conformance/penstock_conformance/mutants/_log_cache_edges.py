@@ -341,3 +341,17 @@ class KeepsWhatIsBehindAView(PlainLogCache):
         whole = StreamEntry(*(getattr(entry, name) for name in entry.__struct_fields__))
         whole.data = memoryview(entry.data.obj)
         self._active.streams[entry.stream_id][-1] = whole
+
+
+@mutant(KIND, "takes_waiting_at_the_end_for_a_hit", "read_from_within_an_entry_is_a_hit")
+class TakesWaitingAtTheEndForAHit(PlainLogCache):
+    """There is nothing that it hasn't."""
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        newest = self._newest_of(stream_id)
+        if newest is not None and start_offset == newest.next_offset:
+            self._hits += 1
+            return []
+        return super().get(stream_id, start_offset, end_offset, bytes_max)
