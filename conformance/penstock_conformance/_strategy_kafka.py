@@ -40,6 +40,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from penstock_conformance._body import check_body, make_body
+from penstock_conformance._patience import has_come
 
 T = TypeVar("T")
 
@@ -55,6 +56,8 @@ EAGER = {
 _POLL_S = 0.1
 #: So often a request is made again whose partition the broker could not read.
 _TRIES_MAX = 50
+#: A client hears at once that its broker has ended.
+_LOSS_S = 10.0
 #: A request without an answer is made again.
 REQUEST_S = 2.0
 
@@ -101,11 +104,14 @@ def make_admin(servers: str) -> AdminClient:
     return AdminClient({"bootstrap.servers": servers, **EAGER})
 
 
-def make_producer(servers: str, codec: str) -> Producer:
-    """An idempotent one, which doesn't give up."""
+def make_producer(
+    servers: str, codec: str, on_error: Callable[[KafkaError], None] = lambda _: None
+) -> Producer:
+    """An idempotent one, which doesn't give up. ``on_error`` hears of connections that are lost or can't be made."""
     return Producer(
         {
             "bootstrap.servers": servers,
+            "error_cb": on_error,
             "acks": "all",
             "enable.idempotence": True,
             "message.timeout.ms": 0,  # never
@@ -165,9 +171,20 @@ class Writer:
         self._next = 0
         self._topic = topic
         self._owner = owner
-        self._producer = make_producer(servers, codec)
+        self._lost = threading.Event()
+        self._producer = make_producer(servers, codec, lambda _: self._lost.set())
         self._over = threading.Event()
         self._thread = threading.Thread()
+
+    def note_loss(self) -> None:
+        """From now on :meth:`wait_for_loss` waits."""
+        self._lost.clear()
+
+    def wait_for_loss(self) -> None:
+        """Return when the connection was lost since :meth:`note_loss`, so that what came before was heard, or when
+        it doesn't seem to be."""
+        has_come(self._lost.wait, _LOSS_S)
+        self._producer.poll(0)
 
     def acked(self) -> dict[int, Acked]:
         """The acknowledgements until now, by sequence."""

@@ -272,7 +272,9 @@ async def _wake(
     taken = await client.ask(Records.fetch_all, "topic")
     acked = await writer.ask(Writer.acked)
     compare(taken, acked, owner)
+    await writer.ask(Writer.note_loss)
     await _has_ended(sleeper)
+    await writer.ask(Writer.wait_for_loss)  # what that broker sent before it ended is heard by then
     known = {record.sequence for record in taken if record.owner == owner}
     late = set(await writer.ask(Writer.acked)) - known
     assert not late, f"the owner before acknowledged after it was fenced: sequences={sorted(late)[:5]}"
