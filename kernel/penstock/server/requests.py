@@ -25,12 +25,15 @@ from penstock.server.responses import count_response, encode_in_turn
 from penstock.server.slots import Slot
 from penstock.spi.allocator import Allocation
 from penstock.wire.api_keys import ApiKey
-from penstock.wire.elements import drop_elements
+from penstock.wire.elements import count_elements, drop_elements
 from penstock.wire.registry import Message, decode_request, decode_request_header, encode_response
 
 #: An answer leaves from the read that asked for it up to this size. A larger one takes as long as several requests,
 #: which are read first: Produces among them share a group, and while a thread writes it large answers leave.
 _AT_ONCE_BYTES_MAX: Final = 128 * 1024
+#: Fewer elements are dropped sooner than a thread begins, of which there is one: thousands of fetches that were woken
+#: kept it from others.
+_DROPPED_MIN: Final = 2_000
 #: Nobody needs requests of these once they are answered: they change nothing that may go on after their time.
 _ENDED: Final = frozenset(
     {
@@ -172,7 +175,7 @@ async def _run(
 
 async def _drop(core: ServerCore, api: Api, request: Message, response: Message) -> None:
     """Drop what was long: in one go it would keep everybody waiting for milliseconds."""
-    if api.key in _ENDED:
+    if api.key in _ENDED and count_elements(request) + count_elements(response) > _DROPPED_MIN:
         await core.turns.run_in_thread(partial(drop_elements, request, response), core.long_requests)
 
 
