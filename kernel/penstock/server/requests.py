@@ -8,7 +8,6 @@ from __future__ import annotations
 
 __all__ = ("not_served", "start")
 
-from functools import partial
 from typing import Any, Final
 
 from penstock.api.context import RequestContext
@@ -18,36 +17,16 @@ from penstock.api.gate import UnidentifiedError
 from penstock.errors import PenstockError
 from penstock.server.admission import admit, rest, throttled
 from penstock.server.channel import Channel
-from penstock.server.core import ServerCore
 from penstock.server.large_frame import HeldFrame
 from penstock.server.long_request import COUNTED_BYTES, admit_and_decode, admit_nowait
 from penstock.server.responses import count_response, encode_in_turn
 from penstock.server.slots import Slot
 from penstock.spi.allocator import Allocation
-from penstock.wire.api_keys import ApiKey
-from penstock.wire.elements import count_elements, drop_elements
 from penstock.wire.registry import Message, decode_request, decode_request_header, encode_response
 
 #: An answer leaves from the read that asked for it up to this size. A larger one takes as long as several requests,
 #: which are read first: Produces among them share a group, and while a thread writes it large answers leave.
 _AT_ONCE_BYTES_MAX: Final = 128 * 1024
-#: Fewer elements are dropped sooner than a thread begins, of which there is one: thousands of fetches that were woken
-#: kept it from others.
-_DROPPED_MIN: Final = 2_000
-#: Nobody needs requests of these once they are answered: they change nothing that may go on after their time.
-_ENDED: Final = frozenset(
-    {
-        ApiKey.FETCH,
-        ApiKey.LIST_OFFSETS,
-        ApiKey.METADATA,
-        ApiKey.OFFSET_FETCH,
-        ApiKey.FIND_COORDINATOR,
-        ApiKey.DESCRIBE_GROUPS,
-        ApiKey.LIST_GROUPS,
-        ApiKey.DESCRIBE_CONFIGS,
-        ApiKey.DESCRIBE_LOG_DIRS,
-    }
-)
 
 
 def start(
@@ -132,7 +111,6 @@ async def _run_long(
         return
     if response is not None:
         await _answer_in_turn(channel, slot, api.key, response, in_thread=True)
-        await _drop(core, api, message, response)
     else:
         await _run(channel, slot, api, message, context, is_long=True)
 
@@ -169,14 +147,6 @@ async def _run(
     if context.rest_s > 0.0:
         rest(channel, slot, context.rest_s)
     await _answer_in_turn(channel, slot, api.key, response, in_thread=is_long or context.is_long)
-    if is_long or context.is_long:
-        await _drop(channel.core, api, message, response)
-
-
-async def _drop(core: ServerCore, api: Api, request: Message, response: Message) -> None:
-    """Drop what was long: in one go it would keep everybody waiting for milliseconds."""
-    if api.key in _ENDED and count_elements(request) + count_elements(response) > _DROPPED_MIN:
-        await core.turns.run_in_thread(partial(drop_elements, request, response), core.long_requests)
 
 
 async def _answer_in_turn(

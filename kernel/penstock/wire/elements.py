@@ -1,12 +1,11 @@
-"""The elements of a message: each is an object once it's decoded, however few its bytes are."""
+"""How many elements a message has: each is an object once it's decoded, however few its bytes are."""
 
 from __future__ import annotations
 
-__all__ = ("count_elements", "drop_elements")
+__all__ = ("count_elements",)
 
 from functools import cache
-from sys import getrefcount
-from typing import Any, Final, TypeAlias, get_args, get_origin
+from typing import Any, TypeAlias, get_args, get_origin
 
 import msgspec
 
@@ -14,8 +13,6 @@ from penstock.wire.registry import Message
 
 #: Fields that are arrays, and those of their elements that are.
 _Arrays: TypeAlias = "tuple[tuple[str, _Arrays], ...]"
-#: Elements that are dropped at a time: some tenths of a millisecond, in which the interpreter isn't let go of.
-_DROPPED_AT_ONCE: Final = 500
 
 
 def count_elements(message: Message) -> int:
@@ -32,49 +29,6 @@ def _count(message: Any, arrays: _Arrays) -> int:
             if below:
                 found += sum([_count(one, below) for one in elements])
     return found
-
-
-def drop_elements(*messages: Message) -> None:
-    """Drop the elements of messages that nobody needs any more, some at a time.
-
-    Arrays and elements that somebody else has are left as they are. For a thread: whoever drops the last reference to
-    a message keeps the interpreter until all of it is gone.
-    """
-    for message in messages:
-        _drop(message, _arrays(type(message)))
-
-
-def _drop(message: Any, arrays: _Arrays) -> None:
-    for name, below in arrays:
-        if _references(message, name) > _ITS_OWN:  # or there is no array, but null
-            continue
-        elements = getattr(message, name)
-        if below and len(elements) <= _DROPPED_AT_ONCE:
-            for at in range(len(elements)):
-                if _references_at(elements, at) <= _ARRAYS_OWN:
-                    _drop(elements[at], below)
-        while elements:
-            del elements[-_DROPPED_AT_ONCE:]
-
-
-def _references(message: Any, name: str) -> int:
-    elements = getattr(message, name)
-    return getrefcount(elements)
-
-
-def _references_at(elements: list[Any], at: int) -> int:
-    element = elements[at]
-    return getrefcount(element)
-
-
-class _Sample(msgspec.Struct, gc=False):
-    elements: list[int]
-
-
-#: Of an array that only its message has, and of an element that only its array has: what counts here depends on the
-#: version of Python.
-_ITS_OWN: Final = _references(_Sample(elements=[1]), "elements")
-_ARRAYS_OWN: Final = _references_at([_Sample(elements=[1])], 0)
 
 
 @cache

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import anyio
 import pytest
 from tests.patience import HANG_S
@@ -13,10 +11,8 @@ from tests.unit.server.harness import serving
 from penstock.api.context import CHANGE_S, CHANGED_PARTITION_S, RequestContext
 from penstock.api.declaration import Api, Frame
 from penstock.log.limiter import BytesLimiter
-from penstock.server import requests
 from penstock.time_shares import TimeMember
 from penstock.wire.api_keys import ApiKey
-from penstock.wire.elements import drop_elements
 from penstock.wire.messages.describe_groups import (
     DescribedGroup,
     DescribedGroupMember,
@@ -260,40 +256,3 @@ async def test_who_does_not_read_an_answer_holds_no_room_of_requests_that_are_ha
         await anyio.wait_all_tasks_blocked()
         assert logs.fetch_memory.used >= 100 * len(METADATA)
         assert harness.server.core.handling.used == 0
-
-
-async def test_what_was_long_is_dropped_when_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some at a time, in a thread: of 100,000 partitions in one go it took the event loop 13 ms."""
-    messages: list[tuple[DescribeGroupsRequest, DescribeGroupsResponse]] = []
-    dropped: list[int] = []
-
-    def drop(*those: Message) -> None:
-        drop_elements(*those)
-        dropped.append(threading.get_ident())
-
-    monkeypatch.setattr(requests, "drop_elements", drop)
-
-    async def answer(request: Message, context: RequestContext) -> Message:
-        assert isinstance(request, DescribeGroupsRequest)
-        answers = DescribeGroupsResponse(
-            groups=[
-                DescribedGroup(group_id=name, group_state="", protocol_data="") for name in request.groups
-            ]
-        )
-        messages.append((request, answers))
-        return answers
-
-    api = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), handler=answer)
-    async with serving(handlers=[api]) as harness, await harness.connect() as client:
-        for size in (1, 1_500):
-            names = [f"group-{number}" for number in range(size)]
-            got = await client.call(ApiKey.DESCRIBE_GROUPS, 1, DescribeGroupsRequest(groups=names))
-            assert [group.group_id for group in got.groups] == names
-        with anyio.fail_after(HANG_S):
-            while not dropped:  # noqa: ASYNC110
-                await anyio.sleep(0.001)
-        assert [(len(request.groups), len(answers.groups)) for request, answers in messages] == [
-            (1, 1),
-            (0, 0),
-        ]
-        assert threading.get_ident() not in dropped
