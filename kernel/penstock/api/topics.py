@@ -86,18 +86,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     try:
         if left:  # one that is being deleted won't be there
             _check_time(request.timeout_ms)
-            effective = frozenset(left)
-            asked_for = in_portions(request.topics, _NAMES)
-            _check_total(
-                sum(
-                    [
-                        _partitions_asked(asked, context)
-                        async for asked in asked_for
-                        if asked.name in effective
-                    ]
-                ),
-                context,
-            )
+            await _check_total(request.topics, frozenset(left), context)
             changing = [name async for name in in_portions(left, _NAMES) if logs.is_changing(name)]
             await deadline.of(logs.wait_changed(changing))
     except KafkaError as error:
@@ -172,8 +161,10 @@ def _check_time(timeout_ms: int) -> None:
         raise KafkaError(ErrorCode.REQUEST_TIMED_OUT, TIMED_OUT)
 
 
-def _check_total(partitions: int, context: RequestContext) -> None:
+async def _check_total(topics: list[CreatableTopic], names: frozenset[str], context: RequestContext) -> None:
     """Kafka refuses a request as a whole where it is of more partitions than its controller takes at once."""
+    asked_for = in_portions(topics, _NAMES)
+    partitions = sum([_partitions_asked(one, context) async for one in asked_for if one.name in names])
     partitions_max = max(context.api.settings.partitions_per_topic_max, _PARTITIONS_AT_ONCE_MAX)
     if partitions > partitions_max:
         raise KafkaError(

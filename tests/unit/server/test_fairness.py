@@ -401,23 +401,28 @@ class _Newcomer:
             self.connection.buffer_updated(size)
 
 
+async def _receive_all(harness: Harness, crowd: list[_Newcomer]) -> None:
+    """Each receives all that it has, the crowd half a mebibyte at most in one turn of the loop; then it goes."""
+    core = harness.server.core
+    while any(one.data for one in crowd):
+        before = core.received_bytes
+        for one in crowd:
+            one.receive()
+        assert core.received_bytes - before <= MIB // 2
+        await anyio.lowlevel.checkpoint()
+    for one in crowd:
+        one.connection.connection_lost(None)
+    assert harness.allocator.used == 0
+
+
 async def test_newcomers_receive_little_into_fresh_memory_in_one_turn_of_the_loop(logs: FakeLogs) -> None:
     """A crowd that sends megabytes holds others up for a piece at a time, and each gets on."""
     async with serving(logs) as harness:
-        core = harness.server.core
         frame = b"".join(encode_request(ApiKey.PRODUCE, 9, 1, "t", produce(make_batch(1, bytes(2 * MIB)))))
         crowd = [_Newcomer(harness.server, frame[:-1]) for _ in range(20)]
         for one in crowd:
             one.receive()  # what comes first is received before it's known how long it is
-        while any(one.data for one in crowd):
-            before = core.received_bytes
-            for one in crowd:
-                one.receive()
-            assert core.received_bytes - before <= MIB // 2
-            await anyio.lowlevel.checkpoint()
-        for one in crowd:
-            one.connection.connection_lost(None)
-        assert harness.allocator.used == 0
+        await _receive_all(harness, crowd)
 
 
 async def test_newcomers_that_have_room_already_receive_little_of_it_in_one_turn_of_the_loop(
@@ -425,7 +430,6 @@ async def test_newcomers_that_have_room_already_receive_little_of_it_in_one_turn
 ) -> None:
     """Each may have room for a quarter of a megabyte, and what fills it may come for all of them at a time."""
     async with serving(logs) as harness:
-        core = harness.server.core
         frame = b"".join(encode_request(ApiKey.PRODUCE, 9, 1, "t", produce(make_batch(1, bytes(2 * MIB)))))
         crowd = [_Newcomer(harness.server, frame[:MIB]) for _ in range(20)]
         while any(one.data or not one.transport.is_reading for one in crowd):
@@ -434,15 +438,7 @@ async def test_newcomers_that_have_room_already_receive_little_of_it_in_one_turn
             await anyio.lowlevel.checkpoint()
         for one in crowd:
             one.data = memoryview(frame)[MIB:-1]
-        while any(one.data for one in crowd):
-            before = core.received_bytes
-            for one in crowd:
-                one.receive()
-            assert core.received_bytes - before <= MIB // 2
-            await anyio.lowlevel.checkpoint()
-        for one in crowd:
-            one.connection.connection_lost(None)
-        assert harness.allocator.used == 0
+        await _receive_all(harness, crowd)
 
 
 def large_produce(records_bytes: int = 100 * KIB) -> bytes:
