@@ -4,13 +4,15 @@
     python tools/bench/attacks.py --only announced,never_read --seconds 5 --rounds 3 --json out.json
     python -m penstock_tools.bench.attacks run NAME PORT           # one attack, until killed, on this machine only
     python -m penstock_tools.bench.attacks control PART            # use a part of a processor, until killed
-    python -m penstock_tools.bench.attacks good PORT BYTES SECONDS # the good client; its latencies as JSON
+    python -m penstock_tools.bench.attacks good PORT BYTES SECONDS PRIORITY # the good client; its latencies
 
 A good client produces a batch and fetches it again, one request at a time, beside a control and beside an attack in
 turn, round by round, so that a noisy machine disturbs both. Good client and attackers run in processes of their own,
 attackers at the lowest priority. The control is a process at that priority too, which uses as much processor time as
-the attackers did and never touches the broker. What counts is the ratio. With ``--realtime`` other work on the
-machine doesn't count, nor does a disk with ``--dir /dev/shm``.
+the attackers did and never touches the broker. What counts is the ratio, and that attackers get through:
+the last columns say how much they did in a second. With ``--realtime`` other work on the machine doesn't count, nor
+does a disk with ``--dir /dev/shm``; the good client comes before the broker's threads then, as if it had a processor
+of its own. ``--together`` gives it the broker's priority.
 
 A further attack is an ``async def name(port)`` with ``@attack``; it goes on until it's cancelled, and its docstring
 says what it does. Attackers whose connection is closed come again at once.
@@ -33,10 +35,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import penstock_tools.bench.attacks_of_crowds  # noqa: F401 - these are in the table, too
 from penstock.wire import ApiKey
@@ -57,11 +59,24 @@ from penstock.wire.records import build_batch
 from penstock.wire.registry import decode_response
 from penstock_tools.bench.floor import TOPIC, create_topic, produce_frame
 from penstock_tools.bench.good_client import HOST, GoodClient, exactly, fetch_request, request
-from penstock_tools.bench.peers import ATTACKS, MIB, Peer, ask, attack, crowd, flood, make_topics
+from penstock_tools.bench.peers import (
+    ATTACKS,
+    MIB,
+    MOVED,
+    Moved,
+    Peer,
+    ask,
+    attack,
+    crowd,
+    flood,
+    make_topics,
+)
 from penstock_tools.bench.server import BrokerProcess
 
 _READY: Final = "ready"
-#: Broker and good client have this priority with ``--realtime``, attackers one less.
+#: Attackers say what they have done so far.
+_TELL: Final = signal.SIGUSR1
+#: The broker has this priority with ``--realtime``, attackers one less, the good client one more.
 _REALTIME: Final = 2
 
 # -- attacks ---------------------------------------------------------------------------------------------------
@@ -402,6 +417,17 @@ async def unread_groups(port: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Intensity:
+    """What attackers did in a second beside the good client, and their processor seconds and the broker's for it."""
+
+    connections: float
+    sent_bytes: float
+    received_bytes: float
+    cpu: float
+    broker_cpu: float
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """Seconds: the median over rounds of a round's percentile."""
 
@@ -413,53 +439,68 @@ class Row:
     fetch_p99: tuple[float, float]
     produced: tuple[int, int]
     resident_bytes: int
+    attackers: Intensity
 
 
 def _command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "penstock_tools.bench.attacks", *map(str, arguments)]
 
 
-@contextlib.contextmanager
-def attacking(name: str, port: int) -> Iterator[int]:
-    """The attack, in a process of its own; its id."""
-    with _beside("run", name, port) as pid:
-        yield pid
+class _Beside:
+    """A process beside the good client: the attack, or the control."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._process = subprocess.Popen(
+            _command(*arguments), stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def __enter__(self) -> Self:
+        said = self._said()
+        assert said == _READY, f"it didn't begin: it said={said!r}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _said(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time that it has used."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def moved(self) -> tuple[float, Moved]:
+        """When attackers looked, on their clock, and what they had done until then."""
+        self._process.send_signal(_TELL)
+        at, *moved = json.loads(self._said())
+        return at, Moved(*moved)
 
 
-@contextlib.contextmanager
-def _beside(*arguments: object) -> Iterator[int]:
-    process = subprocess.Popen(
-        _command(*arguments), stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == _READY, f"it didn't begin: arguments={arguments}"
-        yield process.pid
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+def attacking(name: str, port: int) -> contextlib.AbstractContextManager[object]:
+    """The attack, in a process of its own."""
+    return _Beside("run", name, port)
 
 
-def _good(port: int, batch_bytes: int, seconds: float) -> tuple[list[float], list[float]]:
+def _good(port: int, batch_bytes: int, seconds: float, priority: int) -> tuple[list[float], list[float]]:
     """The good client's latencies, in a process of its own."""
-    command = _command("good", port, batch_bytes, seconds)
+    command = _command("good", port, batch_bytes, seconds, priority)
     produces, fetches = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return produces, fetches
 
 
-def _run_good(port: int, batch_bytes: int, seconds: float) -> None:
+def _run_good(port: int, batch_bytes: int, seconds: float, priority: int) -> None:
+    if priority:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(priority))
     client = GoodClient(port, batch_bytes)
     client.run(min(1.0, seconds / 4))
     _say(json.dumps(client.run(seconds)))
     client.close()
-
-
-def _processor_s(pid: int) -> float:
-    """Processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _run_control(part: float) -> None:
@@ -472,28 +513,34 @@ def _run_control(part: float) -> None:
         time.sleep(0.002)
 
 
-def compare(broker: BrokerProcess, name: str, *, rounds: int, seconds: float, batch_bytes: int) -> Row:
-    """The good client beside the attack, and beside a control that uses as much of the processors, in turn."""
+def compare(
+    broker: BrokerProcess, name: str, *, rounds: int, seconds: float, batch_bytes: int, priority: int = 0
+) -> Row:
+    """The good client beside the attack, and beside a control that uses as much of the processors, in turn.
+
+    The good client has this real-time ``priority``; with 0, that of whoever calls.
+    """
     port = int(broker.bootstrap_servers.rpartition(":")[2])
     figures: list[list[list[float]]] = [[[], [], [], []], [[], [], [], []]]
     counts = [0, 0]
     resident = 0
-    part = 0.0
+    attackers: list[Intensity] = []
     for _ in range(rounds):
-        for beside in (1, 0):
-            with attacking(name, port) if beside else _beside("control", part) as pid:
+        for is_attacked in (1, 0):
+            arguments = ("run", name, port) if is_attacked else ("control", attackers[-1].cpu)
+            with _Beside(*arguments) as beside:
                 time.sleep(1)
-                began, used = time.perf_counter(), _processor_s(pid)
-                produces, fetches = _good(port, batch_bytes, seconds)
-                if beside:
-                    part = (_processor_s(pid) - used) / (time.perf_counter() - began)
+                before = _spent(broker, beside) if is_attacked else None
+                produces, fetches = _good(port, batch_bytes, seconds, priority)
+                if before is not None:
+                    attackers.append(_intensity(before, _spent(broker, beside)))
                 usage = broker.usage()
                 resident = max(resident, usage.resident_bytes if usage is not None else 0)
-            counts[beside] += len(produces)
+            counts[is_attacked] += len(produces)
             for at, latencies in enumerate((produces, fetches)):
                 latencies.sort()
-                figures[beside][2 * at].append(latencies[len(latencies) // 2])
-                figures[beside][2 * at + 1].append(
+                figures[is_attacked][2 * at].append(latencies[len(latencies) // 2])
+                figures[is_attacked][2 * at + 1].append(
                     latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)]
                 )
         time.sleep(0.5)
@@ -508,7 +555,22 @@ def compare(broker: BrokerProcess, name: str, *, rounds: int, seconds: float, ba
         fetch_p99=pairs[3],
         produced=(counts[0], counts[1]),
         resident_bytes=resident,
+        attackers=Intensity(
+            *(statistics.median(values) for values in zip(*map(astuple, attackers), strict=True))
+        ),
     )
+
+
+def _spent(broker: BrokerProcess, beside: _Beside) -> tuple[float, ...]:
+    """(the attackers' time, connections, bytes sent, bytes received, processor seconds, and the broker's)."""
+    at, moved = beside.moved()
+    usage = broker.usage()
+    return at, *astuple(moved), beside.cpu_s, usage.cpu_s if usage is not None else 0.0
+
+
+def _intensity(before: tuple[float, ...], after: tuple[float, ...]) -> Intensity:
+    seconds, *spent = (late - early for early, late in zip(before, after, strict=True))
+    return Intensity(*(one / seconds for one in spent))
 
 
 def _line(row: Row) -> str:
@@ -516,7 +578,14 @@ def _line(row: Row) -> str:
         return f"{pair[0] * 1e3:.1f} / {pair[1] * 1e3:.1f} ({pair[1] / pair[0]:.1f}x)"
 
     cells = [cell(pair) for pair in (row.produce_p50, row.produce_p99, row.fetch_p50, row.fetch_p99)]
-    return f"| `{row.name}` | {row.what} | {' | '.join(cells)} | {row.resident_bytes // MIB} |"
+    did = row.attackers
+    cells += [
+        str(row.resident_bytes // MIB),
+        f"{did.connections:,.0f}",
+        f"{did.sent_bytes / 1e6:,.1f} / {did.received_bytes / 1e6:,.1f}",
+        f"{did.cpu:.2f} / {did.broker_cpu:.2f}",
+    ]
+    return f"| `{row.name}` | {row.what} | {' | '.join(cells)} |"
 
 
 def _say(line: str) -> None:
@@ -539,7 +608,9 @@ def _yield_to_others() -> None:
 
 
 async def _run(name: str, port: int) -> None:
-    asyncio.get_running_loop().call_soon(lambda: _say(_READY))
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(_TELL, lambda: _say(json.dumps([time.monotonic(), *astuple(MOVED)])))
+    loop.call_soon(lambda: _say(_READY))
     await ATTACKS[name](port)
 
 
@@ -558,14 +629,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--realtime", action="store_true", help="at real-time priority, whatever else runs here"
     )
+    parser.add_argument(
+        "--together", action="store_true", help="the good client at the broker's real-time priority"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     if options.realtime:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_REALTIME))  # children inherit it
+    priority = _REALTIME + 1 if options.realtime and not options.together else 0
     names = options.only.split(",") if options.only else list(ATTACKS)
     rows: list[Row] = []
-    _say("| attack | what it does | produce p50, ms | p99 | fetch p50, ms | p99 | resident, MiB |")
-    _say("|---|---|---|---|---|---|---|")
+    _say(
+        "| attack | what it does | produce p50, ms | p99 | fetch p50, ms | p99 | resident, MiB "
+        "| attackers: connections/s | MB/s sent / received | processors, theirs / the broker's |"
+    )
+    _say("|---|---|---|---|---|---|---|---|---|---|")
     for name in names:
         with (
             tempfile.TemporaryDirectory(dir=options.dir) as directory,
@@ -574,7 +652,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             port = int(broker.bootstrap_servers.rpartition(":")[2])
             _prepare(port, options.topics, options.batch)
             row = compare(
-                broker, name, rounds=options.rounds, seconds=options.seconds, batch_bytes=options.batch
+                broker,
+                name,
+                rounds=options.rounds,
+                seconds=options.seconds,
+                batch_bytes=options.batch,
+                priority=priority,
             )
             rows.append(row)
             _say(_line(row))
@@ -606,6 +689,6 @@ if __name__ == "__main__":
         _yield_to_others()
         _run_control(float(sys.argv[2]))
     elif sys.argv[1:2] == ["good"]:
-        _run_good(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+        _run_good(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))
     else:
         sys.exit(main())

@@ -5,7 +5,9 @@ from __future__ import annotations
 __all__ = (
     "ATTACKS",
     "MIB",
+    "MOVED",
     "Attack",
+    "Moved",
     "Peer",
     "ask",
     "attack",
@@ -20,6 +22,7 @@ import itertools
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from penstock.wire import ApiKey
@@ -35,6 +38,19 @@ def attack(function: Attack) -> Attack:
     """Have it in the table."""
     ATTACKS[function.__name__] = function
     return function
+
+
+@dataclass(slots=True)
+class Moved:
+    """How much the attackers of a process have done: what they sent counts when the system has taken all of it."""
+
+    connections: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+#: Of this process.
+MOVED: Final = Moved()
 
 
 class Peer:
@@ -57,6 +73,7 @@ class Peer:
         if self._address != HOST:
             sock.bind((self._address, 0))
         await asyncio.get_running_loop().sock_connect(sock, (HOST, self._port))
+        MOVED.connections += 1
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -67,6 +84,7 @@ class Peer:
         """All of it."""
         assert self._socket is not None
         await asyncio.get_running_loop().sock_sendall(self._socket, data)
+        MOVED.sent_bytes += len(data)
 
     async def receive(self) -> bytes:
         """Some bytes. Raises ConnectionError at the end."""
@@ -74,6 +92,7 @@ class Peer:
         data = await asyncio.get_running_loop().sock_recv(self._socket, MIB)
         if not data:
             raise ConnectionResetError("closed by the broker")
+        MOVED.received_bytes += len(data)
         return data
 
     async def frame(self) -> bytes:
