@@ -21,24 +21,19 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from penstock.errors import InvariantError
 from penstock.files import ACCESSES, Access
+from penstock.spi.buffers import Buffer
+from penstock.spi.memory import Allocator
+from penstock.spi.objects import ObjectStore
 from penstock.spi.settings import PluginTable, Settings
-
-if TYPE_CHECKING:
-    from penstock.spi.allocator import Allocator
-    from penstock.spi.object_store import ObjectStore
 
 SPI_VERSION = 2
 #: The oldest version that this Penstock speaks. A plugin of version 1 is taken as it is: what version 2 adds has
 #: defaults, and what it demands is looked for (RFC 0021).
 SPI_VERSION_MIN = 1
-
-#: Bytes of any kind. A plugin must not keep a writable buffer past the call that it got it in, unless the
-#: contract of that method says so.
-Buffer: TypeAlias = bytes | bytearray | memoryview
 
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
