@@ -11,9 +11,8 @@ from tests.unit.metadata.test_image import NOW_MS, TOPIC_ID, commands
 
 from penstock.metadata import deltas as d
 from penstock.metadata.commands import Command, decode_entry, encode_entry, new_entry
-from penstock.metadata.commands.cluster import FormatCluster, SkipLost
+from penstock.metadata.commands.cluster import FormatCluster
 from penstock.metadata.commands.nodes import RegisterNode
-from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.image import Image
 from penstock.metadata.state import Moment, State
@@ -82,24 +81,15 @@ def _as_bytes(row: Any) -> bytes:
     return msgspec.msgpack.encode(row, enc_hook=lambda value: value.to_bytes())
 
 
-more = st.lists(
-    st.one_of(
-        st.builds(AllocateProducerIds, st.just(1), st.integers(1, 6), st.integers(1, 9)),
-        st.builds(SkipLost, st.integers(0, 9), st.integers(0, 9)),
-    ),
-    max_size=2,
-)
-
-
-@given(commands, more, st.lists(st.integers(1, 4), min_size=30, max_size=30), st.integers(0, 25))
+@given(commands, st.lists(st.integers(1, 4), min_size=30, max_size=30), st.integers(0, 25))
 def test_whole_cut_or_followed_commands_give_one_picture(
-    todo: list[Command], others: list[Command], sizes: list[int], cut: int
+    todo: list[Command], sizes: list[int], cut: int
 ) -> None:
     """I7: folded from the start, from a snapshot anywhere plus the entries after it, or heard of by deltas only.
 
     Entries have several commands, of which any may be refused, and writers that say how far their WAL got.
     """
-    todo = START + todo + others
+    todo = START + todo
     entries = []
     for number, size in enumerate(sizes):
         if todo:

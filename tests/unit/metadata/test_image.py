@@ -21,10 +21,10 @@ from penstock.errors import (
     PenstockError,
 )
 from penstock.metadata import snapshot as snapshot_module
-from penstock.metadata.commands import Command, Entry, decode_entry, encode_entry, new_entry
-from penstock.metadata.commands.cluster import FormatCluster
+from penstock.metadata.commands import COMMANDS, Command, Entry, decode_entry, encode_entry, new_entry
+from penstock.metadata.commands.cluster import FormatCluster, SkipLost
 from penstock.metadata.commands.lake import ClaimLake, SetLakeMaintained, SetLakeState
-from penstock.metadata.commands.nodes import RegisterNode, ReleaseWal, UseWal
+from penstock.metadata.commands.nodes import RegisterNode, ReleaseWal, SetWord, UseWal
 from penstock.metadata.commands.objects import (
     AbandonObjects,
     CommitUpload,
@@ -301,81 +301,103 @@ def test_object_ids_are_never_used_again(log: Log) -> None:
     assert upload(log, (1, 10, 20)) == first + 1
 
 
-commands = st.lists(
-    st.one_of(
-        st.builds(
-            CreateTopic,
-            st.sampled_from(["a", "b", "c"]),
-            st.binary(min_size=16, max_size=16),
-            st.integers(1, 3),
-        ),
-        st.builds(DeleteTopic, st.just(TOPIC_ID)),
-        st.builds(
-            RegisterNode,
-            st.integers(1, 2),
-            st.just("x"),
-            st.sampled_from(["", "w1", "w2", "w3"]),
-            st.just("place"),
-            st.sampled_from(["", "w1", "w2", "w3"]),
-        ),
-        st.builds(
-            UseWal,
-            st.integers(1, 2),
-            st.integers(1, 6),
-            st.sampled_from(["w1", "w2", "w3"]),
-            st.just("place"),
-        ),
-        st.builds(ReleaseWal, st.integers(1, 2), st.integers(1, 6)),
-        st.builds(AddPartitions, st.just(TOPIC_ID), st.integers(1, 4)),
-        st.builds(SetTopicConfigs, st.just(TOPIC_ID), st.dictionaries(st.just("k"), st.sampled_from("ab"))),
-        st.builds(ClaimLake, st.just(TOPIC_ID), st.just(1), st.integers(1, 6)),
-        st.builds(SetLakeState, st.just(TOPIC_ID), st.integers(1, 9), st.sampled_from(("running", "failed"))),
-        st.builds(
-            SetLakeMaintained,
-            st.just(TOPIC_ID),
-            st.integers(1, 9),
-            st.integers(0, 9),
-            st.sampled_from(("", "failed")),
-            st.just(0),
-            st.just({"files": 1}),
-        ),
-        st.builds(OpenStreams, st.just(1), st.integers(1, 6), st.lists(st.integers(1, 6), max_size=3)),
-        st.builds(PrepareObjects, st.just(1), st.integers(1, 6), st.integers(1, 2), st.just(NOW_MS)),
-        st.builds(
-            CommitUpload,
-            st.just(1),
-            st.integers(1, 6),
-            st.lists(
-                st.builds(
-                    UploadedObject,
-                    st.integers(1, 4),
-                    st.just(1),
-                    st.lists(
-                        st.builds(
-                            UploadedRange,
-                            st.integers(1, 6),
-                            st.integers(0, 9),
-                            st.integers(0, 9),
-                            st.just(1),
-                            st.just(0),
-                        ),
-                        max_size=3,
-                    ),
-                ),
-                max_size=2,
-            ),
-        ),
-        st.builds(
-            TrimStreams,
-            st.just(1),
-            st.integers(1, 6),
-            st.lists(st.tuples(st.integers(1, 6), st.integers(0, 12)), max_size=2),
-        ),
-        st.builds(AbandonObjects, st.lists(st.integers(1, 4), max_size=2)),
-        st.builds(ForgetObjects, st.lists(st.integers(1, 4), max_size=2)),
+#: Each command there is, with arguments that may be refused or not.
+RANDOM: dict[type[Command], st.SearchStrategy[Command]] = {
+    CreateTopic: st.builds(
+        CreateTopic,
+        st.sampled_from(["a", "b", "c"]),
+        st.binary(min_size=16, max_size=16),
+        st.integers(1, 3),
     ),
-    max_size=25,
-)
+    DeleteTopic: st.builds(DeleteTopic, st.just(TOPIC_ID)),
+    RegisterNode: st.builds(
+        RegisterNode,
+        st.integers(1, 2),
+        st.just("x"),
+        st.sampled_from(["", "w1", "w2", "w3"]),
+        st.just("place"),
+        st.sampled_from(["", "w1", "w2", "w3"]),
+    ),
+    UseWal: st.builds(
+        UseWal,
+        st.integers(1, 2),
+        st.integers(1, 6),
+        st.sampled_from(["w1", "w2", "w3"]),
+        st.just("place"),
+    ),
+    ReleaseWal: st.builds(ReleaseWal, st.integers(1, 2), st.integers(1, 6)),
+    AddPartitions: st.builds(AddPartitions, st.just(TOPIC_ID), st.integers(1, 4)),
+    SetTopicConfigs: st.builds(
+        SetTopicConfigs, st.just(TOPIC_ID), st.dictionaries(st.just("k"), st.sampled_from("ab"))
+    ),
+    ClaimLake: st.builds(ClaimLake, st.just(TOPIC_ID), st.just(1), st.integers(1, 6)),
+    SetLakeState: st.builds(
+        SetLakeState, st.just(TOPIC_ID), st.integers(1, 9), st.sampled_from(("running", "failed"))
+    ),
+    SetLakeMaintained: st.builds(
+        SetLakeMaintained,
+        st.just(TOPIC_ID),
+        st.integers(1, 9),
+        st.integers(0, 9),
+        st.sampled_from(("", "failed")),
+        st.just(0),
+        st.just({"files": 1}),
+    ),
+    OpenStreams: st.builds(
+        OpenStreams, st.just(1), st.integers(1, 6), st.lists(st.integers(1, 6), max_size=3)
+    ),
+    PrepareObjects: st.builds(
+        PrepareObjects, st.just(1), st.integers(1, 6), st.integers(1, 2), st.just(NOW_MS)
+    ),
+    CommitUpload: st.builds(
+        CommitUpload,
+        st.just(1),
+        st.integers(1, 6),
+        st.lists(
+            st.builds(
+                UploadedObject,
+                st.integers(1, 4),
+                st.just(1),
+                st.lists(
+                    st.builds(
+                        UploadedRange,
+                        st.integers(1, 6),
+                        st.integers(0, 9),
+                        st.integers(0, 9),
+                        st.just(1),
+                        st.just(0),
+                    ),
+                    max_size=3,
+                ),
+            ),
+            max_size=2,
+        ),
+    ),
+    TrimStreams: st.builds(
+        TrimStreams,
+        st.just(1),
+        st.integers(1, 6),
+        st.lists(st.tuples(st.integers(1, 6), st.integers(0, 12)), max_size=2),
+    ),
+    AbandonObjects: st.builds(AbandonObjects, st.lists(st.integers(1, 4), max_size=2)),
+    ForgetObjects: st.builds(ForgetObjects, st.lists(st.integers(1, 4), max_size=2)),
+    FormatCluster: st.builds(FormatCluster, st.just("again")),
+    SkipLost: st.builds(SkipLost, st.integers(0, 9), st.integers(0, 3)),
+    SetWord: st.builds(
+        SetWord,
+        st.just(1),
+        st.integers(2, 3),
+        st.sampled_from(["wal/w/a", "lake_compactor/l/b"]),
+        st.sampled_from(["x", ""]),
+        st.sampled_from(["", "x"]),
+    ),
+    AllocateProducerIds: st.builds(AllocateProducerIds, st.just(1), st.integers(1, 6), st.integers(1, 9)),
+}
+commands = st.lists(st.one_of(*RANDOM.values()), max_size=25)
+
+
+def test_each_command_is_among_the_random_ones() -> None:
+    assert not set(COMMANDS.values()) - set(RANDOM), "a new command gets its row in RANDOM"
 
 
 @given(commands, st.integers(0, 25))
