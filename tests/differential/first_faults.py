@@ -365,7 +365,10 @@ def too_many_partitions(pair: Pair) -> None:
         replication_factor=-1,
         assignments=[{"partition_index": index, "broker_ids": [1]} for index in range(5_000)],
     )
+    replica = {"partition_index": 0, "broker_ids": [1]}
+    both = [_new("many-both", num_partitions=10_001, replication_factor=-1, assignments=[replica])]
     for topics in (
+        both,
         [fine, wrong, much],
         [half, assigned, fine],
         [half, half, assigned, fine],

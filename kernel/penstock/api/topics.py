@@ -191,11 +191,11 @@ def _new_topic(
         raise KafkaError(
             ErrorCode.INVALID_REQUEST, f"the name is kept for the cluster itself: name={asked.name}"
         )
-    partitions_max = context.api.settings.partitions_per_topic_max
-    if max(asked.num_partitions, len(asked.assignments)) > partitions_max:
+    partitions, partitions_max = _partitions_asked(asked, context), context.api.settings.partitions_per_topic_max
+    if partitions > partitions_max:
         raise KafkaError(
             ErrorCode.POLICY_VIOLATION,
-            f"a topic has at most {partitions_max} partitions: partitions={asked.num_partitions}",
+            f"a topic has at most {partitions_max} partitions: partitions={partitions}",
         )
     fault = topic_name_fault(asked.name)
     if fault is not None:

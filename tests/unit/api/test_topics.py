@@ -172,6 +172,14 @@ async def test_a_request_for_too_many_partitions_creates_none_of_its_topics(logs
     assert {result.name for result in results}.isdisjoint(logs.topics())
 
 
+async def test_of_an_assignment_counts_what_it_assigns(logs: FakeLogs) -> None:
+    """As in Kafka: a number of partitions beside it is wrong, however large it is."""
+    asked = new(partitions=101, factor=-1)
+    asked.assignments = [CreatableReplicaAssignment(partition_index=0, broker_ids=[7])]
+    (result,) = await create(logs, asked)
+    assert result.error_code == ErrorCode.INVALID_REQUEST
+
+
 async def test_validate_only_creates_nothing(logs: FakeLogs) -> None:
     (result,) = await create(logs, new(), validate_only=True)
     assert result.error_code == 0
