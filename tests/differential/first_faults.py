@@ -369,6 +369,7 @@ def too_many_partitions(pair: Pair) -> None:
     both = [_new("many-both", num_partitions=10_001, replication_factor=-1, assignments=[replica])]
     for topics in (
         both,
+        [_new("many-below-none", num_partitions=-5_000), much],
         [fine, wrong, much],
         [half, assigned, fine],
         [half, half, assigned, fine],

@@ -164,7 +164,9 @@ def _check_time(timeout_ms: int) -> None:
 async def _check_total(topics: list[CreatableTopic], names: frozenset[str], context: RequestContext) -> None:
     """Kafka refuses a request as a whole where it is of more partitions than its controller takes at once."""
     asked_for = in_portions(topics, _NAMES)
-    partitions = sum([_partitions_asked(one, context) async for one in asked_for if one.name in names])
+    partitions = sum(
+        [max(0, _partitions_asked(one, context)) async for one in asked_for if one.name in names]
+    )
     partitions_max = max(context.api.settings.partitions_per_topic_max, _PARTITIONS_AT_ONCE_MAX)
     if partitions > partitions_max:
         raise KafkaError(
@@ -191,7 +193,10 @@ def _new_topic(
         raise KafkaError(
             ErrorCode.INVALID_REQUEST, f"the name is kept for the cluster itself: name={asked.name}"
         )
-    partitions, partitions_max = _partitions_asked(asked, context), context.api.settings.partitions_per_topic_max
+    partitions, partitions_max = (
+        _partitions_asked(asked, context),
+        context.api.settings.partitions_per_topic_max,
+    )
     if partitions > partitions_max:
         raise KafkaError(
             ErrorCode.POLICY_VIOLATION,

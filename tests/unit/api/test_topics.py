@@ -170,6 +170,8 @@ async def test_a_request_for_too_many_partitions_creates_none_of_its_topics(logs
     results = await create(logs, *asked, new("one-more", 1))
     assert [result.error_code for result in results] == [ErrorCode.POLICY_VIOLATION] * 102
     assert {result.name for result in results}.isdisjoint(logs.topics())
+    results = await create(logs, new("below-none", -5_000), new("more", 10_001), validate_only=True)
+    assert [result.error_code for result in results] == [ErrorCode.POLICY_VIOLATION] * 2
 
 
 async def test_of_an_assignment_counts_what_it_assigns(logs: FakeLogs) -> None:
