@@ -5,14 +5,17 @@ from __future__ import annotations
 __all__ = ("Connections", "Peer")
 
 import asyncio
+import logging
 import math
 import select
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Final, Protocol
 
 import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
 
 from penstock.api.client import Client
 from penstock.log.limiter import BytesLimiter
@@ -20,7 +23,10 @@ from penstock.server.core import ServerCore
 from penstock.server.outbox import HUNG_UP, Outbox
 from penstock.server.overdue import Overdue, Pending
 from penstock.shares import GRACE_S, Member
+from penstock.work.periodic import Jobs, PeriodicJob
 from penstock.work.pieces import pieces
+
+logger = logging.getLogger("penstock.server")
 
 #: How long a closed connection may take to send its last bytes.
 _LINGER_S: Final = 10.0
@@ -129,7 +135,7 @@ class Peer(Protocol):
 
 
 class Connections:
-    """All open connections. From ``open`` to ``drain``, timers call ``relieve`` and ``sweep``."""
+    """All open connections. From ``open`` to ``drain``, a job and timers look after them."""
 
     def __init__(self, core: ServerCore) -> None:
         self._core = core
@@ -148,7 +154,6 @@ class Connections:
         self._is_draining = False
         self._is_shedding = False
         self._all_closed = anyio.Event()
-        self._sweep_timer: asyncio.TimerHandle | None = None
         self._relief_timer: asyncio.TimerHandle | None = None
         #: How long that takes from when it was set.
         self._relief_delay_s = 0.0
@@ -156,6 +161,14 @@ class Connections:
         self._in_vain: dict[BytesLimiter, float] = {}
         #: Which of those that hold something is looked at next for being gone.
         self._looked: dict[BytesLimiter, int] = {}
+        settings = core.settings
+        shortest_ms = min(
+            settings.idle_timeout_ms, settings.half_open_timeout_ms, settings.stalled_write_timeout_ms
+        )
+        #: Time limits.
+        self.jobs = Jobs(
+            PeriodicJob("sweep", self._sweep_in_turns, min(shortest_ms / 4000, 5.0), logger=logger)
+        )
         for limiter in (core.incoming, core.outgoing):
             limiter.on_shortage = partial(self.close_stuck, limiter)
         for limiter in (core.incoming, core.outgoing, core.handling):
@@ -167,14 +180,14 @@ class Connections:
     def __iter__(self) -> Iterator[Peer]:
         return iter(tuple(self._open))
 
-    def open(self) -> None:
-        """Begin to look after time limits."""
-        self._schedule_sweep()
+    def open(self, tasks: TaskGroup) -> None:
+        """Begin to look after time limits, in ``tasks``."""
+        self.jobs.start(tasks)
 
     async def drain(self, timeout_ms: int) -> None:
         """Take no further connection, answer what is in flight within ``timeout_ms``, and close all."""
         self._is_draining = True
-        for timer in (self._sweep_timer, self._relief_timer, self._leaving_timer):
+        for timer in (self._relief_timer, self._leaving_timer):
             if timer is not None:
                 timer.cancel()
         for connection in self:
@@ -384,10 +397,18 @@ class Connections:
 
     def _shed_carried(self) -> None:
         self._is_shedding = True
-        self._go_on(self._shedding(), _CLOSED_AT_ONCE, self._end_shedding)
+        self._go_on_shedding(self._shedding())
 
-    def _end_shedding(self) -> None:
-        self._is_shedding = False
+    def _go_on_shedding(self, steps: Iterator[None]) -> None:
+        """Close some now, the others in the next turns of the loop: there may be thousands."""
+        if self._is_draining:
+            return
+        for _ in islice(steps, _CLOSED_AT_ONCE):
+            pass
+        if next(steps, _NOBODY) is _NOBODY:
+            self._is_shedding = False
+        else:
+            self._core.call_soon(partial(self._go_on_shedding, steps))
 
     def _shedding(self) -> Iterator[None]:
         """Close who carries bytes and is to lose its place for that: at once what is too much, then one a step."""
@@ -425,26 +446,13 @@ class Connections:
 
     # -- time limits --------------------------------------------------------------------------------------
 
-    def _schedule_sweep(self) -> None:
-        settings = self._core.settings
-        shortest_ms = min(
-            settings.idle_timeout_ms, settings.half_open_timeout_ms, settings.stalled_write_timeout_ms
-        )
-        self._sweep_timer = self._core.call_later(min(shortest_ms / 4000, 5.0), self._sweep_and_schedule)
-
-    def _sweep_and_schedule(self) -> None:
-        self._go_on(self._sweeping(), _SWEPT_AT_ONCE, self._schedule_sweep)
-
-    def _go_on(self, steps: Iterator[None], at_once: int, end: Callable[[], None]) -> None:
-        """Do some steps now, the others in the next turns of the loop, then ``end()``: there may be thousands."""
-        if self._is_draining:
-            return
-        for _ in islice(steps, at_once):
-            pass
-        if next(steps, _NOBODY) is _NOBODY:
-            end()
-        else:
-            self._core.call_soon(partial(self._go_on, steps, at_once, end))
+    async def _sweep_in_turns(self) -> None:
+        """As ``sweep``, some connections in each turn of the loop: there may be thousands."""
+        for number, _ in enumerate(self._sweeping(), 1):
+            if number % _SWEPT_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
+            if self._is_draining:
+                return
 
     def sweep(self) -> None:
         """Close connections that are idle, half open, or don't take their responses; tell of overdue requests."""

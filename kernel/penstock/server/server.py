@@ -84,7 +84,7 @@ class Server(AsyncContextManagerMixin):
             try:
                 for listener in self._listeners:
                     sockets.append(await self._listen(loop, listener))
-                self.connections.open()
+                self.connections.open(tasks)
                 yield self
             except Exception as error:  # noqa: BLE001 - raised again below, out of the task group's wrapping
                 failure = error
@@ -164,4 +164,5 @@ class Server(AsyncContextManagerMixin):
             waiting_for_memory=core.waiting_for_memory,
             receive_bytes=core.incoming.used,
             carried_bytes=core.carried_bytes,
+            jobs=connections.jobs.statistics(),
         )

@@ -18,6 +18,7 @@ from typing import Annotated, Final
 
 from penstock.limits import GROUP_REQUEST_BYTES_MAX
 from penstock.spi.statistics import counter, gauge
+from penstock.work.periodic import JobsStatistics
 
 #: A frame of at least this size gets memory of its own and is received straight into it.
 LARGE_FRAME_BYTES: Final = 32 * 1024
@@ -120,3 +121,4 @@ class ServerStatistics:
     carried_bytes: Annotated[
         int, gauge("bytes", "What unfinished and blocked requests hold outside the allocator.")
     ]
+    jobs: JobsStatistics

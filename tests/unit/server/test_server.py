@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import struct
@@ -707,8 +708,13 @@ async def test_a_sweep_of_many_connections_lets_others_have_their_turn(
         await until(lambda: harness.server.statistics().connections == 250)
         monkeypatch.setattr(Connection, "probe", probe)
         clock.now_s += 61
-        harness.server.connections._sweep_and_schedule()
-        assert 0 < len(looked) <= 100
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(harness.server.connections._sweep_in_turns)
+            seen = [0]
+            while seen[-1] < 250:
+                await anyio.lowlevel.checkpoint()
+                seen.append(len(looked))
+        assert max(after - before for before, after in itertools.pairwise(seen)) <= 100
         await until(lambda: harness.server.statistics().connections == 0)
         assert len(set(looked)) == 250
         for client in clients:
