@@ -7,8 +7,7 @@ from __future__ import annotations
 
 __all__ = ("APIS", "handle_offset_commit", "handle_offset_delete", "handle_offset_fetch")
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
 
 import anyio.lowlevel
@@ -48,7 +47,7 @@ from penstock.wire.messages.offset_fetch import (
     OffsetFetchResponseTopic,
     OffsetFetchResponseTopics,
 )
-from penstock.work.pieces import PORTION, in_portions
+from penstock.work.pieces import PORTION, in_portions, pieces
 
 # Versions at which a rule changed.
 _COMMIT_GROUP_NOT_FOUND_VERSION: Final = 9
@@ -290,15 +289,8 @@ async def _fetched_group(
         return await _fetched_all(group_id, context)
     keys = (_key(one, context.version) for one in topics)
     found = await resolve_topics(keys, Operation.DESCRIBE, context)
-    partitions = await by_portions(_asked_partitions(topics, found))
-    fetched = context.groups.fetch_offsets_nowait(group_id, partitions)
-    error, offsets = fetched or await context.groups.fetch_offsets(group_id, partitions)
-    if error is not ErrorCode.NONE:
-        return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
-    told = partial(repeats.allow, group_id)
-    return OffsetFetchResponseGroup(
-        group_id=group_id, topics=await by_portions(_fetched_topics(topics, found, offsets, told))
-    )
+    error, described = await _fetched_topics(group_id, topics, found, context, repeats)
+    return OffsetFetchResponseGroup(group_id=group_id, error_code=error, topics=described)
 
 
 def _key(topic: _AskedFor, version: int) -> TopicKey:
@@ -307,48 +299,54 @@ def _key(topic: _AskedFor, version: int) -> TopicKey:
     return topic.name
 
 
-def _asked_partitions(
-    topics: Iterable[_AskedFor], found: Iterable[AskedTopic]
-) -> Steps[list[TopicPartition]]:
-    partitions: list[TopicPartition] = []
-    for asked, known in zip(topics, found, strict=True):
-        if known.name is not None and known.error in _HAS_OFFSETS:
-            for index in asked.partition_indexes:
-                partitions.append((known.name, index))
-                yield
-        yield
-    return partitions
-
-
-def _fetched_topics(
+async def _fetched_topics(
+    group_id: str,
     topics: Iterable[_AskedFor],
     found: Iterable[AskedTopic],
-    offsets: Mapping[TopicPartition, CommittedOffset | None],
-    may_tell: Callable[[TopicPartition, CommittedOffset | None], bool],
-) -> Steps[list[OffsetFetchResponseTopics]]:
+    context: RequestContext,
+    repeats: _Repeats,
+) -> tuple[ErrorCode, list[OffsetFetchResponseTopics]]:
+    """What of the group's offsets was asked for, looked up a portion at a time; or the group's error.
+
+    Up to a portion it's from one moment. All offsets of a long request at a time would take 10 ms, and again when
+    they are dropped.
+    """
+    error, _ = await _offsets(group_id, (), context)
+    if error is not ErrorCode.NONE:
+        return error, []
     described: list[OffsetFetchResponseTopics] = []
-    for asked, known in zip(topics, found, strict=True):
+    pairs = in_portions(zip(topics, found, strict=True), more=lambda pair: len(pair[0].partition_indexes))
+    async for asked, known in pairs:
         topic_of = OffsetFetchResponseTopics(name=asked.name, partitions=[])
         if isinstance(asked, OffsetFetchRequestTopics):
             topic_of.topic_id = asked.topic_id
-        for index in asked.partition_indexes:
-            yield
-            if known.name is not None and known.error in _HAS_OFFSETS:
-                partition = (known.name, index)
-                if not may_tell(partition, offsets[partition]):
-                    continue
-                one = _fetched(index, offsets[partition])
-            else:
-                one = _fetched(index, None, known.error)
-            topic_of.partitions.append(one)
+        name = known.name if known.error in _HAS_OFFSETS else None
+        for number, indexes in enumerate(pieces(asked.partition_indexes, PORTION)):
+            if number:
+                await anyio.lowlevel.checkpoint()
+            if name is None:
+                topic_of.partitions += [_fetched(index, None, known.error) for index in indexes]
+                continue
+            error, offsets = await _offsets(group_id, [(name, index) for index in indexes], context)
+            if error is not ErrorCode.NONE:
+                return error, []  # since others had their turns
+            for index in indexes:
+                offset = offsets[name, index]
+                if repeats.allow(group_id, (name, index), offset):
+                    topic_of.partitions.append(_fetched(index, offset))
         described.append(topic_of)
-        yield
-    return described
+    return error, described
+
+
+async def _offsets(
+    group_id: str, partitions: Sequence[TopicPartition] | None, context: RequestContext
+) -> tuple[ErrorCode, dict[TopicPartition, CommittedOffset | None]]:
+    fetched = context.groups.fetch_offsets_nowait(group_id, partitions)
+    return fetched or await context.groups.fetch_offsets(group_id, partitions)
 
 
 async def _fetched_all(group_id: str, context: RequestContext) -> OffsetFetchResponseGroup:
-    fetched = context.groups.fetch_offsets_nowait(group_id)
-    error, offsets = fetched or await context.groups.fetch_offsets(group_id)
+    error, offsets = await _offsets(group_id, None, context)
     if error is not ErrorCode.NONE:
         return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
     by_id = context.version >= _TOPIC_IDS_VERSION
