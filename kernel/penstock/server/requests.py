@@ -10,6 +10,8 @@ __all__ = ("not_served", "start")
 
 from typing import Any, Final
 
+import anyio.lowlevel
+
 from penstock.api.context import RequestContext
 from penstock.api.declaration import SHORT_BYTES, Api, Frame
 from penstock.api.errors import error_code_of, is_expected, quoted
@@ -22,6 +24,7 @@ from penstock.server.long_request import COUNTED_BYTES, admit_and_decode, admit_
 from penstock.server.responses import count_response, encode_in_turn
 from penstock.server.slots import Slot
 from penstock.spi.allocator import Allocation
+from penstock.wire.elements import drop_elements
 from penstock.wire.registry import Message, decode_request, decode_request_header, encode_response
 
 #: An answer leaves from the read that asked for it up to this size. A larger one takes as long as several requests,
@@ -110,9 +113,11 @@ async def _run_long(
         _fail(channel, slot, api, message, error)
         return
     if response is not None:
-        await _answer_in_turn(channel, slot, api.key, response, in_thread=True)
+        rest = _answer_in_turn(channel, slot, api.key, [message, response], in_thread=True)
     else:
-        await _run(channel, slot, api, message, context, is_long=True)
+        rest = _run(channel, slot, api, message, context, is_long=True)
+    del message, response  # only those have them who drop them
+    await rest
 
 
 async def _run(
@@ -146,26 +151,32 @@ async def _run(
         return  # its client is gone
     if context.rest_s > 0.0:
         rest(channel, slot, context.rest_s)
-    await _answer_in_turn(channel, slot, api.key, response, in_thread=is_long or context.is_long)
+    over = [message, response]
+    del message, response
+    await _answer_in_turn(channel, slot, api.key, over, in_thread=is_long or context.is_long)
 
 
 async def _answer_in_turn(
-    channel: Channel,
-    slot: Slot,
-    api_key: int,
-    response: Message,
-    *,
-    in_thread: bool,
+    channel: Channel, slot: Slot, api_key: int, over: list[Message], *, in_thread: bool
 ) -> None:
+    """Answer with the last of ``over``, which the request is in, too; the caller keeps neither.
+
+    What is long is dropped some elements at a time, before the answer leaves: its memory is counted until then, and
+    its client asks for nothing else meanwhile.
+    """
     buffers: list[Any] | None = None
     if slot.throttle_ms:
-        response = throttled(response, slot.throttle_ms)
+        over[-1] = throttled(over[-1], slot.throttle_ms)
     if not channel.is_lost:
         with channel.scopes.entered():  # who is gone doesn't wait to be answered
             buffers = await encode_in_turn(
-                channel.core, channel.client, slot, api_key, response, in_thread=in_thread
+                channel.core, channel.client, slot, api_key, over, in_thread=in_thread
             )
-    _answer(channel, slot, api_key, response, buffers)
+    if in_thread and (buffers or channel.is_lost):
+        slot.forget_request()
+        for _ in drop_elements(over):
+            await anyio.lowlevel.checkpoint()
+    _answer(channel, slot, api_key, over[-1], buffers)
 
 
 def _answer(

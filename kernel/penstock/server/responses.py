@@ -38,17 +38,23 @@ class _Charges:
 
 
 async def encode_in_turn(
-    core: ServerCore, client: Client, slot: Slot, api_key: int, response: Message, *, in_thread: bool = False
+    core: ServerCore,
+    client: Client,
+    slot: Slot,
+    api_key: int,
+    over: list[Message],
+    *,
+    in_thread: bool = False,
 ) -> list[Any] | None:
-    """The bytes of ``response``; a large one waits until its client may hold as much. Cancellable.
+    """The bytes of the last of ``over``; a large one waits until its client may hold as much. Cancellable.
 
-    One that takes long is encoded ``in_thread``. None if it can't be encoded, or is short and has its charges: the
-    caller goes on as with a small one.
+    One that takes long is encoded ``in_thread``, which refers to ``over`` for a moment longer, not to what is in it.
+    None if it can't be encoded, or is short and has its charges: the caller goes on as with a small one.
     """
     charges = slot.charges
     if charges is None or (slot.is_counted and not in_thread):
         return None
-    work = partial(encode_response, api_key, slot.version, slot.correlation_id, response)
+    work = partial(_encode, api_key, slot.version, slot.correlation_id, over)
     try:
         buffers: list[Any] = await core.turns.run_in_thread(work, core.long_requests) if in_thread else work()
     except PenstockError:
@@ -67,6 +73,10 @@ async def encode_in_turn(
         buffers = await core.turns.run_in_thread(work, core.long_requests) if in_thread else work()
     charges.append(_Charges(size, place, core.allocator.charge_anyway(size, "responses")))
     return buffers
+
+
+def _encode(api_key: int, version: int, correlation_id: int, over: list[Message]) -> list[Any]:
+    return encode_response(api_key, version, correlation_id, over[-1])
 
 
 def count_response(core: ServerCore, client: Client, slot: Slot) -> None:

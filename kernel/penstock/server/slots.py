@@ -50,13 +50,22 @@ class Slot(msgspec.Struct, eq=False):
     #: What kind of request it is (the default is Produce), and the request while a task answers it.
     api_key: int = 0
     message: Any = None
+    #: What the request said of its time when nothing else is kept of it.
+    waits_ms: int = 0
 
     @property
     def asked_ms(self) -> int:
         """For how long the request says that it may wait."""
         if self.api_key == ApiKey.SYNC_GROUP:
             return _SYNC_MS
-        return next((getattr(self.message, name) for name in _TIMES if hasattr(self.message, name)), 0)
+        return next(
+            (getattr(self.message, name) for name in _TIMES if hasattr(self.message, name)), self.waits_ms
+        )
+
+    def forget_request(self) -> None:
+        """Keep nothing of it but for how long it may wait."""
+        self.waits_ms = self.asked_ms
+        self.message = None
 
     @property
     def is_counted(self) -> bool:

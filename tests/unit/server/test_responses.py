@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import anyio
 import pytest
 from tests.patience import HANG_S
@@ -11,14 +13,18 @@ from tests.unit.server.harness import serving
 from penstock.api.context import CHANGE_S, CHANGED_PARTITION_S, RequestContext
 from penstock.api.declaration import Api, Frame
 from penstock.log.limiter import BytesLimiter
+from penstock.server import requests
+from penstock.server.slots import Slot
 from penstock.time_shares import TimeMember
 from penstock.wire.api_keys import ApiKey
+from penstock.wire.elements import count_elements, drop_elements
 from penstock.wire.messages.describe_groups import (
     DescribedGroup,
     DescribedGroupMember,
     DescribeGroupsRequest,
     DescribeGroupsResponse,
 )
+from penstock.wire.messages.fetch import FetchRequest
 from penstock.wire.registry import Message
 
 pytestmark = pytest.mark.anyio
@@ -256,3 +262,49 @@ async def test_who_does_not_read_an_answer_holds_no_room_of_requests_that_are_ha
         await anyio.wait_all_tasks_blocked()
         assert logs.fetch_memory.used >= 100 * len(METADATA)
         assert harness.server.core.handling.used == 0
+
+
+async def test_what_was_long_is_dropped_in_portions_while_its_memory_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 100,000 partitions in one go it took the event loop 13 ms."""
+    portions: list[tuple[bool, int]] = []
+    left: list[list[int]] = []
+
+    def drop(over: list[Message]) -> Iterator[None]:
+        for _ in drop_elements(over):
+            core = harness.server.core
+            portions.append((core.handling.used > 0, core.sent_bytes))
+            yield
+        left.append([count_elements(message) for message in over])
+
+    monkeypatch.setattr(requests, "drop_elements", drop)
+
+    async def answer(request: Message, context: RequestContext) -> Message:
+        assert isinstance(request, DescribeGroupsRequest)
+        return DescribeGroupsResponse(
+            groups=[
+                DescribedGroup(group_id=name, group_state="", protocol_data="") for name in request.groups
+            ]
+        )
+
+    api = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), handler=answer)
+    async with serving(handlers=[api]) as harness, await harness.connect() as client:
+        for size in (1, 2_000):
+            before = harness.server.core.sent_bytes
+            names = [f"group-{number}" for number in range(size)]
+            got = await client.call(ApiKey.DESCRIBE_GROUPS, 1, DescribeGroupsRequest(groups=names))
+            assert [group.group_id for group in got.groups] == names
+        assert left == [[0, 0]]
+        assert len(portions) > 10
+        assert set(portions) == {(True, before)}, "before the answer left"
+        assert harness.server.core.handling.used == 0
+
+
+def test_how_long_a_request_may_wait_is_known_when_nothing_else_of_it_is() -> None:
+    slot = Slot(
+        11, 1, 100, api_key=ApiKey.FETCH, message=FetchRequest(max_wait_ms=5_000, min_bytes=1, topics=[])
+    )
+    slot.forget_request()
+    assert slot.message is None
+    assert slot.asked_ms == 5_000
