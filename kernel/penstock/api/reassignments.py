@@ -164,7 +164,7 @@ def _check_reassignment(name: str, asked: ReassignablePartition, context: Reques
             "there is nothing to cancel, no reassignment is in progress",
         )
     node_id = context.api.logs.node_id
-    if asked.replicas != [node_id]:
+    if list(asked.replicas) != [node_id]:
         raise KafkaError(
             ErrorCode.INVALID_REPLICA_ASSIGNMENT,
             f"each partition has one replica, on the one broker there is: node_id={node_id}",

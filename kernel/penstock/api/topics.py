@@ -249,8 +249,8 @@ def _partition_count(asked: CreatableTopic, context: RequestContext) -> int:
     return count
 
 
-def _check_replicas(broker_ids: list[int], node_id: int) -> None:
-    if broker_ids != [node_id]:
+def _check_replicas(broker_ids: Sequence[int], node_id: int) -> None:
+    if list(broker_ids) != [node_id]:
         raise KafkaError(
             ErrorCode.INVALID_REPLICA_ASSIGNMENT,
             f"each partition has one replica, on the one broker there is: node_id={node_id}",

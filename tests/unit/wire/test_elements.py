@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex
 
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.elements import count_elements, drop_elements
+from penstock.wire.messages.fetch import FetchRequest, ForgottenTopic
 from penstock.wire.messages.list_offsets import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
 from penstock.wire.messages.metadata import MetadataRequest
+from penstock.wire.registry import decode_request, decode_request_header, encode_request
 
 
 def wide(topics: int, partitions: int) -> ListOffsetsRequest:
@@ -79,3 +82,19 @@ def test_a_message_that_somebody_else_has_is_left() -> None:
     message = wide(1, 600)
     drop([message])
     assert len(message.topics[0].partitions) == 600
+
+
+def test_many_numbers_are_a_flat_array_with_the_same_values_and_bytes() -> None:
+    for size in (999, 1_000, 100_000):
+        numbers = [(-1) ** at * at * 20_011 for at in range(size)]
+        topics = [ForgottenTopic(topic="t", partitions=numbers)]
+        request = FetchRequest(max_wait_ms=0, min_bytes=0, topics=[], forgotten_topics_data=topics)
+        data = b"".join(encode_request(ApiKey.FETCH, 11, 1, "c", request))[4:]
+        header = decode_request_header(memoryview(data))
+        decoded: Any = decode_request(ApiKey.FETCH, 11, data, header.body_pos)
+        found = decoded.forgotten_topics_data[0].partitions
+        assert isinstance(found, list) == (size < 1_000)
+        assert list(found) == numbers
+        assert count_elements(decoded) == 1 + size
+        assert b"".join(encode_request(ApiKey.FETCH, 11, 1, "c", decoded))[4:] == data
+        assert drop([decoded]) == 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("AlterPartitionReassignmentsRequest", "AlterPartitionReassignmentsResponse", "ReassignablePartition", "ReassignablePartitionResponse", "ReassignableTopic", "ReassignableTopicResponse",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -16,7 +16,7 @@ from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, de
 
 class ReassignablePartition(msgspec.Struct, kw_only=True, gc=False):
     partition_index: int = 0
-    replicas: list[int] | None = None
+    replicas: Sequence[int] | None = None
 
 
 class ReassignableTopic(msgspec.Struct, kw_only=True, gc=False):
@@ -100,7 +100,7 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterPartiti
                 size_3 -= 1
                 if size_3 * 4 > end - pos:
                     raise bad_length("AlterPartitionReassignmentsRequest.topics.partitions.replicas", size_3, end - pos)
-                replicas_: list[int] | None = None
+                replicas_: Sequence[int] | None = None
                 if size_3 >= 0:
                     replicas_ = decode_fixed_array(buf, pos, size_3, "i")
                     pos += size_3 * 4
@@ -163,7 +163,7 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterPartiti
                 size_3 -= 1
                 if size_3 * 4 > end - pos:
                     raise bad_length("AlterPartitionReassignmentsRequest.topics.partitions.replicas", size_3, end - pos)
-                replicas_: list[int] | None = None
+                replicas_: Sequence[int] | None = None
                 if size_3 >= 0:
                     replicas_ = decode_fixed_array(buf, pos, size_3, "i")
                     pos += size_3 * 4

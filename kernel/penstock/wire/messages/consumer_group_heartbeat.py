@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("Assignment", "ConsumerGroupHeartbeatRequest", "ConsumerGroupHeartbeatRequestTopicPartitions", "ConsumerGroupHeartbeatResponse", "ConsumerGroupHeartbeatResponseTopicPartitions",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -16,7 +16,7 @@ from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, che
 
 class ConsumerGroupHeartbeatRequestTopicPartitions(msgspec.Struct, kw_only=True, gc=False):
     topic_id: bytes = ZERO_UUID
-    partitions: list[int] = []
+    partitions: Sequence[int] = []
 
 
 class ConsumerGroupHeartbeatRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -34,7 +34,7 @@ class ConsumerGroupHeartbeatRequest(msgspec.Struct, kw_only=True, gc=False):
 
 class ConsumerGroupHeartbeatResponseTopicPartitions(msgspec.Struct, kw_only=True, gc=False):
     topic_id: bytes = ZERO_UUID
-    partitions: list[int] = []
+    partitions: Sequence[int] = []
 
 
 class Assignment(msgspec.Struct, kw_only=True, gc=False):
@@ -173,7 +173,7 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
                 size_8 -= 1
                 if size_8 < 0 or size_8 * 4 > end - pos:
                     raise bad_length("ConsumerGroupHeartbeatRequest.topic_partitions.partitions", size_8, end - pos)
-                partitions_: list[int] = decode_fixed_array(buf, pos, size_8, "i")
+                partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_8, "i")
                 pos += size_8 * 4
                 tags_ = buf[pos]
                 pos += 1
@@ -316,7 +316,7 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
                 size_9 -= 1
                 if size_9 < 0 or size_9 * 4 > end - pos:
                     raise bad_length("ConsumerGroupHeartbeatRequest.topic_partitions.partitions", size_9, end - pos)
-                partitions_: list[int] = decode_fixed_array(buf, pos, size_9, "i")
+                partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_9, "i")
                 pos += size_9 * 4
                 tags_ = buf[pos]
                 pos += 1
@@ -591,7 +591,7 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                 size_3 -= 1
                 if size_3 < 0 or size_3 * 4 > end - pos:
                     raise bad_length("ConsumerGroupHeartbeatResponse.assignment.topic_partitions.partitions", size_3, end - pos)
-                partitions_: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+                partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
                 pos += size_3 * 4
                 tags_ = buf[pos]
                 pos += 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("ConsumerProtocolAssignment", "TopicPartition",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -16,7 +16,7 @@ from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_
 
 class TopicPartition(msgspec.Struct, kw_only=True, gc=False):
     topic: str = ""
-    partitions: list[int] = []
+    partitions: Sequence[int] = []
 
 
 class ConsumerProtocolAssignment(msgspec.Struct, kw_only=True, gc=False):
@@ -52,7 +52,7 @@ def decode_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolAssi
             pos += 4
             if size_2 < 0 or size_2 * 4 > end - pos:
                 raise bad_length("ConsumerProtocolAssignment.assigned_partitions.partitions", size_2, end - pos)
-            partitions_: list[int] = decode_fixed_array(buf, pos, size_2, "i")
+            partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_2, "i")
             pos += size_2 * 4
             assigned_partitions_.append(TopicPartition(topic=topic_, partitions=partitions_))
         (size_3,) = _unpack_i(buf, pos)

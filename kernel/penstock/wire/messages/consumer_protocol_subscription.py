@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("ConsumerProtocolSubscription", "TopicPartition",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -16,7 +16,7 @@ from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_
 
 class TopicPartition(msgspec.Struct, kw_only=True, gc=False):
     topic: str = ""
-    partitions: list[int] = []
+    partitions: Sequence[int] = []
 
 
 class ConsumerProtocolSubscription(msgspec.Struct, kw_only=True, gc=False):
@@ -119,7 +119,7 @@ def decode_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolSubs
             pos += 4
             if size_5 < 0 or size_5 * 4 > end - pos:
                 raise bad_length("ConsumerProtocolSubscription.owned_partitions.partitions", size_5, end - pos)
-            partitions_: list[int] = decode_fixed_array(buf, pos, size_5, "i")
+            partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_5, "i")
             pos += size_5 * 4
             owned_partitions_.append(TopicPartition(topic=topic_, partitions=partitions_))
         if pos > end:
@@ -177,7 +177,7 @@ def decode_v2(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolSubs
             pos += 4
             if size_5 < 0 or size_5 * 4 > end - pos:
                 raise bad_length("ConsumerProtocolSubscription.owned_partitions.partitions", size_5, end - pos)
-            partitions_: list[int] = decode_fixed_array(buf, pos, size_5, "i")
+            partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_5, "i")
             pos += size_5 * 4
             owned_partitions_.append(TopicPartition(topic=topic_, partitions=partitions_))
         (generation_id_,) = _unpack_i(buf, pos)
@@ -237,7 +237,7 @@ def decode_v3(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolSubs
             pos += 4
             if size_5 < 0 or size_5 * 4 > end - pos:
                 raise bad_length("ConsumerProtocolSubscription.owned_partitions.partitions", size_5, end - pos)
-            partitions_: list[int] = decode_fixed_array(buf, pos, size_5, "i")
+            partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_5, "i")
             pos += size_5 * 4
             owned_partitions_.append(TopicPartition(topic=topic_, partitions=partitions_))
         generation_id_, size_6 = _unpack_ih(buf, pos)

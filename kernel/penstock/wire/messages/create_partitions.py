@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("CreatePartitionsAssignment", "CreatePartitionsRequest", "CreatePartitionsResponse", "CreatePartitionsTopic", "CreatePartitionsTopicResult",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -15,7 +15,7 @@ from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, de
 
 
 class CreatePartitionsAssignment(msgspec.Struct, kw_only=True, gc=False):
-    broker_ids: list[int] = []
+    broker_ids: Sequence[int] = []
 
 
 class CreatePartitionsTopic(msgspec.Struct, kw_only=True, gc=False):
@@ -87,7 +87,7 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[CreatePartit
                     pos += 4
                     if size_3 < 0 or size_3 * 4 > end - pos:
                         raise bad_length("CreatePartitionsRequest.topics.assignments.broker_ids", size_3, end - pos)
-                    broker_ids_: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+                    broker_ids_: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
                     pos += size_3 * 4
                     assignments_.append(CreatePartitionsAssignment(broker_ids=broker_ids_))
             topics_.append(CreatePartitionsTopic(name=name_, count=count_, assignments=assignments_))
@@ -141,7 +141,7 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[CreatePartit
                     size_3 -= 1
                     if size_3 < 0 or size_3 * 4 > end - pos:
                         raise bad_length("CreatePartitionsRequest.topics.assignments.broker_ids", size_3, end - pos)
-                    broker_ids_: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+                    broker_ids_: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
                     pos += size_3 * 4
                     tags_ = buf[pos]
                     pos += 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("CreatableReplicaAssignment", "CreatableTopic", "CreatableTopicConfig", "CreatableTopicConfigs", "CreatableTopicResult", "CreateTopicsRequest", "CreateTopicsResponse",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -16,7 +16,7 @@ from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, che
 
 class CreatableReplicaAssignment(msgspec.Struct, kw_only=True, gc=False):
     partition_index: int = 0
-    broker_ids: list[int] = []
+    broker_ids: Sequence[int] = []
 
 
 class CreatableTopicConfig(msgspec.Struct, kw_only=True, gc=False):
@@ -115,7 +115,7 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateTopics
                 pos += 8
                 if size_3 < 0 or size_3 * 4 > end - pos:
                     raise bad_length("CreateTopicsRequest.topics.assignments.broker_ids", size_3, end - pos)
-                broker_ids_: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+                broker_ids_: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
                 pos += size_3 * 4
                 assignments_.append(CreatableReplicaAssignment(partition_index=partition_index_, broker_ids=broker_ids_))
             (size_4,) = _unpack_i(buf, pos)
@@ -199,7 +199,7 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[CreateTopics
                 size_3 -= 1
                 if size_3 < 0 or size_3 * 4 > end - pos:
                     raise bad_length("CreateTopicsRequest.topics.assignments.broker_ids", size_3, end - pos)
-                broker_ids_: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+                broker_ids_: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
                 pos += size_3 * 4
                 tags_ = buf[pos]
                 pos += 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("DescribableLogDirTopic", "DescribeLogDirsPartition", "DescribeLogDirsRequest", "DescribeLogDirsResponse", "DescribeLogDirsResult", "DescribeLogDirsTopic",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -16,7 +16,7 @@ from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, de
 
 class DescribableLogDirTopic(msgspec.Struct, kw_only=True, gc=False):
     topic: str = ""
-    partitions: list[int] = []
+    partitions: Sequence[int] = []
 
 
 class DescribeLogDirsRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -99,7 +99,7 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeLogD
                 pos += 4
                 if size_2 < 0 or size_2 * 4 > end - pos:
                     raise bad_length("DescribeLogDirsRequest.topics.partitions", size_2, end - pos)
-                partitions_: list[int] = decode_fixed_array(buf, pos, size_2, "i")
+                partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_2, "i")
                 pos += size_2 * 4
                 topics_.append(DescribableLogDirTopic(topic=topic_, partitions=partitions_))
         if pos > end:
@@ -140,7 +140,7 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeLogD
                 size_2 -= 1
                 if size_2 < 0 or size_2 * 4 > end - pos:
                     raise bad_length("DescribeLogDirsRequest.topics.partitions", size_2, end - pos)
-                partitions_: list[int] = decode_fixed_array(buf, pos, size_2, "i")
+                partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_2, "i")
                 pos += size_2 * 4
                 tags_ = buf[pos]
                 pos += 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("DescribeProducersRequest", "DescribeProducersResponse", "PartitionResponse", "ProducerState", "TopicRequest", "TopicResponse",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -16,7 +16,7 @@ from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, de
 
 class TopicRequest(msgspec.Struct, kw_only=True, gc=False):
     name: str = ""
-    partition_indexes: list[int] = []
+    partition_indexes: Sequence[int] = []
 
 
 class DescribeProducersRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -88,7 +88,7 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeProd
             size_2 -= 1
             if size_2 < 0 or size_2 * 4 > end - pos:
                 raise bad_length("DescribeProducersRequest.topics.partition_indexes", size_2, end - pos)
-            partition_indexes_: list[int] = decode_fixed_array(buf, pos, size_2, "i")
+            partition_indexes_: Sequence[int] = decode_fixed_array(buf, pos, size_2, "i")
             pos += size_2 * 4
             tags_ = buf[pos]
             pos += 1

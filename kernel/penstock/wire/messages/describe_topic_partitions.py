@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("DescribeTopicPartitionsRequest", "DescribeTopicPartitionsRequestCursor", "DescribeTopicPartitionsResponse", "DescribeTopicPartitionsResponseCursor", "DescribeTopicPartitionsResponsePartition", "DescribeTopicPartitionsResponseTopic", "TopicRequest",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -34,11 +34,11 @@ class DescribeTopicPartitionsResponsePartition(msgspec.Struct, kw_only=True, gc=
     partition_index: int = 0
     leader_id: int = 0
     leader_epoch: int = -1
-    replica_nodes: list[int] = []
-    isr_nodes: list[int] = []
-    eligible_leader_replicas: list[int] | None = None
-    last_known_elr: list[int] | None = None
-    offline_replicas: list[int] = []
+    replica_nodes: Sequence[int] = []
+    isr_nodes: Sequence[int] = []
+    eligible_leader_replicas: Sequence[int] | None = None
+    last_known_elr: Sequence[int] | None = None
+    offline_replicas: Sequence[int] = []
 
 
 class DescribeTopicPartitionsResponseTopic(msgspec.Struct, kw_only=True, gc=False):
@@ -224,7 +224,7 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTop
                 size_3 -= 1
                 if size_3 < 0 or size_3 * 4 > end - pos:
                     raise bad_length("DescribeTopicPartitionsResponse.topics.partitions.replica_nodes", size_3, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
                 pos += size_3 * 4
                 size_4 = buf[pos]
                 pos += 1
@@ -233,7 +233,7 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTop
                 size_4 -= 1
                 if size_4 < 0 or size_4 * 4 > end - pos:
                     raise bad_length("DescribeTopicPartitionsResponse.topics.partitions.isr_nodes", size_4, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_4, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_4, "i")
                 pos += size_4 * 4
                 size_5 = buf[pos]
                 pos += 1
@@ -242,7 +242,7 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTop
                 size_5 -= 1
                 if size_5 * 4 > end - pos:
                     raise bad_length("DescribeTopicPartitionsResponse.topics.partitions.eligible_leader_replicas", size_5, end - pos)
-                eligible_leader_replicas_: list[int] | None = None
+                eligible_leader_replicas_: Sequence[int] | None = None
                 if size_5 >= 0:
                     eligible_leader_replicas_ = decode_fixed_array(buf, pos, size_5, "i")
                     pos += size_5 * 4
@@ -253,7 +253,7 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTop
                 size_6 -= 1
                 if size_6 * 4 > end - pos:
                     raise bad_length("DescribeTopicPartitionsResponse.topics.partitions.last_known_elr", size_6, end - pos)
-                last_known_elr_: list[int] | None = None
+                last_known_elr_: Sequence[int] | None = None
                 if size_6 >= 0:
                     last_known_elr_ = decode_fixed_array(buf, pos, size_6, "i")
                     pos += size_6 * 4
@@ -264,7 +264,7 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTop
                 size_7 -= 1
                 if size_7 < 0 or size_7 * 4 > end - pos:
                     raise bad_length("DescribeTopicPartitionsResponse.topics.partitions.offline_replicas", size_7, end - pos)
-                offline_replicas_: list[int] = decode_fixed_array(buf, pos, size_7, "i")
+                offline_replicas_: Sequence[int] = decode_fixed_array(buf, pos, size_7, "i")
                 pos += size_7 * 4
                 tags_ = buf[pos]
                 pos += 1

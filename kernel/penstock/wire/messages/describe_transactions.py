@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("DescribeTransactionsRequest", "DescribeTransactionsResponse", "TopicData", "TransactionState",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -20,7 +20,7 @@ class DescribeTransactionsRequest(msgspec.Struct, kw_only=True, gc=False):
 
 class TopicData(msgspec.Struct, kw_only=True, gc=False):
     topic: str = ""
-    partitions: list[int] = []
+    partitions: Sequence[int] = []
 
 
 class TransactionState(msgspec.Struct, kw_only=True, gc=False):
@@ -178,7 +178,7 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTra
                 size_5 -= 1
                 if size_5 < 0 or size_5 * 4 > end - pos:
                     raise bad_length("DescribeTransactionsResponse.transaction_states.topics.partitions", size_5, end - pos)
-                partitions_: list[int] = decode_fixed_array(buf, pos, size_5, "i")
+                partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_5, "i")
                 pos += size_5 * 4
                 tags_ = buf[pos]
                 pos += 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("ElectLeadersRequest", "ElectLeadersResponse", "PartitionResult", "ReplicaElectionResult", "TopicPartitions",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -16,7 +16,7 @@ from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, de
 
 class TopicPartitions(msgspec.Struct, kw_only=True, gc=False):
     topic: str = ""
-    partitions: list[int] = []
+    partitions: Sequence[int] = []
 
 
 class ElectLeadersRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -85,7 +85,7 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ElectLeaders
                 pos += 4
                 if size_2 < 0 or size_2 * 4 > end - pos:
                     raise bad_length("ElectLeadersRequest.topic_partitions.partitions", size_2, end - pos)
-                partitions_: list[int] = decode_fixed_array(buf, pos, size_2, "i")
+                partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_2, "i")
                 pos += size_2 * 4
                 topic_partitions_.append(TopicPartitions(topic=topic_, partitions=partitions_))
         (timeout_ms_,) = _unpack_i(buf, pos)
@@ -120,7 +120,7 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ElectLeaders
                 pos += 4
                 if size_2 < 0 or size_2 * 4 > end - pos:
                     raise bad_length("ElectLeadersRequest.topic_partitions.partitions", size_2, end - pos)
-                partitions_: list[int] = decode_fixed_array(buf, pos, size_2, "i")
+                partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_2, "i")
                 pos += size_2 * 4
                 topic_partitions_.append(TopicPartitions(topic=topic_, partitions=partitions_))
         (timeout_ms_,) = _unpack_i(buf, pos)
@@ -163,7 +163,7 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[ElectLeaders
                 size_2 -= 1
                 if size_2 < 0 or size_2 * 4 > end - pos:
                     raise bad_length("ElectLeadersRequest.topic_partitions.partitions", size_2, end - pos)
-                partitions_: list[int] = decode_fixed_array(buf, pos, size_2, "i")
+                partitions_: Sequence[int] = decode_fixed_array(buf, pos, size_2, "i")
                 pos += size_2 * 4
                 tags_ = buf[pos]
                 pos += 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("AbortedTransaction", "EpochEndOffset", "FetchPartition", "FetchRequest", "FetchResponse", "FetchTopic", "FetchableTopicResponse", "ForgottenTopic", "LeaderIdAndEpoch", "NodeEndpoint", "PartitionData", "ReplicaState", "SnapshotId",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -39,7 +39,7 @@ class FetchTopic(msgspec.Struct, kw_only=True, gc=False):
 class ForgottenTopic(msgspec.Struct, kw_only=True, gc=False):
     topic_id: bytes = ZERO_UUID
     topic: str = ""
-    partitions: list[int] = []
+    partitions: Sequence[int] = []
 
 
 class FetchRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -287,7 +287,7 @@ def decode_request_v7(buf: memoryview, pos: int, end: int) -> tuple[FetchRequest
             pos += 4
             if size_5 < 0 or size_5 * 4 > end - pos:
                 raise bad_length("FetchRequest.forgotten_topics_data.partitions", size_5, end - pos)
-            partitions_1: list[int] = decode_fixed_array(buf, pos, size_5, "i")
+            partitions_1: Sequence[int] = decode_fixed_array(buf, pos, size_5, "i")
             pos += size_5 * 4
             forgotten_topics_data_.append(ForgottenTopic(topic=topic_1, partitions=partitions_1))
         if pos > end:
@@ -344,7 +344,7 @@ def decode_request_v9(buf: memoryview, pos: int, end: int) -> tuple[FetchRequest
             pos += 4
             if size_5 < 0 or size_5 * 4 > end - pos:
                 raise bad_length("FetchRequest.forgotten_topics_data.partitions", size_5, end - pos)
-            partitions_1: list[int] = decode_fixed_array(buf, pos, size_5, "i")
+            partitions_1: Sequence[int] = decode_fixed_array(buf, pos, size_5, "i")
             pos += size_5 * 4
             forgotten_topics_data_.append(ForgottenTopic(topic=topic_1, partitions=partitions_1))
         if pos > end:
@@ -401,7 +401,7 @@ def decode_request_v11(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
             pos += 4
             if size_5 < 0 or size_5 * 4 > end - pos:
                 raise bad_length("FetchRequest.forgotten_topics_data.partitions", size_5, end - pos)
-            partitions_1: list[int] = decode_fixed_array(buf, pos, size_5, "i")
+            partitions_1: Sequence[int] = decode_fixed_array(buf, pos, size_5, "i")
             pos += size_5 * 4
             forgotten_topics_data_.append(ForgottenTopic(topic=topic_1, partitions=partitions_1))
         (size_6,) = _unpack_h(buf, pos)
@@ -488,7 +488,7 @@ def decode_request_v12(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
             size_5 -= 1
             if size_5 < 0 or size_5 * 4 > end - pos:
                 raise bad_length("FetchRequest.forgotten_topics_data.partitions", size_5, end - pos)
-            partitions_1: list[int] = decode_fixed_array(buf, pos, size_5, "i")
+            partitions_1: Sequence[int] = decode_fixed_array(buf, pos, size_5, "i")
             pos += size_5 * 4
             tags_2 = buf[pos]
             pos += 1
@@ -586,7 +586,7 @@ def decode_request_v13(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
             size_3 -= 1
             if size_3 < 0 or size_3 * 4 > end - pos:
                 raise bad_length("FetchRequest.forgotten_topics_data.partitions", size_3, end - pos)
-            partitions_1: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+            partitions_1: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
             pos += size_3 * 4
             tags_2 = buf[pos]
             pos += 1
@@ -685,7 +685,7 @@ def decode_request_v15(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
             size_3 -= 1
             if size_3 < 0 or size_3 * 4 > end - pos:
                 raise bad_length("FetchRequest.forgotten_topics_data.partitions", size_3, end - pos)
-            partitions_1: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+            partitions_1: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
             pos += size_3 * 4
             tags_2 = buf[pos]
             pos += 1
@@ -804,7 +804,7 @@ def decode_request_v17(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
             size_3 -= 1
             if size_3 < 0 or size_3 * 4 > end - pos:
                 raise bad_length("FetchRequest.forgotten_topics_data.partitions", size_3, end - pos)
-            partitions_1: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+            partitions_1: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
             pos += size_3 * 4
             tags_2 = buf[pos]
             pos += 1
@@ -928,7 +928,7 @@ def decode_request_v18(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
             size_3 -= 1
             if size_3 < 0 or size_3 * 4 > end - pos:
                 raise bad_length("FetchRequest.forgotten_topics_data.partitions", size_3, end - pos)
-            partitions_1: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+            partitions_1: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
             pos += size_3 * 4
             tags_2 = buf[pos]
             pos += 1

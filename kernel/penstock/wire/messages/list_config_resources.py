@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("ConfigResource", "ListConfigResourcesRequest", "ListConfigResourcesResponse",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -15,7 +15,7 @@ from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, de
 
 
 class ListConfigResourcesRequest(msgspec.Struct, kw_only=True, gc=False):
-    resource_types: list[int] = []
+    resource_types: Sequence[int] = []
 
 
 class ConfigResource(msgspec.Struct, kw_only=True, gc=False):
@@ -59,7 +59,7 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ListConfigRe
         size_ -= 1
         if size_ < 0 or size_ > end - pos:
             raise bad_length("ListConfigResourcesRequest.resource_types", size_, end - pos)
-        resource_types_: list[int] = decode_fixed_array(buf, pos, size_, "b")
+        resource_types_: Sequence[int] = decode_fixed_array(buf, pos, size_, "b")
         pos += size_
         tags_ = buf[pos]
         pos += 1

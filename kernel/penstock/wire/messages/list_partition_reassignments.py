@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("ListPartitionReassignmentsRequest", "ListPartitionReassignmentsResponse", "ListPartitionReassignmentsTopics", "OngoingPartitionReassignment", "OngoingTopicReassignment",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -16,7 +16,7 @@ from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, de
 
 class ListPartitionReassignmentsTopics(msgspec.Struct, kw_only=True, gc=False):
     name: str = ""
-    partition_indexes: list[int] = []
+    partition_indexes: Sequence[int] = []
 
 
 class ListPartitionReassignmentsRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -26,9 +26,9 @@ class ListPartitionReassignmentsRequest(msgspec.Struct, kw_only=True, gc=False):
 
 class OngoingPartitionReassignment(msgspec.Struct, kw_only=True, gc=False):
     partition_index: int = 0
-    replicas: list[int] = []
-    adding_replicas: list[int] = []
-    removing_replicas: list[int] = []
+    replicas: Sequence[int] = []
+    adding_replicas: Sequence[int] = []
+    removing_replicas: Sequence[int] = []
 
 
 class OngoingTopicReassignment(msgspec.Struct, kw_only=True, gc=False):
@@ -82,7 +82,7 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ListPartitio
                 size_2 -= 1
                 if size_2 < 0 or size_2 * 4 > end - pos:
                     raise bad_length("ListPartitionReassignmentsRequest.topics.partition_indexes", size_2, end - pos)
-                partition_indexes_: list[int] = decode_fixed_array(buf, pos, size_2, "i")
+                partition_indexes_: Sequence[int] = decode_fixed_array(buf, pos, size_2, "i")
                 pos += size_2 * 4
                 tags_ = buf[pos]
                 pos += 1
@@ -196,7 +196,7 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ListPartiti
                 size_4 -= 1
                 if size_4 < 0 or size_4 * 4 > end - pos:
                     raise bad_length("ListPartitionReassignmentsResponse.topics.partitions.replicas", size_4, end - pos)
-                replicas_: list[int] = decode_fixed_array(buf, pos, size_4, "i")
+                replicas_: Sequence[int] = decode_fixed_array(buf, pos, size_4, "i")
                 pos += size_4 * 4
                 size_5 = buf[pos]
                 pos += 1
@@ -205,7 +205,7 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ListPartiti
                 size_5 -= 1
                 if size_5 < 0 or size_5 * 4 > end - pos:
                     raise bad_length("ListPartitionReassignmentsResponse.topics.partitions.adding_replicas", size_5, end - pos)
-                adding_replicas_: list[int] = decode_fixed_array(buf, pos, size_5, "i")
+                adding_replicas_: Sequence[int] = decode_fixed_array(buf, pos, size_5, "i")
                 pos += size_5 * 4
                 size_6 = buf[pos]
                 pos += 1
@@ -214,7 +214,7 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ListPartiti
                 size_6 -= 1
                 if size_6 < 0 or size_6 * 4 > end - pos:
                     raise bad_length("ListPartitionReassignmentsResponse.topics.partitions.removing_replicas", size_6, end - pos)
-                removing_replicas_: list[int] = decode_fixed_array(buf, pos, size_6, "i")
+                removing_replicas_: Sequence[int] = decode_fixed_array(buf, pos, size_6, "i")
                 pos += size_6 * 4
                 tags_ = buf[pos]
                 pos += 1

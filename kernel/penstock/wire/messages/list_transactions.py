@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("ListTransactionsRequest", "ListTransactionsResponse", "TransactionState",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -16,7 +16,7 @@ from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, de
 
 class ListTransactionsRequest(msgspec.Struct, kw_only=True, gc=False):
     state_filters: list[str] = []
-    producer_id_filters: list[int] = []
+    producer_id_filters: Sequence[int] = []
     duration_filter: int = -1
     transactional_id_pattern: str | None = None
 
@@ -74,7 +74,7 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ListTransact
         size_2 -= 1
         if size_2 < 0 or size_2 * 8 > end - pos:
             raise bad_length("ListTransactionsRequest.producer_id_filters", size_2, end - pos)
-        producer_id_filters_: list[int] = decode_fixed_array(buf, pos, size_2, "q")
+        producer_id_filters_: Sequence[int] = decode_fixed_array(buf, pos, size_2, "q")
         pos += size_2 * 8
         tags_ = buf[pos]
         pos += 1
@@ -117,7 +117,7 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ListTransact
         size_2 -= 1
         if size_2 < 0 or size_2 * 8 > end - pos:
             raise bad_length("ListTransactionsRequest.producer_id_filters", size_2, end - pos)
-        producer_id_filters_: list[int] = decode_fixed_array(buf, pos, size_2, "q")
+        producer_id_filters_: Sequence[int] = decode_fixed_array(buf, pos, size_2, "q")
         pos += size_2 * 8
         duration_filter_, tags_ = _unpack_qB(buf, pos)
         pos += 9
@@ -160,7 +160,7 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[ListTransact
         size_2 -= 1
         if size_2 < 0 or size_2 * 8 > end - pos:
             raise bad_length("ListTransactionsRequest.producer_id_filters", size_2, end - pos)
-        producer_id_filters_: list[int] = decode_fixed_array(buf, pos, size_2, "q")
+        producer_id_filters_: Sequence[int] = decode_fixed_array(buf, pos, size_2, "q")
         pos += size_2 * 8
         duration_filter_, size_3 = _unpack_qB(buf, pos)
         pos += 9

@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("MetadataRequest", "MetadataRequestTopic", "MetadataResponse", "MetadataResponseBroker", "MetadataResponsePartition", "MetadataResponseTopic",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -38,9 +38,9 @@ class MetadataResponsePartition(msgspec.Struct, kw_only=True, gc=False):
     partition_index: int = 0
     leader_id: int = 0
     leader_epoch: int = -1
-    replica_nodes: list[int] = []
-    isr_nodes: list[int] = []
-    offline_replicas: list[int] = []
+    replica_nodes: Sequence[int] = []
+    isr_nodes: Sequence[int] = []
+    offline_replicas: Sequence[int] = []
 
 
 class MetadataResponseTopic(msgspec.Struct, kw_only=True, gc=False):
@@ -586,13 +586,13 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 pos += 14
                 if size_5 < 0 or size_5 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.replica_nodes", size_5, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_5, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_5, "i")
                 pos += size_5 * 4
                 (size_6,) = _unpack_i(buf, pos)
                 pos += 4
                 if size_6 < 0 or size_6 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.isr_nodes", size_6, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_6, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_6, "i")
                 pos += size_6 * 4
                 partitions_.append(MetadataResponsePartition(error_code=error_code_1, partition_index=partition_index_, leader_id=leader_id_, replica_nodes=replica_nodes_, isr_nodes=isr_nodes_))
             topics_.append(MetadataResponseTopic(error_code=error_code_, name=name_, partitions=partitions_))
@@ -659,13 +659,13 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 pos += 14
                 if size_6 < 0 or size_6 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.replica_nodes", size_6, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_6, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_6, "i")
                 pos += size_6 * 4
                 (size_7,) = _unpack_i(buf, pos)
                 pos += 4
                 if size_7 < 0 or size_7 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.isr_nodes", size_7, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_7, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_7, "i")
                 pos += size_7 * 4
                 partitions_.append(MetadataResponsePartition(error_code=error_code_1, partition_index=partition_index_, leader_id=leader_id_, replica_nodes=replica_nodes_, isr_nodes=isr_nodes_))
             topics_.append(MetadataResponseTopic(error_code=error_code_, name=name_, is_internal=is_internal_, partitions=partitions_))
@@ -745,13 +745,13 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 pos += 14
                 if size_7 < 0 or size_7 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.replica_nodes", size_7, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_7, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_7, "i")
                 pos += size_7 * 4
                 (size_8,) = _unpack_i(buf, pos)
                 pos += 4
                 if size_8 < 0 or size_8 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.isr_nodes", size_8, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_8, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_8, "i")
                 pos += size_8 * 4
                 partitions_.append(MetadataResponsePartition(error_code=error_code_1, partition_index=partition_index_, leader_id=leader_id_, replica_nodes=replica_nodes_, isr_nodes=isr_nodes_))
             topics_.append(MetadataResponseTopic(error_code=error_code_, name=name_, is_internal=is_internal_, partitions=partitions_))
@@ -831,13 +831,13 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 pos += 14
                 if size_7 < 0 or size_7 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.replica_nodes", size_7, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_7, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_7, "i")
                 pos += size_7 * 4
                 (size_8,) = _unpack_i(buf, pos)
                 pos += 4
                 if size_8 < 0 or size_8 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.isr_nodes", size_8, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_8, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_8, "i")
                 pos += size_8 * 4
                 partitions_.append(MetadataResponsePartition(error_code=error_code_1, partition_index=partition_index_, leader_id=leader_id_, replica_nodes=replica_nodes_, isr_nodes=isr_nodes_))
             topics_.append(MetadataResponseTopic(error_code=error_code_, name=name_, is_internal=is_internal_, partitions=partitions_))
@@ -918,19 +918,19 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 pos += 14
                 if size_7 < 0 or size_7 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.replica_nodes", size_7, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_7, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_7, "i")
                 pos += size_7 * 4
                 (size_8,) = _unpack_i(buf, pos)
                 pos += 4
                 if size_8 < 0 or size_8 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.isr_nodes", size_8, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_8, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_8, "i")
                 pos += size_8 * 4
                 (size_9,) = _unpack_i(buf, pos)
                 pos += 4
                 if size_9 < 0 or size_9 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.offline_replicas", size_9, end - pos)
-                offline_replicas_: list[int] = decode_fixed_array(buf, pos, size_9, "i")
+                offline_replicas_: Sequence[int] = decode_fixed_array(buf, pos, size_9, "i")
                 pos += size_9 * 4
                 partitions_.append(MetadataResponsePartition(error_code=error_code_1, partition_index=partition_index_, leader_id=leader_id_, replica_nodes=replica_nodes_, isr_nodes=isr_nodes_, offline_replicas=offline_replicas_))
             topics_.append(MetadataResponseTopic(error_code=error_code_, name=name_, is_internal=is_internal_, partitions=partitions_))
@@ -1011,19 +1011,19 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 pos += 18
                 if size_7 < 0 or size_7 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.replica_nodes", size_7, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_7, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_7, "i")
                 pos += size_7 * 4
                 (size_8,) = _unpack_i(buf, pos)
                 pos += 4
                 if size_8 < 0 or size_8 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.isr_nodes", size_8, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_8, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_8, "i")
                 pos += size_8 * 4
                 (size_9,) = _unpack_i(buf, pos)
                 pos += 4
                 if size_9 < 0 or size_9 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.offline_replicas", size_9, end - pos)
-                offline_replicas_: list[int] = decode_fixed_array(buf, pos, size_9, "i")
+                offline_replicas_: Sequence[int] = decode_fixed_array(buf, pos, size_9, "i")
                 pos += size_9 * 4
                 partitions_.append(MetadataResponsePartition(error_code=error_code_1, partition_index=partition_index_, leader_id=leader_id_, leader_epoch=leader_epoch_, replica_nodes=replica_nodes_, isr_nodes=isr_nodes_, offline_replicas=offline_replicas_))
             topics_.append(MetadataResponseTopic(error_code=error_code_, name=name_, is_internal=is_internal_, partitions=partitions_))
@@ -1103,19 +1103,19 @@ def decode_response_v8(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 pos += 18
                 if size_7 < 0 or size_7 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.replica_nodes", size_7, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_7, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_7, "i")
                 pos += size_7 * 4
                 (size_8,) = _unpack_i(buf, pos)
                 pos += 4
                 if size_8 < 0 or size_8 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.isr_nodes", size_8, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_8, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_8, "i")
                 pos += size_8 * 4
                 (size_9,) = _unpack_i(buf, pos)
                 pos += 4
                 if size_9 < 0 or size_9 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.offline_replicas", size_9, end - pos)
-                offline_replicas_: list[int] = decode_fixed_array(buf, pos, size_9, "i")
+                offline_replicas_: Sequence[int] = decode_fixed_array(buf, pos, size_9, "i")
                 pos += size_9 * 4
                 partitions_.append(MetadataResponsePartition(error_code=error_code_1, partition_index=partition_index_, leader_id=leader_id_, leader_epoch=leader_epoch_, replica_nodes=replica_nodes_, isr_nodes=isr_nodes_, offline_replicas=offline_replicas_))
             (topic_authorized_operations_,) = _unpack_i(buf, pos)
@@ -1223,7 +1223,7 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 size_7 -= 1
                 if size_7 < 0 or size_7 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.replica_nodes", size_7, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_7, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_7, "i")
                 pos += size_7 * 4
                 size_8 = buf[pos]
                 pos += 1
@@ -1232,7 +1232,7 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 size_8 -= 1
                 if size_8 < 0 or size_8 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.isr_nodes", size_8, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_8, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_8, "i")
                 pos += size_8 * 4
                 size_9 = buf[pos]
                 pos += 1
@@ -1241,7 +1241,7 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 size_9 -= 1
                 if size_9 < 0 or size_9 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.offline_replicas", size_9, end - pos)
-                offline_replicas_: list[int] = decode_fixed_array(buf, pos, size_9, "i")
+                offline_replicas_: Sequence[int] = decode_fixed_array(buf, pos, size_9, "i")
                 pos += size_9 * 4
                 tags_1 = buf[pos]
                 pos += 1
@@ -1357,7 +1357,7 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 size_7 -= 1
                 if size_7 < 0 or size_7 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.replica_nodes", size_7, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_7, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_7, "i")
                 pos += size_7 * 4
                 size_8 = buf[pos]
                 pos += 1
@@ -1366,7 +1366,7 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 size_8 -= 1
                 if size_8 < 0 or size_8 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.isr_nodes", size_8, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_8, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_8, "i")
                 pos += size_8 * 4
                 size_9 = buf[pos]
                 pos += 1
@@ -1375,7 +1375,7 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 size_9 -= 1
                 if size_9 < 0 or size_9 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.offline_replicas", size_9, end - pos)
-                offline_replicas_: list[int] = decode_fixed_array(buf, pos, size_9, "i")
+                offline_replicas_: Sequence[int] = decode_fixed_array(buf, pos, size_9, "i")
                 pos += size_9 * 4
                 tags_1 = buf[pos]
                 pos += 1
@@ -1491,7 +1491,7 @@ def decode_response_v11(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 size_7 -= 1
                 if size_7 < 0 or size_7 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.replica_nodes", size_7, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_7, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_7, "i")
                 pos += size_7 * 4
                 size_8 = buf[pos]
                 pos += 1
@@ -1500,7 +1500,7 @@ def decode_response_v11(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 size_8 -= 1
                 if size_8 < 0 or size_8 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.isr_nodes", size_8, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_8, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_8, "i")
                 pos += size_8 * 4
                 size_9 = buf[pos]
                 pos += 1
@@ -1509,7 +1509,7 @@ def decode_response_v11(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 size_9 -= 1
                 if size_9 < 0 or size_9 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.offline_replicas", size_9, end - pos)
-                offline_replicas_: list[int] = decode_fixed_array(buf, pos, size_9, "i")
+                offline_replicas_: Sequence[int] = decode_fixed_array(buf, pos, size_9, "i")
                 pos += size_9 * 4
                 tags_1 = buf[pos]
                 pos += 1
@@ -1629,7 +1629,7 @@ def decode_response_v12(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 size_7 -= 1
                 if size_7 < 0 or size_7 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.replica_nodes", size_7, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_7, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_7, "i")
                 pos += size_7 * 4
                 size_8 = buf[pos]
                 pos += 1
@@ -1638,7 +1638,7 @@ def decode_response_v12(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 size_8 -= 1
                 if size_8 < 0 or size_8 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.isr_nodes", size_8, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_8, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_8, "i")
                 pos += size_8 * 4
                 size_9 = buf[pos]
                 pos += 1
@@ -1647,7 +1647,7 @@ def decode_response_v12(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 size_9 -= 1
                 if size_9 < 0 or size_9 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.offline_replicas", size_9, end - pos)
-                offline_replicas_: list[int] = decode_fixed_array(buf, pos, size_9, "i")
+                offline_replicas_: Sequence[int] = decode_fixed_array(buf, pos, size_9, "i")
                 pos += size_9 * 4
                 tags_1 = buf[pos]
                 pos += 1
@@ -1767,7 +1767,7 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 size_7 -= 1
                 if size_7 < 0 or size_7 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.replica_nodes", size_7, end - pos)
-                replica_nodes_: list[int] = decode_fixed_array(buf, pos, size_7, "i")
+                replica_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_7, "i")
                 pos += size_7 * 4
                 size_8 = buf[pos]
                 pos += 1
@@ -1776,7 +1776,7 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 size_8 -= 1
                 if size_8 < 0 or size_8 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.isr_nodes", size_8, end - pos)
-                isr_nodes_: list[int] = decode_fixed_array(buf, pos, size_8, "i")
+                isr_nodes_: Sequence[int] = decode_fixed_array(buf, pos, size_8, "i")
                 pos += size_8 * 4
                 size_9 = buf[pos]
                 pos += 1
@@ -1785,7 +1785,7 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 size_9 -= 1
                 if size_9 < 0 or size_9 * 4 > end - pos:
                     raise bad_length("MetadataResponse.topics.partitions.offline_replicas", size_9, end - pos)
-                offline_replicas_: list[int] = decode_fixed_array(buf, pos, size_9, "i")
+                offline_replicas_: Sequence[int] = decode_fixed_array(buf, pos, size_9, "i")
                 pos += size_9 * 4
                 tags_1 = buf[pos]
                 pos += 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 __all__ = ("OffsetFetchRequest", "OffsetFetchRequestGroup", "OffsetFetchRequestTopic", "OffsetFetchRequestTopics", "OffsetFetchResponse", "OffsetFetchResponseGroup", "OffsetFetchResponsePartition", "OffsetFetchResponsePartitions", "OffsetFetchResponseTopic", "OffsetFetchResponseTopics",)
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import msgspec
@@ -17,7 +17,7 @@ from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, che
 class OffsetFetchRequestTopics(msgspec.Struct, kw_only=True, gc=False):
     topic_id: bytes = ZERO_UUID
     name: str = ""
-    partition_indexes: list[int] = []
+    partition_indexes: Sequence[int] = []
 
 
 class OffsetFetchRequestGroup(msgspec.Struct, kw_only=True, gc=False):
@@ -29,7 +29,7 @@ class OffsetFetchRequestGroup(msgspec.Struct, kw_only=True, gc=False):
 
 class OffsetFetchRequestTopic(msgspec.Struct, kw_only=True, gc=False):
     name: str = ""
-    partition_indexes: list[int] = []
+    partition_indexes: Sequence[int] = []
 
 
 class OffsetFetchRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -132,7 +132,7 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
             pos += 4
             if size_3 < 0 or size_3 * 4 > end - pos:
                 raise bad_length("OffsetFetchRequest.topics.partition_indexes", size_3, end - pos)
-            partition_indexes_: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+            partition_indexes_: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
             pos += size_3 * 4
             topics_.append(OffsetFetchRequestTopic(name=name_, partition_indexes=partition_indexes_))
         if pos > end:
@@ -174,7 +174,7 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
                 pos += 4
                 if size_3 < 0 or size_3 * 4 > end - pos:
                     raise bad_length("OffsetFetchRequest.topics.partition_indexes", size_3, end - pos)
-                partition_indexes_: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+                partition_indexes_: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
                 pos += size_3 * 4
                 topics_.append(OffsetFetchRequestTopic(name=name_, partition_indexes=partition_indexes_))
         if pos > end:
@@ -229,7 +229,7 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
                 size_3 -= 1
                 if size_3 < 0 or size_3 * 4 > end - pos:
                     raise bad_length("OffsetFetchRequest.topics.partition_indexes", size_3, end - pos)
-                partition_indexes_: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+                partition_indexes_: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
                 pos += size_3 * 4
                 tags_ = buf[pos]
                 pos += 1
@@ -289,7 +289,7 @@ def decode_request_v7(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
                 size_3 -= 1
                 if size_3 < 0 or size_3 * 4 > end - pos:
                     raise bad_length("OffsetFetchRequest.topics.partition_indexes", size_3, end - pos)
-                partition_indexes_: list[int] = decode_fixed_array(buf, pos, size_3, "i")
+                partition_indexes_: Sequence[int] = decode_fixed_array(buf, pos, size_3, "i")
                 pos += size_3 * 4
                 tags_ = buf[pos]
                 pos += 1
@@ -358,7 +358,7 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
                     size_4 -= 1
                     if size_4 < 0 or size_4 * 4 > end - pos:
                         raise bad_length("OffsetFetchRequest.groups.topics.partition_indexes", size_4, end - pos)
-                    partition_indexes_: list[int] = decode_fixed_array(buf, pos, size_4, "i")
+                    partition_indexes_: Sequence[int] = decode_fixed_array(buf, pos, size_4, "i")
                     pos += size_4 * 4
                     tags_ = buf[pos]
                     pos += 1
@@ -447,7 +447,7 @@ def decode_request_v9(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
                     size_5 -= 1
                     if size_5 < 0 or size_5 * 4 > end - pos:
                         raise bad_length("OffsetFetchRequest.groups.topics.partition_indexes", size_5, end - pos)
-                    partition_indexes_: list[int] = decode_fixed_array(buf, pos, size_5, "i")
+                    partition_indexes_: Sequence[int] = decode_fixed_array(buf, pos, size_5, "i")
                     pos += size_5 * 4
                     tags_ = buf[pos]
                     pos += 1
@@ -525,7 +525,7 @@ def decode_request_v10(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
                     size_4 -= 1
                     if size_4 < 0 or size_4 * 4 > end - pos:
                         raise bad_length("OffsetFetchRequest.groups.topics.partition_indexes", size_4, end - pos)
-                    partition_indexes_: list[int] = decode_fixed_array(buf, pos, size_4, "i")
+                    partition_indexes_: Sequence[int] = decode_fixed_array(buf, pos, size_4, "i")
                     pos += size_4 * 4
                     tags_ = buf[pos]
                     pos += 1
