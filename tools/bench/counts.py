@@ -551,7 +551,7 @@ def main() -> int:
         del found["validation"]  # in Python it takes a hundred times as long, and nobody counts that
     faults = grown(found, known)
     for fault in faults:
-        print(f"{fault}: take it back, or change the line in bench/{AGREED.name} and say there why")
+        print(f"{fault}: take it back, or change the line in tools/bench/{AGREED.name} and say there why")
     return 1 if faults else 0
 
 
