@@ -80,6 +80,7 @@ class _Fetch:
         "_is_follower",
         "_tells_leader",
         "budget",
+        "is_cold",
         "plan",
         "request",
         "started_s",
@@ -101,6 +102,8 @@ class _Fetch:
         # a client that hasn't shown yet that it takes what it asks for gets less at a time
         allowance = context.api.logs.fetch_memory.allowance(context.client.outgoing)
         self.budget = max(0, min(request.max_bytes, settings.fetch_bytes_max, allowance))
+        #: Something isn't in memory, so there is nothing to wait for but the store.
+        self.is_cold = False
         #: Bytes that are enough to answer. Who wants more than it may have isn't kept waiting for it.
         self._enough = request.min_bytes if request.min_bytes <= self.budget else max(1, self.budget // 2)
 
@@ -114,10 +117,13 @@ class _Fetch:
         return any(self._find(cached)[0] is not None for cached in self.plan)
 
     def collect(self) -> _Collected:
-        """Look at all partitions, reading what the log cache has, within the limits."""
+        """Look at the partitions, reading what the log cache has, within the limits, up to the first that is cold."""
         found = _Collected()
         for cached in self.plan:
             self._collect(cached, found)
+            if found._cold:
+                self.is_cold = True
+                break
         return found
 
     async def collect_fairly(self, watch: _Watch | None = None) -> _Collected:
@@ -199,6 +205,12 @@ class _Fetch:
         settings = self._context.api.settings
         wait_s = min(self.request.max_wait_ms, settings.fetch_wait_ms_max) / 1000
         return wait_s - (self._context.api.clock() - self.started_s)
+
+    def charged_bytes(self, found: _Collected) -> int:
+        """What the answer takes of the memory for fetches: what was found, and what is to be read."""
+        cold_bytes = min(_COLD_BYTES, sum([self.limit(entry.cached, 0) for entry in found.cold]))
+        size_bytes = max(found.size_bytes, min(self.budget, found.size_bytes + cold_bytes))
+        return size_bytes or len(found.cold[:1])  # the first batch comes whatever the limits
 
     def limit(self, cached: CachedPartition, taken_bytes: int) -> int:
         """Bytes of one partition that may go into the response."""
@@ -520,13 +532,24 @@ async def handle_fetch(request: FetchRequest, context: RequestContext) -> FetchR
         found = await fetch.collect_fairly()
         if _may_answer(fetch, found, context):
             return await fetch.respond_fairly(found)
+        fetch.is_cold = bool(found.cold)
         del found
+    if fetch.is_cold:
+        await _let_appends_first(context)
+        return await _deliver(fetch, context)
     woken = await _wait(fetch, context)
     # of several, those that told of something come last
     if woken is not None and len(woken.entries) == 1 and _may_answer(fetch, woken, context):
         return await fetch.respond_fairly(woken)
     del woken  # what waits for memory holds nothing
     return await _deliver(fetch, context)
+
+
+async def _let_appends_first(context: RequestContext) -> None:
+    """Let others go first: whoever has come, and then the log, which would write what they append behind this."""
+    await anyio.lowlevel.checkpoint()
+    if context.api.logs.appends_wait:
+        await anyio.lowlevel.checkpoint()
 
 
 async def _wait(fetch: _Fetch, context: RequestContext) -> _Collected | None:
@@ -661,23 +684,25 @@ class _Watch:
 
 
 async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
-    """Pay for the memory, then read, cold parts too."""
+    """Pay for the memory, then read, cold parts too. Each step takes as long as a Produce or two: these go first."""
     found = await fetch.collect_fairly()
-    cold_bytes = sum(fetch.limit(entry.cached, 0) for entry in found.cold)
-    size_bytes = min(fetch.budget, found.size_bytes + min(cold_bytes, _COLD_BYTES))
-    size_bytes = max(size_bytes, found.size_bytes)
+    size_bytes = fetch.charged_bytes(found)
     if not size_bytes:
-        if not found.cold:
-            return await fetch.respond_fairly(found)
-        size_bytes = 1  # the first batch comes whatever the limits
-    del found
-    context.charges.append(await context.api.logs.fetch_memory.charge(size_bytes, context.client.outgoing))
-    fetch.budget = size_bytes
-    found = await fetch.collect_fairly()
+        return await fetch.respond_fairly(found)
+    memory, outgoing = context.api.logs.fetch_memory, context.client.outgoing
+    try:
+        context.charges.append(memory.charge_nowait(size_bytes, outgoing))
+        fetch.budget = size_bytes
+    except FullError:
+        del found  # what waits for memory holds nothing
+        context.charges.append(await memory.charge(size_bytes, outgoing))
+        fetch.budget = size_bytes
+        found = await fetch.collect_fairly()
     committed = fetch.request.isolation_level == _READ_COMMITTED
     total = found.size_bytes
     cold = [(entry.partition, entry) for entry in found.cold if entry.partition is not None]
     if len(cold) > 1:
+        await _let_appends_first(context)
         await context.api.logs.prepare_reads(
             [(one, entry.cached.fetch_offset, fetch.limit(entry.cached, total)) for one, entry in cold],
             fetch.budget - total,
@@ -686,6 +711,7 @@ async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
         limit = fetch.limit(entry.cached, total)
         if total and not limit:
             break
+        await _let_appends_first(context)
         try:
             entry.result = await partition.read(
                 entry.cached.fetch_offset, limit, read_committed=committed, at_least_one=total == 0
@@ -698,6 +724,8 @@ async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
         if total and not entry.result.size_bytes:
             break  # what is there doesn't fit: don't load the blocks of all others to find that theirs don't either
         total += entry.result.size_bytes
+    if cold:
+        await _let_appends_first(context)
     return await fetch.respond_fairly(found)
 
 

@@ -299,6 +299,11 @@ class LogManager:
         topic = self._topics.get(name)
         return None if topic is None else topic.partitions.get(index)
 
+    @property
+    def appends_wait(self) -> bool:
+        """Whether appends wait for the WAL."""
+        return self._engine.appends_wait
+
     def charge_copy(self, size: int) -> Charge:
         """Put ``size`` bytes of records that a response has a copy of on the account of memory, until it has left."""
         return self._engine.allocator.charge_anyway(size, "responses")

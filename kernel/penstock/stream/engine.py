@@ -748,6 +748,11 @@ class StreamEngine:
             self._uploader.hurry()
         return freed
 
+    @property
+    def appends_wait(self) -> bool:
+        """Whether appends wait for the WAL."""
+        return self._in_flight_bytes > 0
+
     def statistics(self) -> EngineStatistics:
         """A snapshot of the state."""
         flying_bytes = self._in_flight_bytes - len(self._flying) * IN_FLIGHT_OVERHEAD_BYTES

@@ -349,6 +349,8 @@ class FakeLogs(LogManager):
     cluster_id = "fake-cluster"
     controller_id = 7
     changes_under_way = 0
+    #: Set by tests.
+    appends_wait = False
 
     def __init__(self) -> None:
         self.node_id = 7

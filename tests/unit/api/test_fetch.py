@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from tests.patience import HANG_S
-from tests.unit.api.fakes import FakeLogs, make_context
+from tests.unit.api.fakes import FakeLogs, FakePartition, make_context
 
 from penstock.account import Ledger
 from penstock.api import fetch as fetch_module
@@ -651,6 +652,59 @@ async def test_cold_reads_of_several_partitions_are_prepared_together(logs: Fake
     ((wanted, bytes_max),) = logs.prepared
     assert [(topic, index, offset) for topic, index, offset, _ in wanted] == [("t", 0, 0), ("t", 1, 0)]
     assert 0 < bytes_max <= context.charges[0].size
+
+
+@pytest.mark.parametrize("appends_wait", [False, True])
+async def test_others_go_first_before_each_step_of_a_cold_fetch_and_the_log_with_what_they_append(
+    logs: FakeLogs, appends_wait: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs.add("wide", 4)
+    for at in range(4):
+        logs.at("wide", at).write(1, value=b"x" * 500)
+        logs.at("wide", at).cold = True
+    monkeypatch.setattr(logs, "appends_wait", appends_wait, raising=False)
+    context = make_context(logs, 11)
+    asked = request(*[0] * 4, topic="wide", max_wait_ms=60_000)
+    turns, seen = 0, list[int]()
+    read = FakePartition.read
+
+    async def reading(self: FakePartition, *args: Any, **kwargs: Any) -> Any:
+        seen.append(turns)
+        return await read(self, *args, **kwargs)
+
+    monkeypatch.setattr(FakePartition, "read", reading)
+    responses: list[FetchResponse] = []
+    looked_at = count_looks(monkeypatch)
+    assert fetch_nowait(asked, context) is None
+    assert looked_at() <= 1, "there is nothing to be answered at once"
+
+    async def wait() -> None:
+        responses.append(await handle_fetch(asked, context))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        while not responses:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+    assert all(sizes(responses[0]))
+    least = 1 + appends_wait
+    assert seen[0] >= 2 * least, "before it is begun, and before it is prepared"
+    assert all(after - before >= least for before, after in itertools.pairwise([*seen, turns]))
+    assert looked_at() <= 2 * 4
+
+
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How often a partition was asked what it has in memory."""
+    looks = 0
+    read_nowait = FakePartition.read_nowait
+
+    def looking(self: FakePartition, *args: Any, **kwargs: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return read_nowait(self, *args, **kwargs)
+
+    monkeypatch.setattr(FakePartition, "read_nowait", looking)
+    return lambda: looks
 
 
 async def test_a_fetch_that_is_full_loads_nothing_of_further_partitions(logs: FakeLogs) -> None:
