@@ -159,7 +159,7 @@ class Simulation(Clients, Promises):
                     written.never_uploaded.append((engine.uploading_end(stream_id), start))
             return await submit(command)
 
-        engine.metadata.submit = submitted  # type: ignore[method-assign]
+        engine.metadata.submit = submitted  # type: ignore[method-assign, assignment]
 
     async def _everything_at_once(self, life: Life, crash: bool) -> None:
         async with anyio.create_task_group() as tasks:

@@ -39,9 +39,9 @@ __all__ = (
 )
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import anyio.lowlevel
 import msgspec
@@ -248,7 +248,7 @@ def _version(data: bytes, what: str) -> int:
     return version
 
 
-def _check_known(version: int, decoders: dict[int, Callable[..., Any]], what: str) -> None:
+def _check_known(version: int, decoders: Mapping[int, object], what: str) -> None:
     known = max(decoders)
     if version > known:
         raise NewerVersionError.of(what, f"log={OFFSETS_LOG}", version=version, known=known)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("RETIRED_TAGS", "Command")
+__all__ = ("RETIRED_TAGS", "Command", "CommandFor")
 
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -12,6 +12,16 @@ from penstock.metadata.state import Moment, State
 
 #: Tags of commands that are gone. Entries with them may be in a log that somebody keeps, so none is given again.
 RETIRED_TAGS: Final[frozenset[str]] = frozenset()
+
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class CommandFor(Protocol[R_co]):
+    """A command by what its fold gives, which whoever sends it gets."""
+
+    def fold(self, image: State, at: Moment) -> R_co:
+        """See :class:`Command`, the base of all."""
 
 
 class Command(msgspec.Struct, frozen=True, omit_defaults=True):

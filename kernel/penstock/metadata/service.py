@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -36,6 +36,7 @@ from penstock.errors import (
 )
 from penstock.limits import SNAPSHOT_ENTRIES
 from penstock.metadata import owners
+from penstock.metadata.command import CommandFor
 from penstock.metadata.commands import Command, Entry, encode_entry, new_entry
 from penstock.metadata.commands.cluster import FormatCluster
 from penstock.metadata.commands.nodes import RegisterNode
@@ -48,6 +49,8 @@ from penstock.spi.statistics import counter, gauge
 from penstock.work.retry import Backoff
 
 logger = logging.getLogger("penstock.metadata")
+
+R = TypeVar("R")
 
 #: Commands in one entry at most; the entry's size is bounded as well.
 BATCH_COMMANDS_MAX = 200
@@ -184,7 +187,7 @@ class MetadataService:
     async def _format(self, cluster_id: str) -> None:
         if not self.image.cluster_id:
             fresh = cluster_id or uuid.uuid4().hex[:22]
-            (result,) = await self._submit_all([FormatCluster(cluster_id=fresh)])
+            (result,) = await self.submit_many([FormatCluster(cluster_id=fresh)])
             if isinstance(result, AlreadyExistsError):
                 logger.info("another broker formatted the metadata log first")
             elif isinstance(result, Exception):
@@ -217,31 +220,30 @@ class MetadataService:
         # the fold does too; this way a refused start writes nothing
         owners.check_registration(self.image.nodes, command.found(), METADATA_VERSION)
         epoch = await self.submit(command)
-        assert isinstance(epoch, int)
         self._registered = (node_id, epoch)
         return epoch
 
-    async def submit(self, command: Command) -> Any:
+    async def submit(self, command: CommandFor[R]) -> R:
         """Write one command; returns the fold's result once it is durable, or raises the error that refused it.
 
         A cancelled call may still take effect. Raises ClosedError when the service ends first.
         """
-        (result,) = await self._submit_all([command])
+        (result,) = await self.submit_many([command])
         if isinstance(result, Exception):
             raise again(result)
         return result
 
-    async def submit_many(self, commands: list[Command]) -> list[Any]:
+    async def submit_many(self, commands: Sequence[CommandFor[R]]) -> list[R | Exception]:
         """Write commands in order; returns a result or an error for each."""
-        return await self._submit_all(commands)
-
-    async def _submit_all(self, commands: list[Command]) -> list[Any]:
         if self._closed:
             raise ClosedError("the metadata service is closed")
         if not commands:
             return []
         call = _Call(len(commands))
-        submissions = [_Submission(command, call) for command in commands]
+        submissions: list[_Submission] = []
+        for command in commands:
+            assert isinstance(command, Command)
+            submissions.append(_Submission(command, call))
         self._pending.extend(submissions)
         self._news.set()
         await call.answered.wait()

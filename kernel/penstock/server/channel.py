@@ -27,6 +27,7 @@ from penstock.server.slots import Slot
 from penstock.server.waiting import Waiting
 from penstock.shares import Member, address_of
 from penstock.spi.allocator import Charge
+from penstock.spi.buffers import Buffer
 from penstock.time_shares import TimeMember
 
 
@@ -221,7 +222,7 @@ class Channel:
 
     def write_completed(self) -> None:
         """Write the answers that are there, in the order of the requests."""
-        buffers: list[Any] = []
+        buffers: list[Buffer] = []
         charges: list[Charge] = []
         ends = self.pipeline.leave(buffers, charges)
         if buffers or charges:

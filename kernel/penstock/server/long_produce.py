@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("ProduceHeader", "start")
 
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from penstock.api.gate import UnidentifiedError
 from penstock.api.produce import PORTION_PARTITIONS, CheckedRequest, ProduceCall, response_of_one
@@ -21,6 +21,7 @@ from penstock.server.slots import Slot
 from penstock.server.waiting import WaitingProduce
 from penstock.server.wide_produce import WideProduce
 from penstock.spi.allocator import Allocation
+from penstock.spi.buffers import Buffer
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest, ProduceResponse, TopicProduceData
 from penstock.wire.registry import RequestHeader, decode_request, decode_request_header, encode_response
@@ -121,7 +122,7 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
         channel.answered(self)
 
 
-def _encode_and_drop(version: int, correlation_id: int, response: ProduceResponse) -> list[Any]:
+def _encode_and_drop(version: int, correlation_id: int, response: ProduceResponse) -> list[Buffer]:
     """The answer to a wide request, in a thread; it has no partitions then.
 
     They are dropped some at a time: all in one go would keep the interpreter for milliseconds, whoever drops them.

@@ -7,12 +7,13 @@ __all__ = ("HUNG_UP", "Outbox")
 import asyncio
 import select
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from penstock.log.limiter import BytesLimiter
 from penstock.server.sender import LARGE_BYTES, Sender, Sending
 from penstock.shares import Member
 from penstock.spi.allocator import Charge
+from penstock.spi.buffers import Buffer
 
 #: Responses up to this size are joined before they are written; so are those of buffers that are smaller on average.
 #: The system looks at each buffer, which takes longer than to copy so few bytes: a thousand small batches leave in a
@@ -73,7 +74,7 @@ class Outbox:
         # "Pause" then means that the client didn't take all, "resume" that all bytes have left.
         transport.set_write_buffer_limits(high=0, low=0)
 
-    def write(self, buffers: list[Any], charges: Sequence[Charge]) -> int:
+    def write(self, buffers: list[Buffer], charges: Sequence[Charge]) -> int:
         """Send what ``buffers`` hold, which ``charges`` are for; the number of bytes."""
         size = sum(map(len, buffers))
         self._charges += charges
@@ -100,7 +101,7 @@ class Outbox:
             self.release()
         return size
 
-    def _send(self, buffers: list[Any]) -> bool:
+    def _send(self, buffers: list[Buffer]) -> bool:
         """Have a thread send ``buffers``; whether that is possible."""
         descriptor = self.descriptor
         if descriptor < 0 or self._transport.get_write_buffer_size():

@@ -37,10 +37,11 @@ __all__ = ("Phase", "Pipeline", "Wait")
 
 from collections import deque
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 from penstock.server.slots import Slot
 from penstock.spi.allocator import Charge
+from penstock.spi.buffers import Buffer
 
 
 class Wait(IntEnum):
@@ -127,7 +128,7 @@ class Pipeline:
         self.slots.append(slot)
         self.bytes += slot.request_bytes
 
-    def leave(self, buffers: list[Any], charges: list[Charge]) -> bool:
+    def leave(self, buffers: list[Buffer], charges: list[Charge]) -> bool:
         """Take out of the queue whose answers are to be written now; these go to ``buffers``, and their ``charges``.
 
         True: the last of them ends the connection.
@@ -157,7 +158,7 @@ class Pipeline:
             self.waits &= _NOT_SLOT
         return ends
 
-    def leave_alone(self) -> list[Any]:
+    def leave_alone(self) -> list[Buffer]:
         """Take the only request, which is answered, out of the queue; its answer."""
         slot = self.slots.pop()
         assert slot.buffers is not None, "what leaves is answered"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ("not_served", "start")
 
-from typing import Any, Final
+from typing import Final
 
 import anyio.lowlevel
 
@@ -24,6 +24,7 @@ from penstock.server.long_request import COUNTED_BYTES, admit_and_decode, admit_
 from penstock.server.responses import count_response, encode_in_turn
 from penstock.server.slots import Slot
 from penstock.spi.allocator import Allocation
+from penstock.spi.buffers import Buffer
 from penstock.wire.elements import drop_elements
 from penstock.wire.registry import Message, decode_request, decode_request_header, encode_response
 
@@ -164,7 +165,7 @@ async def _answer_in_turn(
     What is long is dropped some elements at a time, before the answer leaves: its memory is counted until then, and
     its client asks for nothing else meanwhile.
     """
-    buffers: list[Any] | None = None
+    buffers: list[Buffer] | None = None
     if slot.throttle_ms:
         over[-1] = throttled(over[-1], slot.throttle_ms)
     if not channel.is_lost:
@@ -184,7 +185,7 @@ def _answer(
     slot: Slot,
     api_key: int,
     response: Message,
-    buffers: list[Any] | None = None,
+    buffers: list[Buffer] | None = None,
     *,
     at_once: bool = False,
 ) -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 __all__ = ("count_response", "encode_in_turn")
 
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from penstock.api.context import Client
 from penstock.errors import FullError, PenstockError
 from penstock.server.core import ServerCore
 from penstock.server.slots import Slot
 from penstock.spi.allocator import Charge
+from penstock.spi.buffers import Buffer
 from penstock.wire.registry import Message, encode_response
 
 #: Responses up to this size aren't counted; a client has one of them at a time.
@@ -45,7 +46,7 @@ async def encode_in_turn(
     over: list[Message],
     *,
     in_thread: bool = False,
-) -> list[Any] | None:
+) -> list[Buffer] | None:
     """The bytes of the last of ``over``; a large one waits until its client may hold as much. Cancellable.
 
     One that takes long is encoded ``in_thread``, which refers to ``over`` for a moment longer, not to what is in it.
@@ -56,7 +57,9 @@ async def encode_in_turn(
         return None
     work = partial(_encode, api_key, slot.version, slot.correlation_id, over)
     try:
-        buffers: list[Any] = await core.turns.run_in_thread(work, core.long_requests) if in_thread else work()
+        buffers: list[Buffer] = (
+            await core.turns.run_in_thread(work, core.long_requests) if in_thread else work()
+        )
     except PenstockError:
         return None
     size = sum(map(len, buffers))
@@ -75,7 +78,7 @@ async def encode_in_turn(
     return buffers
 
 
-def _encode(api_key: int, version: int, correlation_id: int, over: list[Message]) -> list[Any]:
+def _encode(api_key: int, version: int, correlation_id: int, over: list[Message]) -> list[Buffer]:
     return encode_response(api_key, version, correlation_id, over[-1])
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from penstock.spi.allocator import Charge
+from penstock.spi.buffers import Buffer
 from penstock.wire.api_keys import ApiKey
 
 #: Fields of requests that say how long they may wait.
@@ -40,7 +41,7 @@ class Slot(msgspec.Struct, eq=False):
     correlation_id: int
     request_bytes: int
     #: None until the request is answered; empty when there is nothing to send.
-    buffers: list[Any] | None = None
+    buffers: list[Buffer] | None = None
     #: What the response holds until it has left.
     charges: list[Charge] | None = None
     #: The answer is the last that the client gets.

@@ -39,9 +39,9 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from penstock.errors import PenstockError
+from penstock.spi.buffers import Buffer
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
-"""Bytes as messages carry them. Decoding gives memoryviews into the frame: copy what outlives the frame."""
+# Buffers are bytes as messages carry them. Decoding gives memoryviews into the frame: copy what outlives the frame.
 
 Records: TypeAlias = bytes | bytearray | memoryview | Sequence[Buffer]
 """Record batches on their way out: one buffer, or several that follow each other on the wire uncopied."""

@@ -30,14 +30,13 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from penstock.errors import InvalidRequestError, PenstockError
+from penstock.spi.buffers import Buffer
 
 if TYPE_CHECKING:
     import zstandard
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
 
 CODEC_NONE: Final = 0
 CODEC_GZIP: Final = 1

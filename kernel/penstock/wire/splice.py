@@ -5,17 +5,16 @@ from __future__ import annotations
 __all__ = ("ArraySplice", "EncodedBody")
 
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 
-from penstock.wire._runtime import encode_uvarint
+from penstock.wire._runtime import Buffer, encode_uvarint
 
 
 class EncodedBody(msgspec.Struct):
     """A response's body that is encoded already, as buffers that follow each other."""
 
-    buffers: list[Any]
+    buffers: list[Buffer]
     #: Whether the first buffer begins with ``throttle_time_ms``.
     starts_with_throttle: bool = False
 

@@ -90,7 +90,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data(), close=st.sampled_from([False] * 9 + [True]), silent=st.booleans())
     def answer(self, data: st.DataObject, close: bool, silent: bool) -> None:
         slot = data.draw(st.sampled_from(self.queue))
-        slot.buffers = [] if silent else [slot.correlation_id]
+        slot.buffers = [] if silent else [b"%d" % slot.correlation_id]
         slot.close = slot.close or close
 
     @rule()

@@ -248,7 +248,7 @@ async def test_a_commit_that_loses_its_objects_half_way_puts_only_the_rest_again
                     await e.engine._lifecycle.sweep()
             return await submit(command)  # type: ignore[arg-type]
 
-        e.metadata.submit = expire_the_second  # type: ignore[method-assign]
+        e.metadata.submit = expire_the_second  # type: ignore[method-assign, assignment]
         with anyio.fail_after(HANG_S):
             await e.engine.flush()
         e.log_cache.evict(2**30)
