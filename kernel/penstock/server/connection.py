@@ -303,6 +303,7 @@ class Connection(asyncio.BufferedProtocol):
             channel.pipeline.end(Wait.MEMORY)
             if channel.pipeline.is_waiting(Wait.END):
                 self._release_large()
+                self._count()  # who was lost meanwhile carried its start until now
         if channel.pipeline.is_waiting(Wait.END):
             return
         if not granted:

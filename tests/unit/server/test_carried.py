@@ -286,6 +286,28 @@ async def test_what_is_sent_behind_a_request_that_is_parked_is_little_when_all_c
         await leave(halves)
 
 
+@pytest.mark.parametrize("ends", ["reset", "time", "malformed"])
+async def test_who_ends_while_it_waits_for_memory_carries_nothing_any_more(logs: FakeLogs, ends: str) -> None:
+    """The first bytes of a large request are kept outside of the allocator until there is memory for it."""
+    wait_ms = 50 if ends == "time" else 600_000
+    async with serving(logs, memory_bytes=4 * MIB, memory_wait_ms_max=wait_ms) as harness:
+        payload = harness.allocator.allocate_nowait(4 * MIB, "append")
+        async with await harness.connect() as client:
+            await client.send_raw(announcement(2 * MIB) + bytes(9_000))
+            await until(lambda: harness.server.statistics().waiting_for_memory == 1 or ends == "time")
+            if ends == "reset":
+                assert harness.server.core.carried_bytes > 9_000
+                await client.reset()
+            elif ends == "malformed":
+                (connection,) = harness.server.connections
+                assert isinstance(connection, Connection)
+                connection.channel.fault("it is closed for others")
+            await until(lambda: not harness.server.statistics().connections)
+        await until(lambda: harness.server.statistics().waiting_for_memory == 0)
+        assert harness.server.core.carried_bytes == 0
+        payload.release()
+
+
 async def test_a_produce_never_waits_for_memory_that_copies_of_produces_hold(logs: FakeLogs) -> None:
     logs.room = 0
     async with serving(logs, clock=FakeClock(), memory_bytes=4 * MIB, carried_bytes_max=MIB // 2) as harness:
