@@ -45,6 +45,10 @@ _VECTORS_MAX: Final = 512
 #: they take one by one.
 _JOIN_PART_BYTES: Final = 4096
 _JOIN_PARTS: Final = 64
+#: A piece of memory is used for what is shorter by this part at most: caches copy what keeps an eighth more alive.
+_LONGER_PART: Final = 12
+#: Whether the system makes a piece of memory longer or shorter (mremap).
+_RESIZES: Final = sys.platform == "linux"
 #: This part of what ``ReadBuffers`` keeps may wait beside it to be given back: a few reads of a mebibyte.
 _SURPLUS_PART: Final = 4
 
@@ -107,8 +111,9 @@ class BounceBuffers:
 class ReadBuffers:
     """Memory for what is read and handed out, used again when the last view of it is gone.
 
-    Fresh memory costs a fault per page: writing to a mebibyte of it takes 0.8 ms, to a used one 0.03, and giving it
-    back 0.2 to 0.3. Pieces of ``kept_bytes_max`` together wait for their next use, on no account. Whoever lets go
+    Fresh memory costs a fault per page: writing to a mebibyte of it takes 0.4 ms, to a used one 0.03, and giving it
+    back 0.2 to 0.3. Pieces of ``kept_bytes_max`` together wait for their next use, on no account; one of about the
+    right length is made longer or shorter, so that only what is added is fresh. Whoever lets go
     last may be the event loop; so a quarter as much waits to be given back by the next ``take``, which belongs in a
     thread: that goes without the interpreter. May be used by several threads at once.
     """
@@ -142,13 +147,16 @@ class ReadBuffers:
 
     def take(self, size: int) -> memoryview:
         """``size`` > 0 writable bytes, whole pages from their start on, contents undefined."""
+        length = -(-size // BLOCK_BYTES) * BLOCK_BYTES
         with self._lock:
             self._keep_returned()
-            memory = self._fitting(size)
+            memory = self._nearest(length)
             surplus, self._surplus, self._surplus_bytes = self._surplus, [], 0
         surplus.clear()  # unmaps them
         if memory is None:
-            memory = mmap.mmap(-1, -(-size // BLOCK_BYTES) * BLOCK_BYTES)
+            memory = _fresh(length)
+        elif not length <= len(memory) <= length + length // _LONGER_PART:
+            memory.resize(length)
         # All views keep this object, which can be watched, and it alone keeps the memory.
         owner = (ctypes.c_char * len(memory)).from_buffer(memory)
         loan = _Loan(owner, self._end)
@@ -156,12 +164,13 @@ class ReadBuffers:
         self._loans[id(loan)] = loan
         return memoryview(owner).cast("B")[:size]
 
-    def _fitting(self, size: int) -> mmap.mmap | None:
-        """The kept piece that is hardly longer: caches copy what keeps an eighth more than itself alive."""
-        fitting = [memory for memory in self._kept if size <= len(memory) <= size + size // 12]
-        if not fitting:
+    def _nearest(self, length: int) -> mmap.mmap | None:
+        """The kept piece that is nearest to ``length``, if it fits or can be made to."""
+        low, high = (length // 2, 2 * length) if _RESIZES else (length, length + length // _LONGER_PART)
+        near = [memory for memory in self._kept if low <= len(memory) <= high]
+        if not near:
             return None
-        memory = min(fitting, key=len)
+        memory = min(near, key=lambda memory: abs(len(memory) - length))
         self._kept.remove(memory)
         self._kept_bytes -= len(memory)
         return memory
@@ -190,6 +199,14 @@ class ReadBuffers:
             if self._surplus_bytes + len(memory) <= self._surplus_bytes_max:
                 self._surplus.append(memory)
                 self._surplus_bytes += len(memory)
+
+
+def _fresh(length: int) -> mmap.mmap:
+    """Memory of this process alone, which takes half as long to touch first as such that can be shared."""
+    memory = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if _RESIZES:  # on Linux, where what a read of the disk writes to mustn't be copied by a fork meanwhile
+        memory.madvise(mmap.MADV_DONTFORK)
+    return memory
 
 
 class _Loan(weakref.ref[object]):

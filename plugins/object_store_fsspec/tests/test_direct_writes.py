@@ -70,9 +70,9 @@ def test_objects_that_are_put_one_after_the_other_use_one_buffer(
     made: list[int] = []
     fresh = mmap.mmap
 
-    def count(fd: int, size: int) -> mmap.mmap:
+    def count(fd: int, size: int, *flags: int) -> mmap.mmap:
         made.append(size)
-        return fresh(fd, size)
+        return fresh(fd, size, *flags)
 
     monkeypatch.setattr("penstock.direct_io.mmap.mmap", count)
     try:
