@@ -183,6 +183,19 @@ def test_items_are_cut_into_pieces_in_one_place() -> None:
     assert found == []
 
 
+def test_transactions_are_refused_in_one_place() -> None:
+    """``penstock.log.unsupported`` has the codes; that a permission is missing is said by the same one."""
+    told = re.compile(r"ErrorCode\.(TRANSACTIONAL_ID_AUTHORIZATION_FAILED|INVALID_TXN_STATE)")
+    found = {
+        name
+        for name in SHIPPED
+        if name.startswith("kernel/")
+        for node in _nodes(name)
+        if isinstance(node, ast.Attribute) and told.fullmatch(_dotted(node))
+    }
+    assert found == {"kernel/penstock/api/authorization.py", "kernel/penstock/log/unsupported.py"}
+
+
 def test_asyncio_stays_at_the_rim() -> None:
     found = []
     for name in SHIPPED:

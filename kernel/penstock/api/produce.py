@@ -32,7 +32,7 @@ from penstock.errors import FullError, NotNowError, PenstockError
 from penstock.log.append_outcome import AppendOutcome
 from penstock.log.frame_memory import SharedFrame, release_part
 from penstock.log.partition import Partition
-from penstock.log.unsupported import NO_TRANSACTIONS
+from penstock.log.unsupported import TRANSACTIONAL_BATCH, TRANSACTIONAL_PRODUCE
 from penstock.spi.allocator import Allocation
 from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
@@ -467,11 +467,11 @@ def check_request(request: ProduceRequest, version: int) -> CheckedRequest:
 def _fault_of(request: ProduceRequest) -> tuple[int, str] | None:
     try:
         if _is_transactional(request) and request.transactional_id is None:
-            return ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, NO_TRANSACTIONS
+            return TRANSACTIONAL_BATCH
     except BatchError as error:
         return error.error_code, str(error)
     if request.transactional_id is not None and request.acks in _ACKS:
-        return ErrorCode.INVALID_TXN_STATE, NO_TRANSACTIONS
+        return TRANSACTIONAL_PRODUCE
     return None
 
 

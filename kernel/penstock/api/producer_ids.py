@@ -13,6 +13,7 @@ from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of, is_expected, quoted
 from penstock.errors import ClosedError, FencedError, PenstockError
+from penstock.log.unsupported import TRANSACTIONAL_ID
 from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -24,17 +25,12 @@ logger = logging.getLogger("penstock.api")
 async def handle_init_producer_id(
     request: InitProducerIdRequest, context: RequestContext
 ) -> InitProducerIdResponse:
-    """A new producer id each time. Transactional ids are refused: this broker has no transactions yet.
-
-    Refused with TRANSACTIONAL_ID_AUTHORIZATION_FAILED, which ends all clients at once. UNSUPPORTED_VERSION says more,
-    but librdkafka asks again twice a second, by default for ever.
-    """
+    """A new producer id each time. Transactional ids are refused (``penstock.log.unsupported``)."""
     if request.transactional_id == "" or (request.producer_id == -1) != (request.producer_epoch == -1):
         return InitProducerIdResponse(error_code=ErrorCode.INVALID_REQUEST, producer_epoch=-1)
     if request.transactional_id is not None:
         _tell_once(request.transactional_id, context)
-        code = ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
-        return InitProducerIdResponse(error_code=code, producer_epoch=-1)
+        return InitProducerIdResponse(error_code=TRANSACTIONAL_ID.code, producer_epoch=-1)
     if not _may_write_idempotently(context):
         code = DENIED[ResourceType.CLUSTER]
         return InitProducerIdResponse(error_code=code, producer_epoch=-1)
@@ -81,7 +77,7 @@ APIS: Final = (
         ),
         handler=handle_init_producer_id,
         failure=one_code(InitProducerIdResponse),
-        note="idempotent producers; a transactional id is refused with TRANSACTIONAL_ID_AUTHORIZATION_FAILED, which "
+        note=f"idempotent producers; a transactional id is refused with {TRANSACTIONAL_ID.code.name}, which "
         "[ends every client at once](error-codes.md)",
     ),
 )

@@ -9,7 +9,7 @@ __all__ = ("APIS", "describe_transactions_nowait", "list_transactions_nowait")
 
 from typing import Final
 
-from penstock.api.authorization import each
+from penstock.api.authorization import DENIED, each
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.patterns import is_pattern
@@ -69,7 +69,7 @@ def _describe_transactions(
         if not name:
             code = ErrorCode.INVALID_REQUEST
         elif name in denied:
-            code = ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
+            code = DENIED[ResourceType.TRANSACTIONAL_ID]
         states.append(_no_transaction(name, code))
     return DescribeTransactionsResponse(transaction_states=states)
 

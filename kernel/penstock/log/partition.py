@@ -46,7 +46,7 @@ from penstock.log.producer_book import (
     SequenceError,
 )
 from penstock.log.producer_snapshots import ProducerSnapshots
-from penstock.log.unsupported import NO_TRANSACTIONS
+from penstock.log.unsupported import TRANSACTIONAL_BATCH
 from penstock.spi.allocator import Allocation
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream.engine import StreamEngine
@@ -334,7 +334,7 @@ class Partition:
     def refused_batch(self, error: BatchError, records: memoryview | None = None) -> AppendOutcome:
         """The outcome of a batch that isn't taken, with the log start where Kafka tells it."""
         if records is not None and is_transactional(records):  # as in Kafka, whatever else is wrong with it
-            return AppendOutcome(ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, NO_TRANSACTIONS)
+            return AppendOutcome(*TRANSACTIONAL_BATCH)
         start = self.log_start_offset if error.tells_log_start else -1
         return AppendOutcome(error.error_code, str(error), error.record_errors, log_start_offset=start)
 

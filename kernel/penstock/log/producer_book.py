@@ -71,7 +71,7 @@ from crc32c import crc32c
 
 from penstock.account import Ledger
 from penstock.errors import CorruptError, NewerVersionError
-from penstock.log.unsupported import NO_TRANSACTIONS
+from penstock.log.unsupported import TRANSACTIONAL_BATCH
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import CONTROL_BIT, TRANSACTIONAL_BIT, BatchError, BatchHeader
 
@@ -259,7 +259,7 @@ class ProducerBook:
         sequence.
 
         Raises:
-            BatchError: TRANSACTIONAL_ID_AUTHORIZATION_FAILED for a transactional batch.
+            BatchError: TRANSACTIONAL_BATCH (``penstock.log.unsupported``).
             SequenceError: INVALID_PRODUCER_EPOCH for an older epoch, OUT_OF_ORDER_SEQUENCE_NUMBER for
                 a gap, a step back, or a new epoch that doesn't start at 0.
         """
@@ -279,7 +279,7 @@ class ProducerBook:
     ) -> Producer | Duplicate:
         """``admit`` for a batch that isn't the one that ``producer`` is known to send next."""
         if header.attributes & TRANSACTIONAL_BIT:
-            raise BatchError(NO_TRANSACTIONS, ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED)
+            raise BatchError(TRANSACTIONAL_BATCH.text, TRANSACTIONAL_BATCH.code)
         if header.producer_epoch < _NO_EPOCH:
             raise SequenceError(
                 f"there is no such epoch producer_id={header.producer_id} producer_epoch={header.producer_epoch}",
