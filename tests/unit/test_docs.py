@@ -265,3 +265,22 @@ def test_guide_to_testing_names_every_option_of_the_fixture() -> None:
     options = set(re.findall(r'"(penstock_broker_\w+)"', source))
     assert options
     assert set(re.findall(r"^\| `(penstock_broker_\w+)`", GUIDE, re.MULTILINE)) == options
+
+
+@pytest.mark.parametrize(
+    ("head", "container"),
+    [
+        ("| room | what is in it | may import |", "penstock"),
+        ("| room | what is in it |\n", "penstock_tools"),
+    ],
+)
+def test_the_house_has_all_rooms_in_the_order_of_the_import_rules(head: str, container: str) -> None:
+    text = (REPOSITORY / "docs/architecture.md").read_text()
+    table = text[text.index(head) :].partition("\n\n")[0].splitlines()[2:]
+    rooms = [name for row in table for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    rules = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (rule["layers"] for rule in rules if rule.get("containers") == [container])
+    height = {name: at for at, layer in enumerate(reversed(layers)) for name in layer.split(" | ")}
+    assert sorted(rooms) == sorted(height)
+    heights = [height[name] for name in rooms]
+    assert heights == sorted(heights)
