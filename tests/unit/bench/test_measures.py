@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +58,31 @@ def test_what_the_reader_does_to_a_bare_server_is_told_beside_it() -> None:
     ]
     assert lines[5].startswith("bare server, with / without: p50 1.10, p99 1.00, reader at 100 MB/s")
     assert lines[6].endswith("MISSED"), "the aim is the aim, whatever the machine makes of it"
+
+
+def test_a_reader_that_gets_less_than_it_wants_is_told_of() -> None:
+    wants = replace(reads([3.0] * 3), wanted_megabytes_per_s=105.0)
+    assert "reader at 100 MB/s; aim" in report_cold_reads(wants)
+    lines = report_cold_reads(replace(wants, wanted_megabytes_per_s=106.0, floor=replace(wants)))
+    assert "reader at 100 MB/s, not at the 106 that it was to have; aim" in lines
+    assert "reader at 100 MB/s: no broker" in lines
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities are Linux's")
+def test_who_gives_way_has_the_lowest_priority_and_so_have_its_threads() -> None:
+    program = (
+        "import os, threading\n"
+        "from penstock_tools.bench.priority import give_way\n"
+        "give_way()\n"
+        "def say(): print(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))\n"
+        "threading.Thread(target=say).start()\n"
+    )
+    # from an ordinary priority, whatever that of the tests is
+    ordinary = "import os; os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))\n"
+    said = subprocess.run(
+        [sys.executable, "-c", ordinary + program], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == ["19"]
 
 
 @pytest.mark.parametrize(("with_p99_ms", "word"), [(4.5, "within"), (4.6, "more than")])

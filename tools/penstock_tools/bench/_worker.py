@@ -25,6 +25,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from penstock_tools.bench._fetcher import FetchingClient
 from penstock_tools.bench.histogram import Histogram
+from penstock_tools.bench.priority import give_way
 
 #: Sent at (ns), producer << 48 | number.
 _HEADER = struct.Struct(">QQ")
@@ -292,6 +293,8 @@ class Worker:
 
     def __init__(self, setup: dict[str, Any]) -> None:
         kind = _ROLES[setup["role"]]
+        if setup["load"].get("givesWay"):
+            give_way()  # before there are threads, which inherit it
         self.clients: list[Client] = [kind(spec, setup["load"]) for spec in setup["clients"]]
         self._before: dict[tuple[int, str], Histogram] = {}
         for client in self.clients:

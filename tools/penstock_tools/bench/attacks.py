@@ -71,13 +71,12 @@ from penstock_tools.bench.peers import (
     flood,
     make_topics,
 )
+from penstock_tools.bench.priority import REALTIME, give_way, take_realtime
 from penstock_tools.bench.server import BrokerProcess
 
 _READY: Final = "ready"
 #: Attackers say what they have done so far.
 _TELL: Final = signal.SIGUSR1
-#: The broker has this priority with ``--realtime``, attackers one less, the good client one more.
-_REALTIME: Final = 2
 
 # -- attacks ---------------------------------------------------------------------------------------------------
 
@@ -593,20 +592,6 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _yield_to_others() -> None:
-    """Have the lowest priority, as if on another machine: the broker isn't to wait for the processor.
-
-    Where the system groups processes by session (sched_autogroup), only a group's priority counts among groups.
-    Of processes at real-time priority it is the one below the broker's.
-    """
-    if os.sched_getscheduler(0) == os.SCHED_RR:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_REALTIME - 1))
-        return
-    os.nice(19)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
-
-
 async def _run(name: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(_TELL, lambda: _say(json.dumps([time.monotonic(), *astuple(MOVED)])))
@@ -635,8 +620,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     if options.realtime:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_REALTIME))  # children inherit it
-    priority = _REALTIME + 1 if options.realtime and not options.together else 0
+        take_realtime()  # attackers one less, the good client one more
+    priority = REALTIME + 1 if options.realtime and not options.together else 0
     names = options.only.split(",") if options.only else list(ATTACKS)
     rows: list[Row] = []
     _say(
@@ -683,10 +668,10 @@ def _prepare(port: int, topics: int, batch_bytes: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["run"]:
-        _yield_to_others()
+        give_way()
         asyncio.run(_run(sys.argv[2], int(sys.argv[3])))
     elif sys.argv[1:2] == ["control"]:
-        _yield_to_others()
+        give_way()
         _run_control(float(sys.argv[2]))
     elif sys.argv[1:2] == ["good"]:
         _run_good(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))

@@ -263,6 +263,9 @@ def cold_reads(
     read_rate: Annotated[
         str, typer.Option("--read-rate", metavar="SIZE", help="Bytes a second of the reader; 0: all it can.")
     ] = "150MiB",
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="All at real-time priority, the reader last; root may do that.")
+    ] = False,
     directory: _WorkDir = None,
     json_path: _JsonPath = None,
     sets: SetOption = None,
@@ -283,6 +286,7 @@ def cold_reads(
             rounds=rounds,
             rate=rate,
             read_bytes_per_s=_bytes(read_rate),
+            realtime=realtime,
             sets=settings,
         )
         typer.echo(report(found))
