@@ -153,10 +153,8 @@ class ReadBuffers:
             memory = self._nearest(length)
             surplus, self._surplus, self._surplus_bytes = self._surplus, [], 0
         surplus.clear()  # unmaps them
-        if memory is None:
+        if memory is None or not _fits(memory, length):
             memory = _fresh(length)
-        elif not length <= len(memory) <= length + length // _LONGER_PART:
-            memory.resize(length)
         # All views keep this object, which can be watched, and it alone keeps the memory.
         owner = (ctypes.c_char * len(memory)).from_buffer(memory)
         loan = _Loan(owner, self._end)
@@ -199,6 +197,17 @@ class ReadBuffers:
             if self._surplus_bytes + len(memory) <= self._surplus_bytes_max:
                 self._surplus.append(memory)
                 self._surplus_bytes += len(memory)
+
+
+def _fits(memory: mmap.mmap, length: int) -> bool:
+    """Whether ``memory`` is hardly longer than ``length``, or could be made so long."""
+    if length <= len(memory) <= length + length // _LONGER_PART:
+        return True
+    try:
+        memory.resize(length)
+    except (BufferError, OSError):
+        return False  # its last view is on its way out in another thread, or there are no addresses
+    return True
 
 
 def _fresh(length: int) -> mmap.mmap:

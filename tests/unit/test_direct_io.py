@@ -254,6 +254,15 @@ def test_memory_for_reads_is_made_longer_or_shorter_and_what_was_in_it_is_no_lon
     assert [len(memory) for memory in buffers._kept] == [size]
 
 
+def test_memory_for_reads_that_cant_be_made_longer_yet_is_left_for_fresh() -> None:
+    """Another thread may have let the last view go, and not have come to its end."""
+    buffers = ReadBuffers(4 * MIB)
+    view = buffers.take(MIB)
+    del view
+    with memoryview(buffers._kept[0]):
+        assert len(buffers.take(MIB * 3 // 2)) == MIB * 3 // 2
+
+
 def test_memory_for_reads_that_is_of_quite_another_length_is_left_alone() -> None:
     buffers = ReadBuffers(4 * MIB)
     view = buffers.take(MIB)
