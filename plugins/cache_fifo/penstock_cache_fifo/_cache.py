@@ -9,6 +9,8 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from heapq import heapify, heappop, heapreplace
+from math import inf
 from operator import attrgetter
 
 from pydantic import Field
@@ -22,7 +24,8 @@ _wal_position = attrgetter("wal_position")
 #: So many entries go at a time, in about a millisecond: all of a block at once, 65,000 of 1 KiB, held the event loop
 #: up for a tenth of a second.
 _PORTION_ENTRIES = 500
-#: With many streams in a block, looking into each would take longer than what a portion is.
+#: With some hundred streams a portion has so many of each, up to twice as many in all: to look at a stream takes as
+#: long as to drop some entries. With thousands of streams there is one of each in any case.
 _PORTION_ENTRIES_PER_STREAM = 4
 #: Read positions remembered per stream: about as many as it has tail readers.
 _HINTS_MAX = 64
@@ -41,10 +44,15 @@ class FifoLogCacheSettings(Settings):
 class _Block:
     """Entries of all streams between two freezes."""
 
-    __slots__ = ("size_bytes", "streams", "uploaded", "wal_end")
+    __slots__ = ("dropped", "entries", "heads", "size_bytes", "streams", "uploaded", "wal_end")
 
     def __init__(self) -> None:
         self.streams: dict[int, list[StreamEntry]] = {}
+        #: Streams that were deleted since it was frozen.
+        self.dropped: set[int] = set()
+        #: While it is evicted: where each stream begins in the WAL, as a heap, and how many entries are left, about.
+        self.heads: list[tuple[int, int]] | None = None
+        self.entries = 0
         self.size_bytes = 0
         self.wal_end = 0
         self.uploaded = False
@@ -221,8 +229,7 @@ class FifoLogCache:
         block.uploaded = True
         self._frozen_bytes -= block.size_bytes
         self._uploaded_bytes += block.size_bytes
-        dropped = [stream_id for stream_id, entries in block.streams.items() if not self._indexed(entries)]
-        for stream_id in dropped:
+        for stream_id in block.dropped:
             self._take_out(block, stream_id)
         if self._uploaded_bytes_max and self._uploaded_bytes > self._uploaded_bytes_max:
             self.evict(self._uploaded_bytes - self._uploaded_bytes_max)
@@ -244,8 +251,12 @@ class FifoLogCache:
         if self._streams.pop(stream_id, None) is None:
             return
         for block in (self._active, *self._blocks):
-            if stream_id in block.streams and (block.uploaded or block is self._active):
+            if stream_id not in block.streams:
+                continue
+            if block.uploaded or block is self._active:
                 self._take_out(block, stream_id)
+            else:
+                block.dropped.add(stream_id)
 
     def statistics(self) -> LogCacheStatistics:
         return LogCacheStatistics(
@@ -279,31 +290,18 @@ class FifoLogCache:
                 waiting.append(block)
                 continue
             portion = _oldest(block)
-            if portion is None:
-                size = block.size_bytes
-                block.size_bytes = 0
-                charges = self._unlink(block.streams)
-                block.streams = {}
-            else:
-                size = sum(len(entry.data) for entries in portion.values() for entry in entries)
-                block.size_bytes -= size
+            size = sum(len(entry.data) for entries in portion.values() for entry in entries)
+            block.size_bytes -= size
+            if block.streams:
                 self._blocks.appendleft(block)
-                charges = self._unlink(portion)
-                del portion
+            charges = self._unlink(portion)
+            del portion
             freed += size
             self._uploaded_bytes -= size
             # After the entries are gone, so that the allocator finds no view of the memory if nobody reads it.
             _release(charges)
         self._blocks.extendleft(reversed(waiting))
         return freed
-
-    def _indexed(self, entries: Sequence[StreamEntry]) -> bool:
-        """Whether reads can still find ``entries`` (they can't once their stream was dropped)."""
-        stream = self._streams.get(entries[0].stream_id)
-        if stream is None:
-            return False
-        index = bisect_right(stream.entries, entries[0].base_offset, key=_base_offset) - 1
-        return index >= 0 and stream.entries[index] is entries[0]
 
     def _take_out(self, block: _Block, stream_id: int) -> None:
         """Drop what ``block`` holds of a deleted stream, which is in no index any more."""
@@ -334,26 +332,40 @@ class FifoLogCache:
         return charges
 
 
-def _oldest(block: _Block) -> dict[int, list[StreamEntry]] | None:
-    """Take the oldest entries, in WAL order, out of a block that has many; None: it goes as a whole.
+def _oldest(block: _Block) -> dict[int, list[StreamEntry]]:
+    """Take the oldest entries out of a block, in the order of the WAL: a portion, whatever the number of streams.
 
-    In WAL order, since that is how memory was cut: pieces that lie together come free together.
+    In that order, since it is how memory was cut: pieces that lie together come free together.
     """
-    streams = block.streams
-    count = sum(map(len, streams.values()))
-    portions = count // max(_PORTION_ENTRIES, _PORTION_ENTRIES_PER_STREAM * len(streams))
-    first = min(entries[0].wal_position for entries in streams.values())
-    if portions < 2 or first == block.wal_end:
-        return None
-    cut = first + (block.wal_end - first) // portions
+    streams, heads = block.streams, block.heads
+    if heads is None:
+        heads = block.heads = [(entries[0].wal_position, stream_id) for stream_id, entries in streams.items()]
+        heapify(heads)
+        block.entries = sum(map(len, streams.values()))
+    size = _PORTION_ENTRIES_PER_STREAM * len(streams)
+    if not _PORTION_ENTRIES < size < 2 * _PORTION_ENTRIES:
+        size = _PORTION_ENTRIES
+    cut, portions = inf, block.entries // size
+    if heads and portions > 1:
+        cut = heads[0][0] + max(0, block.wal_end - heads[0][0]) // portions
     portion: dict[int, list[StreamEntry]] = {}
-    for stream_id, entries in list(streams.items()):
-        end = bisect_right(entries, cut, key=_wal_position)
-        if end == len(entries):
-            portion[stream_id] = streams.pop(stream_id)
-        elif end:
+    left = 2 * size  # the entries needn't be even
+    while heads and left > 0 and heads[0][0] <= cut:
+        stream_id = heads[0][1]
+        entries = streams.get(stream_id)
+        if entries is None:  # its stream was deleted meanwhile
+            heappop(heads)
+            continue
+        end = max(1, min(left, bisect_right(entries, cut, key=_wal_position)))
+        left -= end
+        block.entries -= end
+        if end < len(entries):
             portion[stream_id] = entries[:end]
             del entries[:end]
+            heapreplace(heads, (entries[0].wal_position, stream_id))
+        else:
+            portion[stream_id] = streams.pop(stream_id)
+            heappop(heads)
     return portion
 
 

@@ -150,7 +150,7 @@ def test_an_evicted_newest_block_is_not_kept_alive_by_its_stream() -> None:
     assert gone() is None
 
 
-@pytest.mark.parametrize("streams", [1, 3, 100])
+@pytest.mark.parametrize("streams", [1, 3, 100, 200, 2_000])
 def test_a_block_of_many_entries_is_evicted_in_portions_oldest_first(streams: int) -> None:
     """All of it at once would hold the event loop up."""
     random, cache = Random(streams), make()
@@ -175,6 +175,7 @@ def test_a_block_of_many_entries_is_evicted_in_portions_oldest_first(streams: in
     while one := cache.evict(1):
         freed += one
         rounds += 1
+        assert one <= 10 * 2_000
         released = [charge.releases for charge in charges]
         assert released == [1] * (freed // 10) + [0] * (3000 - freed // 10), "in WAL order, and each once"
         assert cache.statistics().uploaded_bytes == block.size_bytes == 30_000 - freed
@@ -183,8 +184,30 @@ def test_a_block_of_many_entries_is_evicted_in_portions_oldest_first(streams: in
             left = sum(map(len, [block.streams.get(stream, ())]))
             assert found[-left:] == [(n, n + 1) for n in range(end - left, end)] if left else found == []
     assert freed == 30_000
-    assert rounds >= 4
+    assert rounds >= 3
     assert ranges(cache.get(0, 0, ends[0] + 1, 10**9)) == [(ends[0], ends[0] + 1)]
+
+
+def test_a_stream_that_is_deleted_while_its_block_is_evicted_is_dropped_once() -> None:
+    cache = make()
+    charges = [CountingCharge(10) for _ in range(3_000)]
+    for number, charge in enumerate(charges):
+        base, stream = divmod(number, 1_000)
+        cache.put(StreamEntry(stream, base, base + 1, 0, memoryview(bytes(10)), charge, number))
+    block = frozen(cache)
+    cache.drop_stream(999)
+    assert charges[999].releases == 0, "it is uploaded first"
+    cache.put(StreamEntry(999, 0, 1, 0, memoryview(bytes(10)), None, 5_000))
+    cache.mark_uploaded(block)
+    assert [charge.releases for charge in charges[999::1_000]] == [1, 1, 1]
+    freed = cache.evict(1)
+    cache.drop_stream(998)
+    while one := cache.evict(1):
+        freed += one
+    assert freed == 10 * (3_000 - 6)
+    assert {charge.releases for charge in charges} == {1}
+    assert ranges(cache.get(999, 0, 1, 10**9)) == [(0, 1)], "a stream of this id that came again"
+    assert cache.statistics().uploaded_bytes == 0
 
 
 def test_entries_are_not_the_garbage_collectors() -> None:
