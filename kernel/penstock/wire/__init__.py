@@ -1,4 +1,4 @@
-"""The Kafka wire protocol without I/O: frames, message codecs, error codes and record batches.
+"""The Kafka wire protocol without I/O: message codecs, error codes and record batches.
 
 Message classes live in ``penstock.wire.messages.<api>``, one set of classes over all versions of an API.
 """
@@ -6,14 +6,12 @@ Message classes live in ``penstock.wire.messages.<api>``, one set of classes ove
 from __future__ import annotations
 
 __all__ = (
-    "API_KEYS",
     "ZERO_UUID",
     "ApiKey",
     "Buffer",
     "DecodeError",
     "EncodeError",
     "ErrorCode",
-    "FrameReader",
     "Message",
     "Records",
     "RequestHeader",
@@ -33,9 +31,7 @@ __all__ = (
 from penstock.wire._runtime import ZERO_UUID, Buffer, DecodeError, EncodeError, Records
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
-from penstock.wire.framing import FrameReader
 from penstock.wire.registry import (
-    API_KEYS,
     Message,
     RequestHeader,
     VersionRange,

@@ -6,7 +6,6 @@ Codec modules are imported on first use of their API; afterwards a call costs on
 from __future__ import annotations
 
 __all__ = (
-    "API_KEYS",
     "Message",
     "RequestHeader",
     "VersionRange",
@@ -46,8 +45,6 @@ from penstock.wire._runtime import (
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages._index import INDEX
 from penstock.wire.splice import EncodedBody
-
-API_KEYS = ApiKey
 
 Message: TypeAlias = msgspec.Struct
 """Any request, response or data message; ``penstock.wire.messages.<api>`` has the concrete classes."""
@@ -142,7 +139,7 @@ def decode_request_header(buf: Buffer) -> RequestHeader:
         if (
             entry is not None
             and entry[3] <= version
-            and (version <= entry[2] or api_key == API_KEYS.API_VERSIONS)
+            and (version <= entry[2] or api_key == ApiKey.API_VERSIONS)
         ):
             count = view[pos]
             pos += 1

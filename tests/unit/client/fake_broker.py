@@ -12,7 +12,6 @@ import anyio.abc
 from penstock.wire import (
     ApiKey,
     ErrorCode,
-    FrameReader,
     Message,
     decode_request,
     decode_request_header,
@@ -35,6 +34,7 @@ from penstock.wire.messages.produce import (
     TopicProduceResponse,
 )
 from penstock.wire.records import assign_offsets, iter_records, read_header
+from penstock_tools.client._frames import FrameReader
 from penstock_tools.client._scope import task_group
 
 #: What a handler may return instead of a response.
@@ -84,7 +84,7 @@ class FakeBroker:
 
     async def _serve(self, stream: anyio.abc.SocketStream) -> None:
         self.connections += 1
-        frames = FrameReader()
+        frames = FrameReader(2**31 - 1)
         async with stream:
             try:
                 while True:

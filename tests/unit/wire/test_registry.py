@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from penstock.wire import (
-    API_KEYS,
     ApiKey,
     DecodeError,
     EncodeError,
@@ -52,7 +51,7 @@ def test_every_advertisable_version_has_codecs() -> None:
 
 
 def test_api_key_names_are_the_module_names() -> None:
-    assert {int(key): key.name.lower() for key in API_KEYS} == {key: entry[0] for key, entry in INDEX.items()}
+    assert {int(key): key.name.lower() for key in ApiKey} == {key: entry[0] for key, entry in INDEX.items()}
 
 
 def test_request_header_v1_literal() -> None:

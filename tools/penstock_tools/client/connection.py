@@ -19,7 +19,6 @@ from penstock.wire import (
     ApiKey,
     DecodeError,
     ErrorCode,
-    FrameReader,
     Message,
     VersionRange,
     decode_response,
@@ -27,6 +26,7 @@ from penstock.wire import (
     supported_versions,
 )
 from penstock.wire.messages.api_versions import ApiVersionsRequest, ApiVersionsResponse
+from penstock_tools.client._frames import FrameReader
 from penstock_tools.client._scope import task_group
 
 #: Versions that this client stops at though there are codecs for newer ones: later ones name topics by id

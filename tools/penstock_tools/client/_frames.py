@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ("FRAME_BYTES_MAX", "FRAME_BYTES_MAX_UNAUTHENTICATED", "FrameReader")
+__all__ = ("FrameReader",)
 
 from collections.abc import Iterator
+from typing import Final
 
-from penstock.wire._runtime import Buffer, DecodeError
+from penstock.wire import Buffer, DecodeError
 
-FRAME_BYTES_MAX = 100 * 1024 * 1024
-"""Kafka's default of socket.request.max.bytes."""
-
-FRAME_BYTES_MAX_UNAUTHENTICATED = 512 * 1024
-"""What a client may send before it has authenticated (Kafka's sasl.server.max.receive.size)."""
-
-_PREFIX_BYTES = 4
+_PREFIX_BYTES: Final = 4
 
 
 class FrameReader:
@@ -26,9 +21,9 @@ class FrameReader:
 
     __slots__ = ("_partial", "frame_bytes_max")
 
-    def __init__(self, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
+    def __init__(self, frame_bytes_max: int) -> None:
+        #: Limit for the next frame; may be raised at any time.
         self.frame_bytes_max = frame_bytes_max
-        """Limit for the next frame; may be raised at any time, for example after authentication."""
         self._partial = bytearray()
 
     @property

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.wire import DecodeError, FrameReader
+from penstock.wire import DecodeError
+from penstock_tools.client._frames import FrameReader
 
+LENGTH_MAX = 100 * 2**20
 BODIES = [b"", b"a", b"bc" * 100, b"", b"tail"]
 STREAM = b"".join(len(body).to_bytes(4, "big") + body for body in BODIES)
 
@@ -19,13 +21,13 @@ def read_all(reader: FrameReader, chunks: list[bytes]) -> list[bytes]:
 
 
 def test_whole_stream_at_once() -> None:
-    reader = FrameReader()
+    reader = FrameReader(LENGTH_MAX)
     assert read_all(reader, [STREAM]) == BODIES
     assert reader.buffered_bytes == 0
 
 
 def test_byte_by_byte() -> None:
-    reader = FrameReader()
+    reader = FrameReader(LENGTH_MAX)
     assert read_all(reader, [STREAM[at : at + 1] for at in range(len(STREAM))]) == BODIES
     assert reader.buffered_bytes == 0
 
@@ -34,11 +36,11 @@ def test_byte_by_byte() -> None:
 def test_any_cuts_give_the_same_frames(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(STREAM)]
     chunks = [STREAM[low:high] for low, high in pairwise(edges)]
-    assert read_all(FrameReader(), chunks) == BODIES
+    assert read_all(FrameReader(LENGTH_MAX), chunks) == BODIES
 
 
 def test_trailing_data_waits_for_its_rest() -> None:
-    reader = FrameReader()
+    reader = FrameReader(LENGTH_MAX)
     assert read_all(reader, [STREAM + b"\0\0\0\x02x"]) == BODIES
     assert reader.buffered_bytes == 5
     assert read_all(reader, [b"y"]) == [b"xy"]
@@ -46,11 +48,11 @@ def test_trailing_data_waits_for_its_rest() -> None:
 
 def test_frame_inside_one_chunk_is_not_copied() -> None:
     chunk = bytearray(STREAM)
-    assert all(frame.obj is chunk for frame in FrameReader().feed(chunk))
+    assert all(frame.obj is chunk for frame in FrameReader(LENGTH_MAX).feed(chunk))
 
 
 def test_frame_over_chunks_stays_unchanged_by_later_ones() -> None:
-    reader = FrameReader()
+    reader = FrameReader(LENGTH_MAX)
     assert list(reader.feed(b"\0\0\0\x02a")) == []
     (frame,) = reader.feed(b"b\0\0\0\x01")
     assert list(reader.feed(b"z")) == [b"z"]
@@ -82,6 +84,6 @@ def test_limit_is_inclusive_and_may_be_raised_between_frames() -> None:
 
 
 def test_memory_follows_what_arrived_not_what_was_announced() -> None:
-    reader = FrameReader()
+    reader = FrameReader(LENGTH_MAX)
     assert list(reader.feed((100 * 1024 * 1024).to_bytes(4, "big") + b"x")) == []
     assert reader.buffered_bytes == 5
