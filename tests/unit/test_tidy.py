@@ -6,6 +6,7 @@ import ast
 import gc
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -194,6 +195,28 @@ def test_transactions_are_refused_in_one_place() -> None:
         if isinstance(node, ast.Attribute) and told.fullmatch(_dotted(node))
     }
     assert found == {"kernel/penstock/api/authorization.py", "kernel/penstock/log/unsupported.py"}
+
+
+def test_no_function_of_the_kernel_is_for_tests_only() -> None:
+    """What a broker doesn't need is with the tools, or with the tests."""
+    used: Counter[str] = Counter()
+    for name in FILES:
+        if (
+            name.endswith(".py")
+            and name.startswith(("kernel/", "plugins/", "conformance/", "tools/"))
+            and "/tests/" not in name
+        ):
+            used.update(
+                re.findall(r"\w+", re.sub(r"__all__ = \([^)]*\)", "", (REPOSITORY / name).read_text()))
+            )
+    found = [
+        f"{name}: {node.name}"
+        for name in PYTHON
+        if name.startswith("kernel/") and name != "kernel/penstock/hookspecs.py"
+        for node in _tree(name).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and used[node.name] == 1
+    ]
+    assert found == []
 
 
 def test_asyncio_stays_at_the_rim() -> None:

@@ -20,7 +20,6 @@ __all__ = (
     "effective_value",
     "effective_values",
     "split_list",
-    "validate_topic_config",
 )
 
 import difflib
@@ -351,11 +350,6 @@ def effective_values(overrides: Mapping[str, str], defaults: Mapping[str, str]) 
     return {name: effective_value(name, overrides, defaults) for name in TOPIC_CONFIGS}
 
 
-def validate_topic_config(name: str, value: str | None) -> str:
-    """``value`` as it is to be stored. Raises KafkaError INVALID_CONFIG with a sentence for the client."""
-    return _KAFKAS.validate(name, value)
-
-
 def _validated(config: TopicConfig, value: str | None) -> str:
     if value is None:
         raise KafkaError(ErrorCode.INVALID_CONFIG, f"topic config has no value: name={config.name}")
@@ -371,8 +365,6 @@ def _validated(config: TopicConfig, value: str | None) -> str:
         raise _invalid(config, value, f"it is longer than {_VALUE_CHARS_MAX}")
     return value
 
-
-_KAFKAS: Final = TopicConfigTable()
 
 #: As Java reads them: int() also takes underscores and digits of other scripts. An int64 and its sign at the most.
 _INTEGER: Final = re.compile(r"(?=.{1,20}$)[+-]?[0-9]+", re.ASCII)

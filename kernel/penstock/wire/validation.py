@@ -23,7 +23,6 @@ __all__ = (
     "check_sum",
     "check_records",
     "check_records_nowait",
-    "validate_produce_batch",
 )
 
 from typing import Final, NoReturn
@@ -51,7 +50,7 @@ from penstock.wire.record_batch import (
     batch_end,
     read_header,
 )
-from penstock.wire.record_walk import INFLATED_BYTES_MAX, plain_records, skim, walk
+from penstock.wire.record_walk import plain_records, skim, walk
 
 #: How much may be looked at on the event loop, where it holds everybody up. Native code walks a mebibyte of large
 #: records in 50 us, and so many records in 250 us, however small. Python takes 0.3 us per header and 0.8 per record,
@@ -89,31 +88,6 @@ class BatchRules(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     after_max_ms: int = _INT64_MAX
     keys_required: bool = False
     full: bool = True
-
-
-def validate_produce_batch(
-    records: memoryview,
-    rules: BatchRules,
-    *,
-    produce_version: int,
-    now_ms: int,
-    inflated_bytes_max: int = INFLATED_BYTES_MAX,
-) -> BatchHeader:
-    """Check the batch that a client sent for one partition, in one go however long it takes; return its header.
-
-    A wrong timestamp or attribute in the header is put right in place, and the returned header is the new one.
-
-    Raises:
-        BatchError: the batch is refused; nothing was changed.
-        InvalidRequestError: ``records`` isn't writable and something has to be put right.
-    """
-    header = check_batch(records, rules, produce_version, now_ms)
-    check_sum(records, header, rules)
-    max_timestamp = header.max_timestamp
-    if rules.full:
-        plain = plain_records(records, header, inflated_bytes_max, from_client=True)
-        max_timestamp = check_records(plain, 0, header, rules, now_ms)
-    return amend_batch(records, header, max_timestamp)
 
 
 def check_batch(records: memoryview, rules: BatchRules, produce_version: int, now_ms: int) -> BatchHeader:

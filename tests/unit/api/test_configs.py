@@ -18,7 +18,6 @@ from penstock.log.topic_config import (
     TopicConfig,
     TopicConfigTable,
     effective_values,
-    validate_topic_config,
 )
 from penstock.server.admission import throttled
 from penstock.wire.api_keys import ApiKey
@@ -378,7 +377,7 @@ async def test_alter_configs_replaces_everything(logs: FakeLogs) -> None:
 
 def test_unknown_topic_config_names_the_nearest() -> None:
     with pytest.raises(KafkaError, match=r"did you mean retention\.ms"):
-        validate_topic_config("retension.ms", "1")
+        TopicConfigTable().validate("retension.ms", "1")
 
 
 async def test_a_request_is_told_what_is_near_its_unknown_configs_some_times_only(logs: FakeLogs) -> None:
@@ -436,7 +435,7 @@ async def test_a_request_is_told_what_is_near_its_unknown_configs_some_times_onl
 
 
 def test_any_negative_retention_by_size_is_no_limit() -> None:
-    assert validate_topic_config("retention.bytes", "-2") == "-2"
+    assert TopicConfigTable().validate("retention.bytes", "-2") == "-2"
 
 
 @pytest.mark.parametrize("value", ["1", "1:1,", "e1", ". "])
@@ -444,7 +443,7 @@ def test_what_a_value_may_be_is_seen_in_one_pass_however_long_it_is(value: str) 
     """A ratio of 32,000 digits and a letter was matched in each of its ways, for 49 s, on the loop."""
     for name in TOPIC_CONFIGS:
         with pytest.raises(KafkaError):
-            validate_topic_config(name, value * (1_000_000 // len(value)) + "!")
+            TopicConfigTable().validate(name, value * (1_000_000 // len(value)) + "!")
 
 
 @pytest.mark.parametrize(
@@ -459,10 +458,10 @@ def test_what_a_value_may_be_is_seen_in_one_pass_however_long_it_is(value: str) 
     ],
 )
 def test_values_are_told_as_kafka_tells_them(name: str, value: str, stored: str) -> None:
-    assert validate_topic_config(name, value) == stored
+    assert TopicConfigTable().validate(name, value) == stored
 
 
 @pytest.mark.parametrize("config", TOPIC_CONFIGS.values(), ids=TOPIC_CONFIGS)
 def test_default_of_each_topic_config_is_valid(config: TopicConfig) -> None:
-    assert validate_topic_config(config.name, config.default) == config.default
+    assert TopicConfigTable().validate(config.name, config.default) == config.default
     assert config.doc

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.depth import examples
 from tests.unit.wire.batches import NOW, sample, with_body, with_header
+from tests.unit.wire.whole_batch import validate_produce_batch
 
 from penstock.errors import InvalidRequestError
 from penstock.wire import compression
@@ -47,7 +48,7 @@ from penstock.wire.records import (
     recompress,
     set_log_append_time,
 )
-from penstock.wire.validation import BatchRules, check_records, validate_produce_batch
+from penstock.wire.validation import BatchRules, check_records
 
 CODECS = [pytest.param(codec, id=name) for codec, name in enumerate(compression.CODEC_NAMES)]
 

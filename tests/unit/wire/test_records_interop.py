@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import pytest
+from tests.unit.wire.whole_batch import validate_produce_batch
 
 from penstock.wire import compression
 from penstock.wire.records import (
@@ -17,7 +18,7 @@ from penstock.wire.records import (
     read_header,
     set_log_append_time,
 )
-from penstock.wire.validation import BatchRules, validate_produce_batch
+from penstock.wire.validation import BatchRules
 
 with warnings.catch_warnings():
     # kafka-python reads its schemas by a deprecated function, at import only.

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.depth import examples
 from tests.unit.wire.batches import GOOD, NOW, sample, with_body, with_header
+from tests.unit.wire.whole_batch import validate_produce_batch
 
 from penstock.errors import InvalidRequestError
 from penstock.wire import compression, native_code
@@ -42,7 +43,6 @@ from penstock.wire.validation import (
     check_batch,
     check_records_nowait,
     check_sum,
-    validate_produce_batch,
 )
 
 CODECS = [pytest.param(codec, id=name) for codec, name in enumerate(compression.CODEC_NAMES)]
