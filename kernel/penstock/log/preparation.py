@@ -8,7 +8,7 @@ what it returns. A connection takes no further request meanwhile, so its appends
 
 Memory: a batch that comes out is the allocator's, like every batch. What it inflates to on the way is charged as
 ``inflate``; where there is no room for it, one batch at a time goes on without, so that all of them end (I8: the
-limit plus one maximal record).
+limit plus one maximal record). So does one at a time that comes out larger than it came.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Final, TypeVar
 import anyio
 
 from penstock.errors import FullError, NotNowError
-from penstock.spi.allocator import Allocation, Allocator
+from penstock.spi.allocator import Allocation, Allocator, Charge
 from penstock.threads import run_in_thread
 from penstock.wire.compression import CODEC_NONE, CODEC_ZSTD
 from penstock.wire.error_codes import ErrorCode
@@ -61,6 +61,24 @@ _FIRST_BYTES: Final = 1024 * 1024
 _RATIOS: Final = (8, 64)
 
 
+class _Beyond:
+    """A batch in memory beyond the limit of the account, an ``Allocation``; ``ended`` is called when it is gone."""
+
+    __slots__ = ("_charge", "_ended", "size", "view")
+
+    def __init__(self, batch: bytearray, charge: Charge, ended: Callable[[], None]) -> None:
+        self.size = len(batch)
+        self.view = memoryview(batch)
+        self._charge = charge
+        self._ended = ended
+
+    def release(self) -> None:
+        """The batch isn't needed any more. Once."""
+        self.view = memoryview(b"")
+        self._charge.release()
+        self._ended()
+
+
 class Preparer:
     """The threads and the memory that looking into batches may take, for all partitions of a broker."""
 
@@ -73,6 +91,33 @@ class Preparer:
         self._threads = anyio.CapacityLimiter(threads)
         #: Held by the one batch that goes on without a charge.
         self._uncharged = anyio.Lock()
+        #: There is a batch beyond the limit; those that wait until it is gone, or there is room.
+        self._is_beyond = False
+        self._waiting: set[anyio.CancelScope] = set()
+
+    async def place(self, batch: bytearray) -> Allocation:
+        """Memory with ``batch`` in it, for who has memory already, but less.
+
+        Waiting for room might be for ever: others have all memory, and wait for the turn that this one has. So one at
+        a time goes beyond the limit. It is in the log then, which gives memory back when others want some.
+        """
+        while self._is_beyond:
+            with anyio.CancelScope() as scope:
+                self._waiting.add(scope)
+                try:
+                    own = await self.allocator.allocate(len(batch), "append")
+                finally:
+                    self._waiting.discard(scope)
+                own.view[:] = batch
+                return own
+        self._is_beyond = True
+        return _Beyond(batch, self.allocator.charge_anyway(len(batch), "append"), self._ended)
+
+    def _ended(self) -> None:
+        """The batch beyond the limit is gone."""
+        self._is_beyond = False
+        for scope in tuple(self._waiting):
+            scope.cancel()
 
     async def look_into(self, batch: memoryview, codec: int, look: Callable[[int], _T]) -> _T:
         """``look(inflated_bytes_max)`` in a thread, which may inflate the records of ``batch`` to so much.
@@ -217,8 +262,9 @@ class Preparation:
                 # Who has memory doesn't wait for memory: else many such could wait for each other.
                 batch[:size] = packed
                 return batch[:size], None
-            own = await preparer.allocator.allocate(size, "append")
-        own.view[:] = packed
+            own = await preparer.place(packed)
+        else:
+            own.view[:] = packed
         return own.view, own
 
     def _check_sum(self) -> None:

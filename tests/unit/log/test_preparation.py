@@ -19,7 +19,7 @@ from penstock.log.partition import Partition
 from penstock.log.partition_config import PartitionConfig
 from penstock.log.preparation import RECOMPRESS_BYTES_MAX, Preparation, Preparer
 from penstock.log.topic_config import effective_values
-from penstock.spi.allocator import Allocation
+from penstock.spi.allocator import Allocation, Charge
 from penstock.wire.compression import CODEC_GZIP, CODEC_LZ4, CODEC_NAMES, CODEC_NONE, CODEC_ZSTD, compress
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.record_batch import BatchError, seal_batch
@@ -307,6 +307,74 @@ async def test_many_at_once_take_turns_without_room(world: World) -> None:
         hog.release()
         assert [own for _, own in found] == [None] * 6
         assert {read_header(view).codec for view, _ in found} == {CODEC_ZSTD}
+
+
+async def test_those_that_come_out_larger_go_on_without_room_one_at_a_time(world: World) -> None:
+    """Those that wait for memory have the turns that others wait for, who have all memory."""
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        allocator = partition._engine.allocator
+        limit = world.limit
+        preparer = Preparer(allocator, threads=2)
+        batches = [batch(LINE * 2000, CODEC_ZSTD) for _ in range(5)]
+        frames = [allocator.allocate_nowait(len(data), "network") for data in batches]
+        hog: Charge = allocator.charge_nowait(limit - allocator.statistics().used_bytes, "test")
+        send, found = anyio.create_memory_object_stream[tuple[memoryview, Allocation | None]](5)
+
+        async def run(frame: Allocation, data: bytearray) -> None:
+            frame.view[:] = data
+            rules = BatchRules(max_message_bytes=2**20)
+            header = read_header(frame.view)
+            work = Preparation(preparer, frame.view, header, rules, NOW_MS, CODEC_NONE)
+            await send.send(await work.run())
+
+        with anyio.fail_after(HANG_S):
+            async with anyio.create_task_group() as tasks, found:
+                for frame, data in zip(frames, batches, strict=True):
+                    tasks.start_soon(run, frame, data)
+                for frame in frames[:4]:
+                    view, own = await found.receive()
+                    assert own is not None
+                    assert LINE * 2000 in bytes(view)
+                    assert allocator.statistics().used_bytes <= limit + len(view)
+                    await anyio.wait_all_tasks_blocked()
+                    assert not found.statistics().current_buffer_used, "one at a time"
+                    own.release()
+                    hog.release()
+                    frame.release()
+                    hog = allocator.charge_anyway(limit - allocator.statistics().used_bytes, "test")
+                view, own = await found.receive()
+                assert own is not None
+                own.release()
+        frames[4].release()
+        hog.release()
+        assert allocator.statistics().used_bytes <= limit // 2
+        send.close()
+
+
+async def test_who_waits_until_a_batch_beyond_the_limit_is_gone_takes_what_room_there_is(
+    world: World,
+) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        allocator = partition._engine.allocator
+        preparer = Preparer(allocator, threads=2)
+        hog = allocator.charge_nowait(world.limit - allocator.statistics().used_bytes, "test")
+        beyond = await preparer.place(bytearray(b"first"))
+        places: list[Allocation] = []
+
+        async def place() -> None:
+            places.append(await preparer.place(bytearray(b"second")))
+
+        with anyio.fail_after(HANG_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(place)
+                await anyio.wait_all_tasks_blocked()
+                assert not places
+                hog.release()
+        assert [bytes(one.view) for one in (beyond, *places)] == [b"first", b"second"]
+        for one in (beyond, *places):
+            one.release()
 
 
 @pytest.mark.parametrize(
