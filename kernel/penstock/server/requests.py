@@ -192,12 +192,14 @@ def _answer(
     if channel.is_lost:
         slot.release_charges()
         return
-    if slot.throttle_ms:
-        response = throttled(response, slot.throttle_ms)
-    try:
-        slot.buffers = buffers or encode_response(api_key, slot.version, slot.correlation_id, response)
-    except Exception as error:  # noqa: BLE001 - logged as a bug
-        channel.answer_failed(slot, error)
+    slot.buffers = buffers
+    if buffers is None:  # else nothing may be left of the response
+        if slot.throttle_ms:
+            response = throttled(response, slot.throttle_ms)
+        try:
+            slot.buffers = encode_response(api_key, slot.version, slot.correlation_id, response)
+        except Exception as error:  # noqa: BLE001 - logged as a bug
+            channel.answer_failed(slot, error)
     count_response(channel.core, channel.client, slot)
     if at_once and sum(map(len, slot.buffers or ())) <= _AT_ONCE_BYTES_MAX:
         channel.answered(slot, reads_on=True)

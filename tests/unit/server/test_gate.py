@@ -16,6 +16,7 @@ from penstock.api.declaration import Api
 from penstock.api.dispatch import apis
 from penstock.api.gate import Gate, UnidentifiedError
 from penstock.api.metadata import describe_topic_partitions_nowait, handle_metadata, metadata_nowait
+from penstock.api.metadata_topics import PARTITIONS_INLINE_MAX
 from penstock.log.errors import KafkaError
 from penstock.server.large_frame import length_fault
 from penstock.server.settings import ServerSettings
@@ -24,6 +25,7 @@ from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.api_versions import ApiVersionsRequest
 from penstock.wire.messages.create_acls import AclCreation, CreateAclsRequest
+from penstock.wire.messages.describe_configs import DescribeConfigsRequest, DescribeConfigsResource
 from penstock.wire.messages.describe_topic_partitions import DescribeTopicPartitionsRequest, TopicRequest
 from penstock.wire.messages.heartbeat import HeartbeatRequest
 from penstock.wire.messages.init_producer_id import InitProducerIdRequest
@@ -328,6 +330,24 @@ async def test_who_is_throttled_is_answered_and_then_not_read_until_it_has_reste
         timers.fire()
         await client.receive()
         assert len(quotas.counted) == 2
+
+
+@pytest.mark.parametrize("key", [ApiKey.METADATA, ApiKey.DESCRIBE_CONFIGS])
+async def test_who_is_throttled_gets_a_long_answer_that_says_so(logs: FakeLogs, key: ApiKey) -> None:
+    """One that handlers encode was taken apart first, and then looked at again: its client got nothing."""
+    logs.add("many", PARTITIONS_INLINE_MAX + 1)
+    names = ["t", "many", *[f"no-{number:0>200}" for number in range(200)]]
+    request: Message = MetadataRequest(
+        topics=[MetadataRequestTopic(name=name) for name in names], allow_auto_topic_creation=False
+    )
+    if key is ApiKey.DESCRIBE_CONFIGS:
+        resources = [DescribeConfigsResource(resource_type=2, resource_name=name) for name in names]
+        request = DescribeConfigsRequest(resources=resources)
+    quotas = Throttling(7_000)
+    async with serving(logs, gate=Gate(quotas=quotas)) as harness, await harness.connect() as client:
+        answer = await client.call(key, 4, request)
+        assert answer.throttle_time_ms == 7_000
+        assert len(answer.topics if key is ApiKey.METADATA else answer.results) == len(names)
 
 
 async def test_a_long_request_passes_the_gate_too() -> None:
