@@ -94,6 +94,8 @@ class Outbox:
                 # asyncio joins the list before it writes; one by one, only what the socket refuses is copied.
                 for buffer in buffers:
                     transport.write(buffer)
+                    if transport.is_closing():
+                        break  # the client is gone: asyncio would write a line to the log for each buffer
         if self.is_full:
             self._count_unsent()
         elif self._charges:

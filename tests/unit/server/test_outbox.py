@@ -43,3 +43,17 @@ def test_small_buffers_are_joined_and_others_given_to_the_system_as_they_are(
     buffers = [bytes([number % 251]) * size for number in range(count)]
     assert outbox.write(list(buffers), ()) == size * count
     assert transport.writes == ([[b"".join(buffers)]] if is_joined else [buffers])
+
+
+def test_a_client_that_is_gone_is_written_to_once() -> None:
+    """asyncio says of each further buffer that it could not be sent: some dozen lines in the log a disconnect."""
+
+    class Lost(Transport):
+        def is_closing(self) -> bool:
+            return bool(self.writes)
+
+    transport = Lost()
+    limiter = BytesLimiter(1 << 20, credit=1 << 20, credit_max=1 << 20, clock=lambda: 0.0)
+    outbox = Outbox(transport, limiter, limiter.join("here", None), Sender(), gathers=False)  # type: ignore[arg-type]
+    assert outbox.write([bytes(1_000)] * 200, ()) == 200_000
+    assert len(transport.writes) == 1
