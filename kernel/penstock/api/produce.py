@@ -157,6 +157,11 @@ class ProduceCall:
         """Whether every partition has its result, or the log will say it."""
         return self._cursor == len(self._results)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether something has to be done to the batch at the cursor first, which ``wait`` does."""
+        return self._due is not None
+
     def rebind(self, request: ProduceRequest) -> None:
         """Go on with the same request decoded from other memory (the scratch buffer is needed elsewhere)."""
         self._request = _distinct(request, self.version)

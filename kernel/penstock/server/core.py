@@ -19,6 +19,7 @@ from penstock.api.declaration import Api
 from penstock.api.gate import Gate
 from penstock.api.produce_response import ResponseTemplates
 from penstock.log.limiter import BytesLimiter
+from penstock.log.manager import PREPARATION_THREADS
 from penstock.server.carried import Carried
 from penstock.server.produce_heads import ProduceHeads
 from penstock.server.room_turns import RoomTurns
@@ -99,6 +100,8 @@ class ServerCore:
         self.sent_bytes = 0
         #: Who may try the log again when it had no room.
         self.room_turns = RoomTurns()
+        #: Whose batch is looked into in a thread next; one more than there are, so that none waits for the loop.
+        self.work_turns = RoomTurns(PREPARATION_THREADS + 1)
         #: What connections carry between reads, outside of the memory that the allocator hands out.
         self.carried = Carried(settings.carried_bytes_max, allocator)
         self.waiting_for_room = 0

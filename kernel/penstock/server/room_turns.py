@@ -4,6 +4,8 @@ A log tells all who wait for it that there may be room. With thousands that is a
 an address with a thousand connections would be nearly all of those. So only ``AT_ONCE`` wait at the log. Whoever is
 done there leaves its place to the address that got fewest bytes since the shortage began, and there to who came
 first; a connection that waits again comes behind the others of its address.
+
+So do those whose batches are looked into in a thread: there are few threads, and each batch counts as one.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ class _Turn:
 
 
 class RoomTurns:
-    """The places at one log. Nobody waits for a place while one is free."""
+    """The places at one log, or at its threads. Nobody waits for a place while one is free."""
 
-    __slots__ = ("_at_log", "_got", "_least", "_queues")
+    __slots__ = ("_at_log", "_got", "_least", "_places", "_queues")
 
-    def __init__(self) -> None:
+    def __init__(self, places: int = AT_ONCE) -> None:
+        self._places = places
         self._at_log = 0
         #: Who waits for a place, by address, in the order in which they came.
         self._queues: dict[str, dict[_Turn, None]] = {}
@@ -57,7 +60,7 @@ class RoomTurns:
             self._leave()
 
     async def _come(self, address: str, size: int) -> None:
-        if self._at_log < AT_ONCE:
+        if self._at_log < self._places:
             self._begin(address, size)
             return
         turn = _Turn(size)
@@ -90,7 +93,7 @@ class RoomTurns:
 
     def _leave(self) -> None:
         self._at_log -= 1
-        while self._queues and self._at_log < AT_ONCE:
+        while self._queues and self._at_log < self._places:
             address = min(islice(self._queues, _LOOK_MAX), key=self._got.__getitem__)
             self._least = self._got[address]
             turn = next(iter(self._queues[address]))

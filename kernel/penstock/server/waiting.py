@@ -133,7 +133,10 @@ class WaitingProduce:
         core.waiting_for_room -= 1
         core.preparing += 1
         try:
-            await wait()
+            if self._call.has_work:
+                await core.work_turns.wait(self._address, 1, wait)
+            else:
+                await wait()
         finally:
             core.preparing -= 1
             core.waiting_for_room += 1

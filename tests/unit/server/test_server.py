@@ -308,6 +308,28 @@ async def test_a_recompressed_batch_waits_for_room_as_it_is(logs: FakeLogs) -> N
         assert values(logs) == [b"x" * 300_000]
 
 
+async def test_threads_look_into_batches_in_turn_by_address(logs: FakeLogs) -> None:
+    async with serving(logs) as harness:
+        recompressing(harness, 0)
+        statistics = harness.server.statistics
+        preparer = logs.at("t").preparer
+        assert preparer is not None
+        async with preparer.turns, preparer.turns:
+            crowd = [await harness.connect() for _ in range(30)]
+            for client in crowd:
+                await client.send(PRODUCE, 9, produce(make_batch(1, b"x" * 50_000)))
+            await until(lambda: statistics().preparing == 30)
+            port = harness.server.endpoints[0].port
+            good = Client(await anyio.connect_tcp("127.0.0.1", port, local_host="127.0.0.2"))
+            await good.send(PRODUCE, 9, produce(make_batch(1, b"good" * 50_000)))
+            await until(lambda: statistics().preparing == 31)
+        assert offsets(await good.receive())[0][1] < 10, "though all others came first"
+        for client in crowd:
+            assert offsets(await client.receive())[0][0] == 0
+        for client in (good, *crowd):
+            await client.__aexit__(None, None, None)
+
+
 async def test_a_connection_lost_while_its_batch_waits_for_its_turn_leaves_nothing(logs: FakeLogs) -> None:
     async with serving(logs) as harness:
         recompressing(harness, 0)
