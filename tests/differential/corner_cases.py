@@ -7,7 +7,7 @@ __all__ = ("CORNER_CASES",)
 import itertools
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, Final
@@ -43,7 +43,7 @@ def _built(kind: Any, value: Any) -> Any:
         hints = typing.get_type_hints(struct)
         return struct(**{name: _built(hints[name], each) for name, each in value.items()})
     if isinstance(value, list):
-        (array,) = (one for one in choices if typing.get_origin(one) is list)
+        (array,) = (one for one in choices if typing.get_origin(one) in (list, Sequence))
         return [_built(typing.get_args(array)[0], each) for each in value]
     return value
 
