@@ -107,6 +107,7 @@ MEANT: Final = (
             "synonyms of topic configs",
             "kinds of configs",
             "empty values",
+            "described twice",
         ),
         path=r".*configs\[min.insync.replicas\](.(config_source|synonyms))?",
     ),

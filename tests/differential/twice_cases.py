@@ -10,7 +10,7 @@ from typing import Any, Final
 from crc32c import crc32c
 from tests.differential.compare import Pair
 from tests.differential.corner_cases import ask, make, message
-from tests.differential.odd_requests import GROUP, TIME_MS, TOPIC, topic_id_of
+from tests.differential.odd_requests import GROUP, TIME_MS, TOPIC, VICTIM, topic_id_of
 
 from penstock.wire import ApiKey
 from penstock.wire.record_builder import build_batch
@@ -129,6 +129,24 @@ def two_faults(pair: Pair) -> None:
         write(f"{label}, a time that is too late", sequence, epoch, TIME_MS + 10**10)
 
 
+def described_twice(pair: Pair) -> None:
+    """Resources whose configs are all asked for, and that are named again."""
+    known, none, other = (2, TOPIC), (2, "no-such-topic"), (2, VICTIM)
+    for asked in (
+        [known, known],
+        [none, none],
+        [known, other, known],
+        [none, known, none],
+    ):
+        for keys in (None, [], ["retention.ms"]):
+            resources = [
+                {"resource_type": kind, "resource_name": name, "configuration_keys": keys}
+                for kind, name in asked
+            ]
+            label = f"{[name for _, name in asked]} with {keys}"
+            ask(pair, label, ApiKey.DESCRIBE_CONFIGS, 4, resources=resources, include_synonyms=False)
+
+
 #: By name.
 TWICE_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "commits twice": commits_twice,
@@ -136,4 +154,5 @@ TWICE_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "fetches twice": fetches_twice,
     "produced twice": produced_twice,
     "two faults": two_faults,
+    "described twice": described_twice,
 }

@@ -99,6 +99,8 @@ _DEFAULTS: Final = {CLIENT_METRICS: CLIENT_METRICS_CONFIGS, GROUP: GROUP_CONFIGS
 _DEFAULTS_MAX: Final = 10_000
 #: Characters of values that are told of resources that are named again, each with some configs.
 _REPEATED_CHARS_MAX: Final = 256 * 1024
+#: How often resources that are named again are told again, each with all configs.
+_WHOLE_AGAIN_MAX: Final = 16
 #: ListConfigResources v0 was ListClientMetricsResources (KIP-1142).
 _ANY_RESOURCE_VERSION: Final = 1
 
@@ -138,6 +140,7 @@ class _Told:
         self._whole: set[tuple[int, str]] = set()
         self._partly: set[tuple[int, str]] = set()
         self._repeated_left = _REPEATED_CHARS_MAX
+        self._whole_left = _WHOLE_AGAIN_MAX
         self._defaults_left = _DEFAULTS_MAX
 
     @classmethod
@@ -146,12 +149,13 @@ class _Told:
         return cls(SharedEntries(partial(_topic_entry, request, context)))
 
     def is_whole(self, resource: DescribeConfigsResource) -> bool:
-        """Whether all of a resource was asked for, and told: once is enough. Else it is from now on."""
+        """Whether all of a resource was asked for and told, and enough was told again. Told it is from now on."""
         if resource.configuration_keys:
             return False
         key = (resource.resource_type, resource.resource_name)
         if key in self._whole:
-            return True
+            self._whole_left -= 1
+            return self._whole_left < 0
         self._whole.add(key)
         return False
 
