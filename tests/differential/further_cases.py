@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("FURTHER_CASES",)
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -439,6 +440,24 @@ def followers(pair: Pair) -> None:
             )
 
 
+def read_committed_by(pair: Pair) -> None:
+    """Who asks for what is committed, by the numbers that Kafka gives to those that aren't brokers."""
+    make(pair, "committed-by")
+    partition = {"partition": 0, "fetch_offset": 0, "partition_max_bytes": 1 << 20}
+    for version, replica_id in itertools.product((4, 11, 12), (-1, -2, -3, -4)):
+        ask(
+            pair,
+            f"replica {replica_id}",
+            ApiKey.FETCH,
+            version,
+            replica_id=replica_id,
+            isolation_level=1,
+            max_wait_ms=0,
+            min_bytes=0,
+            topics=[{"topic": "committed-by", "partitions": [partition]}],
+        )
+
+
 def whole_requests(pair: Pair) -> None:
     """What is wrong with all of a request, and what is said to one that asks for nothing."""
     make(pair, "whole")
@@ -556,6 +575,7 @@ FURTHER_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "orders of checks": orders_of_checks,
     "whole requests": whole_requests,
     "followers": followers,
+    "read committed by": read_committed_by,
     "patterns": patterns,
     "times of producers": times_of_producers,
     "no ids": no_ids,

@@ -46,6 +46,8 @@ _LEADER_VERSION: Final = 16
 #: Errors beside which a client is told of the leader (KIP-951), so that it needn't ask.
 _OF_THE_LEADER: Final = frozenset({ErrorCode.NOT_LEADER_OR_FOLLOWER, ErrorCode.FENCED_LEADER_EPOCH})
 _READ_COMMITTED: Final = 1
+#: Who fetches as a replica of the same broker is told of no transactions, whatever its isolation level.
+_FUTURE_REPLICA: Final = -3
 _NOT_FOUND: Final = frozenset({ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, ErrorCode.UNKNOWN_TOPIC_ID})
 _OF_IDS: Final = frozenset({ErrorCode.UNKNOWN_TOPIC_ID, ErrorCode.INCONSISTENT_TOPIC_ID})
 _ISOLATION_LEVELS: Final = frozenset({0, 1})
@@ -82,6 +84,7 @@ class _Fetch:
         "budget",
         "is_cold",
         "plan",
+        "read_committed",
         "request",
         "started_s",
     )
@@ -92,6 +95,9 @@ class _Fetch:
         self._context = context
         #: The topics that the client may not read.
         self._denied = context.denied(Operation.READ, ResourceType.TOPIC, self._topic_names())
+        self.read_committed = (
+            request.isolation_level == _READ_COMMITTED and request.replica_id != _FUTURE_REPLICA
+        )
         self._is_follower = request.replica_id >= 0 or request.replica_state.replica_id >= 0
         self._tells_leader = context.version >= _LEADER_VERSION
         self._has_told_leader = False
@@ -181,7 +187,7 @@ class _Fetch:
             result = partition.read_nowait(
                 cached.fetch_offset,
                 limit,
-                read_committed=self.request.isolation_level == _READ_COMMITTED,
+                read_committed=self.read_committed,
                 at_least_one=found.size_bytes == 0,
             )
         except PenstockError as error:
@@ -308,7 +314,7 @@ class _Fetch:
         elif topic is None or topic.topic != cached.topic:
             topic = FetchableTopicResponse(topic=cached.topic, partitions=[])
             topics.append(topic)
-        data = entry.data(self.request.isolation_level == _READ_COMMITTED, offsets)
+        data = entry.data(self.read_committed, offsets)
         if entry.partition is not None and entry.error in _OF_THE_LEADER and self._tells_leader:
             data.current_leader = LeaderIdAndEpoch(
                 leader_id=self._context.client.advertised.node_id, leader_epoch=entry.partition.leader_epoch
@@ -698,7 +704,7 @@ async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
         context.charges.append(await memory.charge(size_bytes, outgoing))
         fetch.budget = size_bytes
         found = await fetch.collect_fairly()
-    committed = fetch.request.isolation_level == _READ_COMMITTED
+    committed = fetch.read_committed
     total = found.size_bytes
     cold = [(entry.partition, entry) for entry in found.cold if entry.partition is not None]
     if len(cold) > 1:

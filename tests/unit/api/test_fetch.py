@@ -604,6 +604,14 @@ async def test_aborted_transactions_are_null_only_for_readers_of_uncommitted(
     assert partitions(response)[0].aborted_transactions == aborted
 
 
+async def test_a_future_replica_is_told_of_no_transactions_whatever_it_asks_for(logs: FakeLogs) -> None:
+    for replica_id, aborted in ((-1, []), (-2, []), (-3, None)):
+        asked = request(0, isolation_level=1)
+        asked.replica_id = replica_id
+        response = await call(asked, make_context(logs, 11))
+        assert partitions(response)[0].aborted_transactions == aborted
+
+
 async def test_aborted_transactions_are_null_where_nothing_committed_was_read(logs: FakeLogs) -> None:
     response = await call(request(99, isolation_level=1), make_context(logs, 11))
     (one,) = partitions(response)
