@@ -9,7 +9,16 @@ devices below the root, and removes both directories. A run also removes roots w
 
 from __future__ import annotations
 
-__all__ = ("MARK", "Keeper", "has_room_in_memory", "in_memory", "marked", "remove_abandoned", "sweep")
+__all__ = (
+    "MARK",
+    "Keeper",
+    "environment_of",
+    "has_room_in_memory",
+    "in_memory",
+    "marked",
+    "remove_abandoned",
+    "sweep",
+)
 
 import contextlib
 import fcntl
@@ -35,6 +44,9 @@ _AVAILABLE_BYTES = 8 * 2**30
 #: Killed processes go at once, but for those in the middle of a write to a slow disk.
 _ROUNDS_MAX = 600
 _ROUND_S = 0.05
+#: How long a process may take from its beginning until its program runs, and which field of ``stat`` tells of it.
+_START_S = 2.0
+_STARTED = 19
 
 
 class Keeper:
@@ -89,9 +101,21 @@ def marked(root: Path) -> dict[int, str]:
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):  # it ended, or is another user's
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
+            if mark in environment_of(entry).split(b"\0"):
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 found[int(entry.name)] = command.strip()
+    return found
+
+
+def environment_of(process: Path) -> bytes:
+    """What it was started with, also if it is only being started: then it can't be read for some milliseconds."""
+    while not (found := (process / "environ").read_bytes()):
+        (process / "exe").readlink()  # what has no program is the system's own, or has ended
+        ticks = int((process / "stat").read_text().rpartition(")")[2].split()[_STARTED])
+        age_s = float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+        if age_s > _START_S:
+            break  # it was started with nothing
+        time.sleep(0.001)
     return found
 
 
