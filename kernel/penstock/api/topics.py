@@ -193,10 +193,8 @@ def _new_topic(
         raise KafkaError(
             ErrorCode.INVALID_REQUEST, f"the name is kept for the cluster itself: name={asked.name}"
         )
-    partitions, partitions_max = (
-        _partitions_asked(asked, context),
-        context.api.settings.partitions_per_topic_max,
-    )
+    partitions = _partitions_asked(asked, context)
+    partitions_max = context.api.settings.partitions_per_topic_max
     if partitions > partitions_max:
         raise KafkaError(
             ErrorCode.POLICY_VIOLATION,
