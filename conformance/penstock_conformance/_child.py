@@ -147,8 +147,8 @@ class Child:
     async def asleep(self, patience_s: float = 0.0) -> AsyncIterator[None]:
         """Have the process, which has told that it halts, sleep in the body; wake it at the end, or a moment after
         ``patience_s``: what is done there may wait for a lock that it has, and may block the event loop."""
-        # a SIGCONT before it sleeps would be lost; and the kernel tells only its parent, which is the server
-        while not self._is_asleep():  # noqa: ASYNC110
+        # a SIGCONT before it sleeps would be lost
+        while not self._is_asleep():  # noqa: ASYNC110 - the kernel tells only its parent, which is the server
             await anyio.sleep(0.001)
         is_awake = threading.Event()
 
